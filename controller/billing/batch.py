@@ -1,0 +1,153 @@
+"""One batch: its transactions, its retries, and the search for the organization that spoils it."""
+
+import random
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psycopg
+import structlog
+
+from controller.billing.errors import DeposedError, Fault, InconsistentError, classify
+from controller.billing.ledger import Ledger
+from controller.billing.values import Batch, Charged, Figures, Position, Run
+from controller.errors import BillingError
+
+ATTEMPTS = 6
+FIRST_BACK_OFF_SECONDS = 0.1
+
+T = TypeVar("T")
+
+log = structlog.get_logger(part="billing")
+
+
+class CycleFailedError(BillingError):
+    """The cycle can't go on for a reason that lies with us or the server, not with an organization's data."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every batch of a cycle shares.
+
+    Attributes:
+        checkpoint: called before each transaction; raises when no further one may be started.
+        pause: waits for some seconds, less when the cycle is to end.
+        on_charged: told of each transaction, on the worker's thread.
+        dry: roll back what each batch did.
+    """
+
+    run: Run
+    batch_size: int
+    connect: Callable[[], Ledger]
+    checkpoint: Callable[[], None]
+    pause: Callable[[float], None]
+    on_charged: Callable[[Charged], None]
+    dry: bool = False
+
+
+class BatchWorker:
+    """Charges batches, one after the other, on a session of its own."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._ledger: Ledger | None = None
+
+    def charge(self, batch: Batch) -> None:
+        """Charges a batch, whatever single organizations do to it.
+
+        Raises:
+            CycleFailedError: trying again and halving do not help.
+            DeposedError: another replica leads.
+        """
+        try:
+            self._retried(lambda ledger: self._charge(ledger, batch))
+        except (psycopg.Error, InconsistentError) as error:
+            if classify(error) is Fault.OURS:
+                raise CycleFailedError(_text(error)) from error
+            self._halve(batch, error)
+
+    def fail(self, organization_batch: Batch, reason: str, error: str) -> None:
+        """Records that an organization could not be charged, on each of its instances that is due."""
+        organization = organization_batch.first_organization
+
+        def record(ledger: Ledger) -> Figures:
+            with ledger.fenced(self._work.run.term, keep=not self._work.dry):
+                return ledger.record_failed_organization(self._work.run, organization, reason, error)
+
+        log.warning("organization.failed", organization=str(organization), reason=reason, error=error)
+        try:
+            figures = self._retried(record)
+        except (psycopg.Error, InconsistentError) as unrecorded:
+            if classify(unrecorded) is Fault.OURS:
+                raise CycleFailedError(_text(unrecorded)) from unrecorded
+            log.warning("failure.not_recorded", organization=str(organization), error=_text(unrecorded))
+            figures = Figures(failures=organization_batch.instances)
+        self._work.on_charged(Charged(figures, figures.failures, (), {reason: figures.failures}, (), None))
+
+    def close(self) -> None:
+        """Gives the session back."""
+        if self._ledger is not None:
+            with suppress(psycopg.Error):
+                self._ledger.connection.close()
+            self._ledger = None
+
+    def _charge(self, ledger: Ledger, batch: Batch) -> None:
+        """A large organization takes several transactions; a dry run needs them to see each other, so has one."""
+        term, limit = self._work.run.term, self._work.batch_size if batch.large else None
+        charged: list[Charged] = []
+        after: Position | None = None
+        with ledger.fenced(term, keep=False) if self._work.dry else nullcontext():
+            while True:
+                self._work.checkpoint()
+                with nullcontext() if self._work.dry else ledger.fenced(term):
+                    step = ledger.charge(self._work.run, batch, after, limit)
+                if self._work.dry:
+                    charged.append(step)
+                else:
+                    self._work.on_charged(step)
+                if limit is None or step.due < limit:
+                    break
+                after = step.last
+        for step in charged:
+            self._work.on_charged(step)
+
+    def _retried(self, action: Callable[[Ledger], T]) -> T:
+        """Runs an action until it succeeds or fails for good; the last error where trying again does not help."""
+        for attempt in range(ATTEMPTS):
+            self._work.checkpoint()
+            try:
+                if self._ledger is None:
+                    self._ledger = self._work.connect()
+                return action(self._ledger)
+            except DeposedError:
+                raise
+            except (psycopg.Error, BillingError) as error:
+                lost = self._ledger is None or self._ledger.connection.closed
+                if lost:
+                    self.close()
+                if classify(error) is not Fault.TRANSIENT:
+                    raise
+                if attempt == ATTEMPTS - 1:
+                    if lost or not isinstance(error, (psycopg.Error, InconsistentError)):
+                        raise CycleFailedError(_text(error)) from error
+                    raise
+                log.debug("batch.retried", attempt=attempt + 1, error=_text(error))
+                self._work.pause(FIRST_BACK_OFF_SECONDS * 2**attempt * (0.5 + random.random()))  # noqa: S311 - jitter
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _halve(self, batch: Batch, error: Exception) -> None:
+        """Charges the two halves of a batch apart; a single organization is at fault itself."""
+        organizations = self._retried(lambda ledger: ledger.due_organizations(self._work.run, batch))
+        if len(organizations) <= 1:
+            self.fail(batch, "error", _text(error))
+            return
+        log.debug("batch.halved", organizations=len(organizations), error=_text(error))
+        middle = len(organizations) // 2
+        for half in (organizations[:middle], organizations[middle:]):
+            self.charge(Batch(half[0], half[-1], batch.instances // 2))
+
+
+def _text(error: BaseException) -> str:
+    """The first line of an error; what follows is the server's context."""
+    return str(error).split("\n", 1)[0] or type(error).__name__

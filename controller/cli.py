@@ -1,0 +1,202 @@
+"""The command line: reads arguments, calls the application, prints. Nothing is decided here."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import psycopg
+import structlog
+import typer
+
+from controller import __version__, log, settings, show
+from controller.app import Application, Replica, instance_id
+from controller.billing.values import CycleResult, Outcome
+from controller.errors import BillingError, SettingsError
+from controller.lifecycle.control import ask_to_drain
+from controller.lifecycle.signals import Signals
+from controller.postgres.connections import one_line
+
+ENVIRONMENT = """\b
+Environment: DATABASE_URL or DATABASE_URL_FILE (required), DATABASE_DIRECT_URL past a pooler,
+BILLING_INTERVAL_MINUTES (60), BILLING_WORKERS (2), BILLING_BATCH_SIZE (2000),
+BILLING_DEFAULT_HOURLY_RATE (0.027), BILLING_CURRENCY (USD), BILLING_LOCK_NAME,
+BILLING_TAKEOVER_DELAY_SECONDS (300), BILLING_DRAIN_TIMEOUT_SECONDS (270),
+BILLING_CONTROL_SOCKET, BILLING_HTTP_ADDRESS (127.0.0.1:8080), LOG_LEVEL (info),
+LOG_FORMAT (json; console on a terminal). A .env file is read. All of them: docs/configuration.md
+
+\b
+Exit status: 0 done; 1 the command's own finding; 2 wrong usage or settings;
+3 the database can't be reached; 4 another replica leads.
+"""
+OUTCOME_STATUS = {Outcome.COMPLETED: 0, Outcome.STOPPED: 1, Outcome.FAILED: 1, Outcome.DEPOSED: 4}
+
+app = typer.Typer(
+    name="containerstacks-billing",
+    help="Billing controller for ContainerStacks: PostgreSQL elects the leader, the leader charges every hour once.",
+    epilog=ENVIRONMENT,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+demo_app = typer.Typer(help="The whole story on a PostgreSQL of its own, in under a minute.", rich_markup_mode=None)
+app.add_typer(demo_app, name="demo")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def main(signals: Signals) -> int:
+    """Runs the command that the process was started with; its exit status."""
+    try:
+        status = app(obj=signals, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BillingError as error:
+        return _fail(str(error), error.exit_status)
+    except psycopg.OperationalError as error:
+        return _fail(f"the database was lost: {one_line(error)}", 3)
+    except psycopg.Error as error:
+        return _fail(f"the database refused: {one_line(error)}", 1)
+    return status if isinstance(status, int) else 0
+
+
+@app.callback()
+def _prepare(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="The version, and nothing else.", is_eager=True)] = False,  # noqa: FBT002 - a flag
+) -> None:
+    if version:
+        show.line(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand not in {"run", "bill"}:
+        context.obj.restore()
+
+
+@app.command()
+def run(context: typer.Context) -> None:
+    """Contends for leadership; the leader bills. SIGTERM drains."""
+    application = _application(one_off=False)
+    raise typer.Exit(Replica(application, context.obj).run())
+
+
+@app.command()
+def migrate(
+    check: Annotated[bool, typer.Option("--check", help="Only ask: status 1 when something is missing.")] = False,  # noqa: FBT002
+) -> None:
+    """Brings the database's schema up to date. Safe to run at once from any number of places."""
+    application = _application()
+    if check:
+        application.check_schema()
+        show.line("up to date")
+        return
+    applied = application.migrate()
+    show.line(f"applied {', '.join(applied)}" if applied else "up to date")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:  # noqa: FBT002
+    """Who leads, since when, and how billing goes."""
+    show.status(_application().overview(), as_json=as_json)
+
+
+@app.command()
+def history(
+    as_json: AsJson = False,  # noqa: FBT002
+    limit: Annotated[int, typer.Option(min=1, max=10000, help="How many cycles.")] = 20,
+) -> None:
+    """The newest cycles."""
+    show.history(_application().history(limit), as_json=as_json)
+
+
+@app.command()
+def audit(as_json: AsJson = False) -> None:  # noqa: FBT002
+    """Checks every invariant of the money; status 1 when one is violated."""
+    report = _application().audit()
+    show.audit(report, as_json=as_json)
+    raise typer.Exit(0 if report.clean else 1)
+
+
+@app.command()
+def bill(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same SQL, rolled back.")] = False,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """One cycle now, in the foreground, under the lock."""
+    application = _application()
+    with show.Progress() as progress:
+        result: CycleResult = application.bill(
+            context.obj, dry=dry_run, on_planned=progress.planned, on_charged=progress.charged
+        )
+    show.cycle(result, dry=dry_run, as_json=as_json)
+    raise typer.Exit(OUTCOME_STATUS[result.outcome])
+
+
+@app.command()
+def drain(
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds for the cycle in hand.", show_default="as the controller's")
+    ] = None,
+) -> None:
+    """Asks the controller on this host, or in this pod, to finish its work, hand over and stop; waits until it has."""
+    loaded = settings.load()
+    if loaded.control_socket is None:
+        raise SettingsError("BILLING_CONTROL_SOCKET is none: send the controller SIGTERM instead")
+    outcome = ask_to_drain(loaded.control_socket, timeout)
+    show.line(f"drain {outcome.replace('_', ' ')}")
+    raise typer.Exit(0 if outcome == "completed" else 1)
+
+
+@demo_app.callback(invoke_without_command=True)
+def demo(context: typer.Context) -> None:
+    """Elects, bills, kills the leader, hands over, audits."""
+    if context.invoked_subcommand is None:
+        from controller.demo import story  # noqa: PLC0415 - what `run` never needs
+
+        raise typer.Exit(story.tell())
+
+
+@demo_app.command()
+def seed(
+    organizations: Annotated[int, typer.Option(min=4)] = 40,
+    instances: Annotated[int, typer.Option(min=40)] = 400,
+) -> None:
+    """Makes the sample ContainerStacks schema and data in the database of DATABASE_URL, which must be empty of them."""
+    from controller.demo import sample  # noqa: PLC0415
+
+    with _application().connect() as connection:
+        if sample.seeded(connection):
+            show.line("the sample is there already")
+            return
+        sample.create_schema(connection)
+        sample.create_data(connection, sample.Size(organizations=organizations, instances=instances))
+    show.line(f"made {organizations} organizations with {instances} instances")
+
+
+@demo_app.command(name="run")
+def run_demo() -> None:
+    """One controller on an embedded PostgreSQL with sample data, until Ctrl-C."""
+    from controller.demo import story  # noqa: PLC0415
+
+    raise typer.Exit(story.keep_running())
+
+
+def _application(*, one_off: bool = True) -> Application:
+    """Reads the settings and sets logging up: a one-off command's standard output is its result alone."""
+    loaded = settings.load()
+    loaded.require_database()
+    level = "warn" if one_off and loaded.log_level == "info" else loaded.log_level
+    stream = sys.stderr if one_off else sys.stdout
+    log.configure(level, loaded.log_format, instance_id(), loaded.secrets, stream)
+    if warning := settings.env_file_warning(Path(".env")):
+        structlog.get_logger(part="settings").warning("settings.exposed", remedy=warning)
+    return Application(loaded)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one place that does
+    return status

@@ -1,0 +1,177 @@
+"""The loop that contends, leads and resigns; one thread."""
+
+import random
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from enum import StrEnum
+
+import structlog
+
+from controller.election.bounds import Bounds, Clock, Deadline
+from controller.election.session import LockSession, LockSessionError
+
+RETRY_CONNECTING_SECONDS = 1.0
+
+
+class Role(StrEnum):
+    """A replica's state, as people see it."""
+
+    CONNECTING = "connecting"
+    STANDBY = "standby"
+    LEADER = "leader"
+    STOPPED = "stopped"
+
+
+class Leadership:
+    """A term in office. Whoever works under it asks `still_leads()` before each step."""
+
+    def __init__(self, term: int, deadline: Deadline) -> None:
+        self.term = term
+        self._deadline = deadline
+        self._over = threading.Event()
+
+    def still_leads(self) -> bool:
+        """False from the moment at which the deadline passes, whatever the elector's thread is blocked in."""
+        return not self._over.is_set() and not self._deadline.passed
+
+    def end(self) -> None:
+        """There is no way back."""
+        self._over.set()
+
+    def extend(self, sent_at: float) -> None:
+        """A ping that was sent at `sent_at` came back good."""
+        self._deadline.extend(sent_at)
+
+    @property
+    def remaining_seconds(self) -> float:
+        """How long it may still be believed in without another ping."""
+        return self._deadline.remaining_seconds()
+
+
+class Elector:
+    """Contends for the lock until it is stopped. See the package's docstring for the states.
+
+    Args:
+        connect: opens a lock session; raises LockSessionError when it can't.
+        bounds: the three bounds.
+        clock: monotonic seconds.
+        on_elected: called with each new leadership, on the elector's thread; must return at once.
+        on_deposed: called after each leadership that ended without a resignation; must return at once.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], LockSession],
+        bounds: Bounds,
+        clock: Clock,
+        on_elected: Callable[[Leadership], None],
+        on_deposed: Callable[[Leadership], None],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._connect = connect
+        self._bounds = bounds
+        self._clock = clock
+        self._on_elected = on_elected
+        self._on_deposed = on_deposed
+        self._jitter = jitter
+        self._log = structlog.get_logger(part="election")
+        self._session: LockSession | None = None
+        self._stopping = threading.Event()
+        self._stepping_down = threading.Event()
+        self._not_before = clock()
+        self._connect_failed = False
+        self.role = Role.CONNECTING
+        self.alive_at = clock()
+
+    def stop(self) -> None:
+        """Resigns if it leads (the work must have stopped), and contends no more. Any thread, any number of times."""
+        self._stopping.set()
+        self._wake()
+
+    def step_down(self, back_off_seconds: float) -> None:
+        """Resigns (the work must have stopped) and lets others try for `back_off_seconds`."""
+        self._not_before = self._clock() + back_off_seconds
+        self._stepping_down.set()
+        self._wake()
+
+    def run(self) -> None:
+        """The loop; returns when stopped and nothing is held."""
+        while not self._stopping.is_set():
+            self.alive_at = self._clock()
+            self.role = Role.CONNECTING
+            try:
+                self._session = self._connect()
+            except LockSessionError as error:
+                self._tell_connect_failed(error)
+                self._stopping.wait(RETRY_CONNECTING_SECONDS * (0.5 + self._jitter()))
+                continue
+            self._connect_failed = False
+            try:
+                self._stand_by(self._session)
+            except LockSessionError as error:
+                self._log.info("session.lost", error=str(error))
+            finally:
+                self._session.close()
+                self._session = None
+        self.role = Role.STOPPED
+
+    def _stand_by(self, session: LockSession) -> None:
+        self.role = Role.STANDBY
+        self._log.info("election.joined")
+        while not self._stopping.is_set():
+            self.alive_at = self._clock()
+            if self.alive_at >= self._not_before:
+                sent_at = self._clock()
+                if session.try_lock():
+                    self._lead(session, sent_at)
+                    return
+            session.wait(self._bounds.poll_interval_seconds * (0.6 + 0.5 * self._jitter()))
+
+    def _lead(self, session: LockSession, sent_at: float) -> None:
+        """From the lock to the end of the term. `sent_at`: when the statement that took the lock was sent."""
+        term = session.mint()
+        leadership = Leadership(term, Deadline(self._clock, self._bounds.leader_deadline_seconds, sent_at))
+        self._stepping_down.clear()
+        self.role = Role.LEADER
+        self._log.info("leader.elected", term=term)
+        self._on_elected(leadership)
+        try:
+            reason = self._keep(session, leadership)
+        finally:
+            leadership.end()
+            self.role = Role.STANDBY
+        if reason is None:
+            with suppress(LockSessionError):
+                session.resign()
+            self._log.info("leader.resigned", term=term)
+        else:
+            self._log.warning("leader.deposed", term=term, reason=reason)
+            self._on_deposed(leadership)
+
+    def _keep(self, session: LockSession, leadership: Leadership) -> str | None:
+        """Pings until it resigns (None) or is deposed (why)."""
+        while not (self._stopping.is_set() or self._stepping_down.is_set()):
+            self.alive_at = sent_at = self._clock()
+            try:
+                if not session.ping().held:
+                    return "the lock session no longer holds the lock"
+                leadership.extend(sent_at)
+                if not leadership.still_leads():
+                    return "the last ping came back after the deadline"
+                session.wait(self._bounds.ping_interval_seconds)
+            except LockSessionError as error:
+                return str(error)
+            if not leadership.still_leads():
+                return "no good ping before the deadline"
+        return None
+
+    def _wake(self) -> None:
+        if (session := self._session) is not None:
+            session.wake()
+
+    def _tell_connect_failed(self, error: LockSessionError) -> None:
+        """Once at info for each outage, then at debug."""
+        tell = self._log.debug if self._connect_failed else self._log.warning
+        tell("database.unreachable", error=str(error))
+        self._connect_failed = True

@@ -1,0 +1,137 @@
+"""The control socket: how `containerstacks-billing drain`, run by a preStop hook, reaches the controller.
+
+A Unix socket in a folder that only this user can enter: unlike an HTTP path it can't be triggered from another pod, and
+it needs no shell. The protocol is a line of JSON each way: `{"drain": {"timeout_seconds": 270}}`, answered when the
+drain is done by `{"outcome": "completed"}`.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+
+import structlog
+
+from controller.errors import BillingError
+from controller.lifecycle.drain import GRACE_SECONDS, Drain
+
+#: The reason of a drain that was asked for here.
+DRAIN_COMMAND = "drain command"
+MAX_LINE_BYTES = 4096
+CONNECT_TIMEOUT_SECONDS = 5.0
+
+log = structlog.get_logger(part="lifecycle")
+
+
+class ControlError(BillingError):
+    """The controller can't be asked; exit status 1."""
+
+
+class ControlSocket:
+    """Serves one request at a time; a drain is asked for once, however many ask."""
+
+    def __init__(self, path: Path, drain: Drain) -> None:
+        self._path = path
+        self._drain = drain
+        self._stopping = threading.Event()
+        self._listener: socket.socket | None = None
+
+    def run(self) -> None:
+        """The loop, until `stop`. Without a socket (no folder, another system) it warns once and ends."""
+        try:
+            self._listener = self._listen()
+        except (OSError, AttributeError) as error:
+            log.warning(
+                "control.unavailable",
+                path=str(self._path),
+                error=str(error),
+                remedy="set BILLING_CONTROL_SOCKET to a path that this user can write; SIGTERM drains as well",
+            )
+            return
+        with self._listener:
+            while not self._stopping.is_set():
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    peer, _ = self._listener.accept()
+                    threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True).start()
+        self._path.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Ends the loop within half a second."""
+        self._stopping.set()
+
+    def _listen(self) -> socket.socket:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._path.exists():
+            if _answers(self._path):
+                raise OSError("another controller of this host listens there")
+            self._path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        previous = os.umask(0o177)
+        try:
+            listener.bind(str(self._path))
+        finally:
+            os.umask(previous)
+        listener.listen(4)
+        listener.settimeout(0.5)
+        return listener
+
+    def _serve(self, peer: socket.socket) -> None:
+        with peer, contextlib.suppress(OSError):
+            peer.settimeout(CONNECT_TIMEOUT_SECONDS)
+            try:
+                request = json.loads(_read_line(peer))
+                timeout_seconds = request["drain"]["timeout_seconds"]
+                if timeout_seconds is not None and not 0 <= float(timeout_seconds) < float("inf"):
+                    raise ValueError("timeout_seconds is negative")
+            except (ValueError, KeyError, TypeError) as error:
+                peer.sendall(json.dumps({"error": f"not understood: {error}"}).encode() + b"\n")
+                return
+            self._drain.ask(DRAIN_COMMAND, None if timeout_seconds is None else float(timeout_seconds))
+            while not self._drain.wait_until_done(1.0):
+                pass
+            peer.sendall(json.dumps({"outcome": str(self._drain.outcome)}).encode() + b"\n")
+
+
+def ask_to_drain(path: Path, timeout_seconds: float | None) -> str:
+    """Asks the controller that listens at `path`, and waits until it has drained; gives the outcome.
+
+    Raises:
+        ControlError: nobody listens there, or no answer came in time.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.settimeout(CONNECT_TIMEOUT_SECONDS)
+            peer.connect(str(path))
+            peer.sendall(json.dumps({"drain": {"timeout_seconds": timeout_seconds}}).encode() + b"\n")
+            peer.settimeout(None if timeout_seconds is None else timeout_seconds + 2 * GRACE_SECONDS)
+            answer = json.loads(_read_line(peer))
+    except TimeoutError:
+        raise ControlError(f"the controller has not drained within {timeout_seconds:g} s and its grace") from None
+    except (OSError, AttributeError) as error:
+        raise ControlError(
+            f"no controller listens at {path} ({error.__class__.__name__});"
+            " is one running here, with the same BILLING_CONTROL_SOCKET?"
+        ) from None
+    except ValueError:
+        raise ControlError("the controller ended before it answered") from None
+    if "error" in answer:
+        raise ControlError(f"the controller refused: {answer['error']}")
+    return str(answer["outcome"])
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(str(path)) == 0
+
+
+def _read_line(peer: socket.socket) -> str:
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES:
+        chunk = peer.recv(MAX_LINE_BYTES)
+        if not chunk:
+            break
+        line += chunk
+    return line.decode()

@@ -1,0 +1,190 @@
+"""The dedicated session of an election, on PostgreSQL."""
+
+import hashlib
+import select
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import psycopg
+
+from controller.election import Bounds, LockSessionError, Ping
+from controller.errors import BillingError, SettingsError
+from controller.postgres import migrations
+from controller.postgres.connections import (
+    BoundedConnection,
+    Database,
+    is_pooled,
+    lock_session_settings,
+    one_line,
+)
+from controller.postgres.queries import Queries
+
+DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
+
+
+class PoolerError(SettingsError):
+    """A pooler moves our session between backends."""
+
+
+@dataclass(frozen=True)
+class LockName:
+    """The advisory lock's name; its key is the first 8 bytes of the SHA-256 of the name, signed.
+
+    For the default name that is 4124582811381579408.
+    """
+
+    name: str = DEFAULT_LOCK_NAME
+
+    @property
+    def key(self) -> int:
+        """As `pg_try_advisory_lock(bigint)` takes it."""
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big", signed=True)
+
+    @property
+    def halves(self) -> dict[str, int]:
+        """As `pg_locks` shows it: classid and objid."""
+        unsigned = self.key % 2**64
+        return {"lock_high": unsigned >> 32, "lock_low": unsigned & 0xFFFF_FFFF}
+
+    @property
+    def channel(self) -> str:
+        """Where a resignation is announced."""
+        return f"billing_{self.key % 2**64:016x}"
+
+
+class PostgresLockSession:
+    """Implements `controller.election.LockSession`.
+
+    Autocommit, so that it is never idle in a transaction but for the instant of a mint.
+    """
+
+    def __init__(self, connection: BoundedConnection, queries: Queries, lock: LockName, holder: str) -> None:
+        self._connection = connection
+        self._queries = queries
+        self._lock = lock
+        self._holder = holder
+        self._backend_pid: int | None = None
+        self._awake, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+
+    @classmethod
+    def open(
+        cls, database: Database, queries: Queries, lock: LockName, bounds: Bounds
+    ) -> Self:
+        """Connects and listens.
+
+        Raises:
+            LockSessionError: PostgreSQL can't be reached.
+            PoolerError: a pooler moves sessions between backends; a lock would be stranded.
+        """
+        try:
+            connection = database.connect(lock_session_settings(bounds))
+        except SettingsError:
+            raise
+        except BillingError as error:
+            raise LockSessionError(str(error)) from None
+        try:
+            if is_pooled(connection):
+                refuse_moving_pooler(connection, database, bounds)
+            connection.execute(f'listen "{lock.channel}"'.encode())
+        except psycopg.Error as error:
+            connection.close()
+            raise LockSessionError(one_line(error)) from None
+        except BillingError:
+            connection.close()
+            raise
+        return cls(connection, queries, lock, database.instance_id)
+
+    def check_schema(self) -> None:
+        """Raises SchemaError unless billing can work on this database."""
+        try:
+            migrations.check(self._connection)
+        except psycopg.Error as error:
+            raise LockSessionError(one_line(error)) from None
+
+    def try_lock(self) -> bool:
+        """See LockSession."""
+        row = self._one("try_lock", {"lock_key": self._lock.key})
+        if row["locked"] and row["in_recovery"]:
+            raise LockSessionError("the server is in recovery: a standby server can't elect a leader")
+        return bool(row["locked"])
+
+    def mint(self) -> int:
+        """See LockSession. One transaction of two statements."""
+        try:
+            with self._connection.transaction():
+                self._connection.execute(self._queries["close_leadership"].encode())
+                row = self._one("mint_term", {"holder": self._holder, "lock_name": self._lock.name})
+        except psycopg.Error as error:
+            raise LockSessionError(one_line(error)) from None
+        return int(row["term"])
+
+    def ping(self) -> Ping:
+        """See LockSession."""
+        row = self._one("ping", self._lock.halves)
+        if self._backend_pid is None:
+            self._backend_pid = row["backend_pid"]
+        return Ping(held=bool(row["held"]) and row["backend_pid"] == self._backend_pid)
+
+    def wait(self, timeout_seconds: float) -> None:
+        """See LockSession. What the server says of its own accord (a resignation, an end) ends the wait."""
+        try:
+            ready, _, _ = select.select([self._connection, self._awake], [], [], timeout_seconds)
+            if self._awake in ready:
+                self._awake.recv(4096)
+            if self._connection in ready:
+                for _ in self._connection.notifies(timeout=0):
+                    pass
+        except (psycopg.Error, OSError, ValueError) as error:
+            raise LockSessionError(one_line(error)) from None
+
+    def wake(self) -> None:
+        """See LockSession."""
+        with suppress(OSError):  # full: it will wake anyhow; closed: nobody waits
+            self._waker.send(b"!")
+
+    def resign(self) -> None:
+        """See LockSession."""
+        self._one("resign", {"lock_key": self._lock.key, "channel": self._lock.channel})
+
+    def close(self) -> None:
+        """See LockSession."""
+        with suppress(psycopg.Error, OSError):
+            self._connection.close()
+        self._awake.close()
+        self._waker.close()
+
+    def _one(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        try:
+            row = self._connection.execute(self._queries[name].encode(), parameters).fetchone()
+        except psycopg.Error as error:
+            raise LockSessionError(one_line(error)) from None
+        if row is None:
+            raise LockSessionError(f"{name} found no row in billing_leadership; run `containerstacks-billing migrate`")
+        return row
+
+
+def refuse_moving_pooler(connection: BoundedConnection, database: Database, bounds: Bounds) -> None:
+    """Tells session pooling, which is harmless, from transaction pooling, which is not.
+
+    A second session that is inside a transaction occupies a backend. If that is the one our first session was on, or if
+    the first session moves meanwhile, sessions do not keep their backends.
+
+    Raises:
+        PoolerError: they don't.
+    """
+    before = _backend_pid(connection)
+    for _ in range(3):
+        with database.connect(lock_session_settings(bounds), autocommit=False) as other:
+            if _backend_pid(other) == before or _backend_pid(connection) != before:
+                raise PoolerError(
+                    f"{database.setting} leads through a pooler in transaction mode, on which a session lock is"
+                    " stranded; set DATABASE_DIRECT_URL to PostgreSQL itself, or use session pooling"
+                )
+
+
+def _backend_pid(connection: BoundedConnection) -> int:
+    row = connection.execute("select pg_backend_pid() as pid").fetchone()
+    return int(row["pid"]) if row else 0

@@ -1,0 +1,174 @@
+-- The invariants of money. Each gives (subject, detail, apart) for every row that breaks it: `apart` marks what is older
+-- than the controller's adoption of the database, or another program's, and is reported without counting as a violation.
+-- Run in one read-only snapshot. "Ours" are the rows with metadata.controller.
+
+-- name: audit_wallet_balance
+-- wallet = sum of its completed transactions since adoption
+select 'wallet ' || w.id as subject,
+    'holds ' || w.balance || ', its transactions since adoption make it ' || b.baseline + coalesce(t.completed, 0) as detail,
+    false as apart
+from wallets w
+join billing_wallet_baselines b on b.wallet_id = w.id
+left join (
+    select organization_id, sum(amount) as completed from payment_transactions where status = 'completed' group by organization_id
+) t on t.organization_id = w.organization_id
+where w.balance is distinct from b.baseline + coalesce(t.completed, 0)
+    and w.balance <> 'NaN'
+
+-- name: audit_wallet_state
+-- no negative, null, NaN or duplicate wallet
+select 'wallet ' || w.id as subject,
+    case
+        when w.balance is null then 'its balance is null'
+        when w.balance = 'NaN' then 'its balance is NaN'
+        when w.wallets > 1 then 'its organization ' || w.organization_id || ' has ' || w.wallets || ' wallets'
+        else 'its balance is ' || w.balance
+    end as detail,
+    not w.adopted or (w.balance < 0 and w.wallets = 1 and w.balance >= b.adopted_balance) as apart
+from (
+    select wallets.*, count(*) over organization as wallets,
+        bool_or(exists (select from billing_wallet_baselines b where b.wallet_id = wallets.id)) over organization as adopted
+    from wallets
+    window organization as (partition by organization_id)
+) w
+left join billing_wallet_baselines b on b.wallet_id = w.id
+where w.balance is null or w.balance = 'NaN' or w.balance < 0 or w.wallets > 1
+
+-- name: audit_periods
+-- billed periods of an instance neither overlap nor leave a gap
+with period as (
+    select id, vps_instance_id, billing_period_start, billing_period_end,
+        coalesce(metadata ->> 'controller' = 'containerstacks-billing', false) as ours
+    from vps_billing_cycles
+    where status in ('billed', 'refunded')
+), own as (
+    select *, lag(billing_period_end) over (partition by vps_instance_id order by billing_period_start, billing_period_end)
+        as previous_end
+    from period
+    where ours
+)
+select 'instance ' || o.vps_instance_id as subject,
+    case when o.previous_end > o.billing_period_start then 'period ' || o.id || ' overlaps the one before it'
+        else 'gap of ' || (o.billing_period_start - o.previous_end) || ' before period ' || o.id end as detail,
+    -- the application's own billing may have filled it while we were away
+    o.previous_end < o.billing_period_start and exists (
+        select from period f where f.vps_instance_id = o.vps_instance_id and not f.ours
+            and f.billing_period_end = o.billing_period_start) as apart
+from own o
+where o.previous_end <> o.billing_period_start
+union all
+select 'instance ' || o.vps_instance_id,
+    'period ' || f.id || ', which this controller did not write, overlaps period ' || o.id,
+    f.billing_period_start < (select min(first.billing_period_start) from own first where first.vps_instance_id = o.vps_instance_id)
+from own o
+join period f on f.vps_instance_id = o.vps_instance_id and not f.ours
+    and f.billing_period_start < o.billing_period_end and f.billing_period_end > o.billing_period_start
+
+-- name: audit_last_billed
+-- last_billed_at = end of the last billed period
+select 'instance ' || i.id as subject,
+    'last_billed_at is ' || coalesce(i.last_billed_at::text, 'null') || ', its last billed period ends ' || p.last_end as detail,
+    -- moved on by the application's own billing
+    exists (
+        select from vps_billing_cycles f
+        where f.vps_instance_id = i.id and f.status in ('billed', 'refunded')
+            and f.metadata ->> 'controller' is distinct from 'containerstacks-billing'
+            and i.last_billed_at between f.billing_period_end - interval '1 hour' and f.billing_period_end + interval '1 hour'
+            and i.last_billed_at > p.last_end) as apart
+from vps_instances i
+join (
+    select vps_instance_id, max(billing_period_end) as last_end
+    from vps_billing_cycles
+    where status in ('billed', 'refunded') and metadata ->> 'controller' = 'containerstacks-billing'
+    group by vps_instance_id
+) p on p.vps_instance_id = i.id
+where i.last_billed_at is distinct from p.last_end
+
+-- name: audit_whole_hours
+-- whole and past hours only
+select 'period ' || id as subject,
+    'from ' || billing_period_start || ' to ' || billing_period_end || ' for ' || coalesce(metadata ->> 'hours', '?') || ' hours' as detail,
+    false as apart
+from vps_billing_cycles
+where metadata ->> 'controller' = 'containerstacks-billing' and status in ('billed', 'refunded')
+    and (billing_period_end <= billing_period_start
+        or billing_period_end > clock_timestamp()
+        or billing_period_end is distinct from billing_period_start + (metadata ->> 'hours')::bigint * interval '1 hour')
+
+-- name: audit_transactions
+-- every billed amount has its transaction of the same organization, and the other way round
+select 'period ' || c.id as subject,
+    case
+        when t.id is null then 'charged ' || c.total_amount || ' without a transaction'
+        when t.organization_id <> c.organization_id then 'paid by transaction ' || t.id || ' of another organization'
+        when t.amount <> -c.total_amount then 'charged ' || c.total_amount || ', transaction ' || t.id || ' says ' || t.amount
+        else 'transaction ' || t.id || ' is ' || t.status
+    end as detail,
+    false as apart
+from vps_billing_cycles c
+left join payment_transactions t on t.id = c.payment_transaction_id
+where c.metadata ->> 'controller' = 'containerstacks-billing' and c.status = 'billed'
+    and case when c.total_amount = 0 then t.id is not null
+        else t.id is null or t.organization_id <> c.organization_id or t.amount <> -c.total_amount or t.status <> 'completed' end
+union all
+-- a deleted instance takes its periods with it; its transactions stay
+select 'transaction ' || t.id, 'of ' || t.amount || ' has ' || count(c.id) || ' periods', false
+from payment_transactions t
+left join vps_billing_cycles c on c.payment_transaction_id = t.id
+where t.metadata ->> 'controller' = 'containerstacks-billing'
+    and exists (select from vps_instances i where i.id = (t.metadata ->> 'vps_instance_id')::uuid)
+group by t.id, t.amount
+having count(c.id) <> 1
+
+-- name: audit_price_clock
+-- every amount equals the price clock's from the row's own metadata
+select 'period ' || id as subject,
+    'charged ' || total_amount || ', the price clock says '
+        || billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint) as detail,
+    false as apart
+from vps_billing_cycles
+where metadata ->> 'controller' = 'containerstacks-billing' and status in ('billed', 'refunded')
+    and total_amount is distinct from
+        billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint)
+
+-- name: audit_open_debts
+-- at most one open debt an instance
+select 'instance ' || vps_instance_id as subject, 'has ' || count(*) || ' open debts' as detail, false as apart
+from vps_billing_cycles
+where status = 'failed' and metadata ->> 'controller' = 'containerstacks-billing'
+group by vps_instance_id
+having count(*) > 1
+
+-- name: audit_overdue
+-- nothing overdue, as of the last completed cycle, without a recorded reason
+select 'instance ' || i.id as subject,
+    'unbilled since ' || coalesce(coalesce(i.last_billed_at, i.created_at)::text, 'ever') || ' and no reason recorded' as detail,
+    false as apart
+from vps_instances i
+where billing_is_due(i.last_billed_at, i.created_at,
+        (select max(started_at) from billing_runs where outcome = 'completed'))
+    and not exists (
+        select from vps_billing_cycles c
+        where c.vps_instance_id = i.id and c.status = 'failed' and c.metadata ->> 'controller' = 'containerstacks-billing')
+
+-- name: audit_terms
+-- no row written under a term that was not the newest
+select 'batch ' || b.id as subject,
+    'written under term ' || b.term || ' at ' || b.written_at || ', after term ' || later.term || ' had begun' as detail,
+    false as apart
+from billing_batches b
+join lateral (
+    select term, minted_at from billing_terms where term > b.term order by term limit 1
+) later on b.written_at >= later.minted_at
+union all
+select 'period ' || c.id, 'names run ' || coalesce(c.metadata ->> 'run', '?') || ' and term ' || coalesce(c.metadata ->> 'term', '?')
+    || ', which do not belong together', false
+from vps_billing_cycles c
+left join billing_runs r on r.id = (c.metadata ->> 'run')::bigint
+where c.metadata ->> 'controller' = 'containerstacks-billing'
+    and r.term is distinct from (c.metadata ->> 'term')::bigint
+
+-- name: audit_older_rows
+select count(*) as older_rows
+from vps_billing_cycles
+where metadata ->> 'controller' is distinct from 'containerstacks-billing'

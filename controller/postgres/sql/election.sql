@@ -1,0 +1,60 @@
+-- The lock session. See the docstring of controller/election for what each of these means.
+
+-- name: try_lock
+-- Never the blocking pg_advisory_lock: a blocked statement holds a snapshot and stops vacuum for everyone.
+select pg_try_advisory_lock(%(lock_key)s) as locked, pg_is_in_recovery() as in_recovery
+
+-- name: close_leadership
+-- Before a mint: a queue for everyone. Batches lock the row `for share` and so hold this table in row share mode;
+-- exclusive mode waits for those under way and, unlike a row lock, is not starved by the ones that come after it:
+-- two overlapping workers of a deposed leader could otherwise keep a plain update waiting for ever.
+-- Reading the table is not affected.
+lock table billing_leadership in exclusive mode
+
+-- name: mint_term
+with minted as (
+    update billing_leadership
+    set term = term + 1, holder = %(holder)s, lock_name = %(lock_name)s, elected_at = clock_timestamp()
+    returning term, holder, elected_at
+), recorded as (
+    insert into billing_terms (term, holder, minted_at)
+    select term, holder, elected_at from minted
+)
+select term from minted
+
+-- name: ping
+-- The lock is still ours, on the very backend that took it.
+select exists (
+    select from pg_locks
+    where locktype = 'advisory' and granted and pid = pg_backend_pid()
+        and database = (select oid from pg_database where datname = current_database())
+        and classid = %(lock_high)s::bigint::oid and objid = %(lock_low)s::bigint::oid and objsubid = 1
+) as held, pg_backend_pid() as backend_pid
+
+-- name: resign
+-- The unlock takes effect at once, the notification when the statement commits, so a standby that it wakes finds the
+-- lock free.
+select pg_advisory_unlock(%(lock_key)s) as unlocked, pg_notify(%(channel)s, 'resigned')
+
+-- name: lock_holder
+select pid, backend_start, application_name, client_addr::text as client_addr
+from pg_locks l
+join pg_stat_activity a using (pid)
+where l.locktype = 'advisory' and l.granted
+    and l.database = (select oid from pg_database where datname = current_database())
+    and l.classid = %(lock_high)s::bigint::oid and l.objid = %(lock_low)s::bigint::oid and l.objsubid = 1
+
+-- name: candidates
+-- Every replica's lock session, by its application name. The holder is among them.
+select a.pid, a.application_name, a.backend_start
+from pg_stat_activity a
+where a.datname = current_database() and starts_with(a.application_name, %(prefix)s)
+order by a.backend_start
+
+-- name: fence
+-- The first statement of every transaction that writes: no row, and the writer is deposed. `for share`, not
+-- `for key share`: a mint changes no key and would pass the weaker lock.
+select term from billing_leadership where term = %(term)s for share
+
+-- name: current_term
+select term, holder, lock_name, elected_at from billing_leadership

@@ -1,0 +1,62 @@
+-- billing_daemon_status: what the application reads. Written by the leader alone.
+
+-- name: heartbeat
+-- The last run's figures come from the run history, whoever led then, so that they survive a stop, a handover and a
+-- crash. A reading of the term, not a lock on it: a heartbeat must not wait for a batch.
+insert into billing_daemon_status as s
+    (daemon_instance_id, status, last_run_at, last_run_success, instances_billed, total_amount, total_hours,
+     error_message, started_at, heartbeat_at, metadata, updated_at)
+select %(instance_id)s, case when r.outcome = 'failed' then 'error' else 'running' end,
+    r.started_at, r.outcome = 'completed', coalesce(r.instances, 0), coalesce(r.amount, 0), coalesce(r.hours, 0),
+    r.error, %(started_at)s, clock_timestamp(), %(metadata)s, clock_timestamp()
+from billing_leadership l
+left join lateral (
+    select * from billing_runs where outcome <> 'running' order by started_at desc, id desc limit 1
+) r on true
+where l.term = %(term)s
+on conflict (daemon_instance_id) do update
+set status = excluded.status, last_run_at = excluded.last_run_at, last_run_success = excluded.last_run_success,
+    instances_billed = excluded.instances_billed, total_amount = excluded.total_amount,
+    total_hours = excluded.total_hours, error_message = excluded.error_message, started_at = excluded.started_at,
+    heartbeat_at = excluded.heartbeat_at, metadata = excluded.metadata, updated_at = excluded.updated_at
+returning s.heartbeat_at
+
+-- name: mark_stopped
+-- Leaves heartbeat_at as it is: a refreshed one would hold back the application's own billing with nobody billing here.
+update billing_daemon_status
+set status = 'stopped', updated_at = clock_timestamp()
+where daemon_instance_id = %(instance_id)s
+
+-- name: close_other_statuses
+-- A new leader knows that nobody else leads: rows that still say so belong to replicas that are gone.
+update billing_daemon_status
+set status = 'stopped', updated_at = clock_timestamp()
+where daemon_instance_id <> %(instance_id)s and status <> 'stopped'
+    and exists (select from billing_leadership where term = %(term)s)
+
+-- name: prune_statuses
+delete from billing_daemon_status
+where daemon_instance_id <> %(instance_id)s
+    and coalesce(heartbeat_at, updated_at, created_at) < clock_timestamp() - %(retention_days)s * interval '1 day'
+
+-- name: overview
+-- For people and for metrics; all of it cheap.
+select l.term, l.holder, l.elected_at, l.lock_name,
+    clock_timestamp() as database_time,
+    (select extract(epoch from clock_timestamp() - max(heartbeat_at))::float8 from billing_daemon_status)
+        as heartbeat_age_seconds,
+    (select count(*) from vps_billing_cycles where status = 'failed'
+        and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' = 'insufficient_balance')
+        as debts,
+    (select coalesce(sum((metadata ->> 'owed')::numeric), 0) from vps_billing_cycles where status = 'failed'
+        and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' = 'insufficient_balance')
+        as owed,
+    (select count(*) from vps_billing_cycles where status = 'failed'
+        and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' <> 'insufficient_balance')
+        as failures,
+    (select to_jsonb(r) from billing_runs r where outcome <> 'running' order by started_at desc, id desc limit 1)
+        as last_run,
+    (select max(started_at) from billing_runs where outcome = 'completed') as last_completed_at,
+    (select started_at from billing_runs where outcome = 'running' and term = l.term order by id desc limit 1)
+        as running_since
+from billing_leadership l

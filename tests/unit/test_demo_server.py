@@ -1,0 +1,352 @@
+"""The ephemeral PostgreSQL comes up, comes back, goes away, and holds sample data that adds up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from controller.demo import server as demo_server
+from controller.demo.sample import (
+    TABLES,
+    SampleError,
+    Size,
+    create_data,
+    create_schema,
+    existing_tables,
+)
+from controller.demo.server import Account, Installation, Server, ServerError
+
+ROOT = Path(__file__).parents[2]
+AS_ROOT = sys.platform != "win32" and os.geteuid() == 0
+POSIX_ONLY = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+HOST_PROGRAM = """
+import sys
+from controller.demo.server import Installation, Server
+from pathlib import Path
+
+with Server(Installation(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])) as server:
+    print(server.pid, server.folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def answer(url: str) -> Any:  # noqa: ANN401 - a column of any type
+    with psycopg.connect(url) as conn:
+        row = conn.execute("select 42").fetchone()
+    return row[0] if row else None
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    # In a container whose process 1 reaps nothing, an orphan that has exited stays a zombie.
+    try:
+        return ") Z" in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def eventually(condition: Callable[[], bool], within_seconds: float = 15) -> bool:
+    """Poll: the system has no wait for the end of another process's child."""
+    deadline = time.monotonic() + within_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        threading.Event().wait(0.02)
+    return True
+
+
+def test_server_is_reached_by_tcp_and_by_socket(server: Server) -> None:
+    assert answer(server.url()) == 42
+    if sys.platform != "win32":
+        assert answer(server.url(socket=True)) == 42
+
+
+def test_server_speaks_the_version_of_its_installation(
+    server: Server, installation: Installation
+) -> None:
+    with psycopg.connect(server.url()) as conn:
+        assert conn.info.server_version // 10000 == installation.version
+
+
+def test_server_never_runs_as_root(server: Server) -> None:
+    if not Path("/proc").is_dir():
+        pytest.skip("asks /proc")
+    assert Path(f"/proc/{server.pid}").stat().st_uid != 0
+
+
+def test_removed_server_leaves_nothing_behind(bare_server: Server) -> None:
+    bare_server.start()
+    pid, folder = bare_server.pid, bare_server.folder
+    bare_server.remove()
+    assert not alive(pid)
+    assert not folder.exists()
+    bare_server.remove()
+
+
+def test_failed_start_leaves_nothing_behind_and_says_why(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="t") as parent:
+        Path(parent).chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", parent)
+        own = Server(installation, {"shared_buffers": "a pinch"})
+        with pytest.raises(ServerError, match=r"did not start: .*a pinch"):
+            own.start()
+        assert list(Path(parent).iterdir()) == []
+
+
+@POSIX_ONLY
+def test_folder_too_deep_for_a_socket_is_avoided(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="deep-" + 100 * "x") as parent:
+        Path(parent).chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", parent)
+        with Server(installation) as own:
+            assert answer(own.url(socket=True)) == 42
+        assert list(Path(parent).iterdir()) == []
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root's server must give up its rights")
+def test_folder_closed_to_the_server_is_avoided(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="t") as parent:  # root's alone
+        monkeypatch.setattr(tempfile, "tempdir", parent)
+        with Server(installation) as own:
+            assert answer(own.url()) == 42
+            assert not own.folder.is_relative_to(parent)
+
+
+def test_options_reach_the_server(installation: Installation) -> None:
+    with (
+        Server(installation, {"application_name": "it's mine"}) as own,
+        psycopg.connect(own.url()) as conn,
+    ):
+        assert conn.execute("show application_name").fetchone() == ("it's mine",)
+        assert conn.execute("show timezone").fetchone() == ("UTC",)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_restarted_server_keeps_its_port_and_its_data(
+    bare_server: Server, mode: demo_server.StopMode
+) -> None:
+    bare_server.start()
+    url = bare_server.create_database("kept")
+    with psycopg.connect(url) as conn:
+        conn.execute("create table kept as select 42 as answer")
+    pid = bare_server.pid
+    bare_server.restart(mode)
+    assert bare_server.pid != pid
+    with psycopg.connect(url) as conn:
+        assert conn.execute("select answer from kept").fetchone() == (42,)
+
+
+@POSIX_ONLY
+def test_server_killed_by_another_starts_again(bare_server: Server) -> None:
+    bare_server.start()
+    os.kill(bare_server.pid, signal.SIGKILL)
+    assert eventually(lambda: not bare_server.running)
+    with pytest.raises(ServerError, match="does not run"):
+        _ = bare_server.pid
+    bare_server.start()
+    assert answer(bare_server.url()) == 42
+
+
+@POSIX_ONLY
+def test_frozen_server_is_removed_all_the_same(bare_server: Server) -> None:
+    bare_server.start()
+    pid, folder = bare_server.pid, bare_server.folder
+    os.kill(pid, signal.SIGSTOP)
+    bare_server.remove()
+    assert not alive(pid)
+    assert not folder.exists()
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_nothing_stays_behind_when_the_parent_is_killed(
+    installation: Installation, name: str
+) -> None:
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            HOST_PROGRAM,
+            str(installation.bin),
+            str(installation.version),
+            installation.origin,
+        ],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with parent:
+        assert parent.stdout is not None
+        pid_text, folder_text = parent.stdout.readline().decode().split(maxsplit=1)
+        pid, folder = int(pid_text), Path(folder_text.strip())
+        assert alive(pid)
+        parent.send_signal(getattr(signal, name))
+        parent.wait(20)
+    assert eventually(lambda: not alive(pid) and not folder.exists())
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root's server must give up its rights")
+def test_programs_in_a_closed_folder_are_copied_for_root(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installation.origin != "embedded":
+        pytest.skip("installed programs lie where everyone reaches them")
+    reaches = Account.reaches
+
+    def closed(account: Account, path: Path) -> bool:
+        return not path.is_relative_to(installation.bin) and reaches(account, path)
+
+    monkeypatch.setattr(Account, "reaches", closed)
+    with Server(installation) as own:
+        assert own.installation.bin.is_relative_to(own.folder)
+        assert answer(own.url()) == 42
+
+
+def test_missing_postgresql_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_server, "find_installations", list)
+    with pytest.raises(ServerError, match=r"pip install 'containerstacks-billing\[demo\]'"):
+        Server()
+
+
+def test_url_quotes_names(server: Server) -> None:
+    url = server.create_database("odd/na?me")
+    try:
+        with psycopg.connect(url) as conn:
+            assert conn.info.dbname == "odd/na?me"
+    finally:
+        server.drop_database("odd/na?me")
+
+
+def test_sample_schema_has_its_tables_and_is_made_once(empty_database: str) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        assert existing_tables(conn) == []
+        create_schema(conn)
+        assert existing_tables(conn) == list(TABLES)
+        with pytest.raises(SampleError, match="users, organizations"):
+            create_schema(conn)
+
+
+def test_sample_schema_sets_updated_at_and_ids(conn: psycopg.Connection[Any]) -> None:
+    create_data(conn, Size(organizations=4, instances=4))
+    conn.execute("update wallets set balance = balance")
+    assert conn.execute(
+        "select bool_and(updated_at > now() - interval '1 minute') from wallets"
+    ).fetchone() == (True,)
+    assert conn.execute("select uuid_generate_v4() <> uuid_generate_v4()").fetchone() == (True,)
+
+
+def test_sample_wallets_are_the_sum_of_completed_transactions(
+    conn: psycopg.Connection[Any],
+) -> None:
+    create_data(conn, Size(organizations=60, instances=900))
+    rows = conn.execute(
+        "select wallets.organization_id from wallets left join payment_transactions as paid"
+        " on paid.organization_id = wallets.organization_id and paid.status = 'completed'"
+        " group by wallets.id having wallets.balance is distinct from coalesce(sum(amount), 0)"
+    ).fetchall()
+    assert rows == []
+
+
+def test_sample_has_exactly_its_peculiar_rows(conn: psycopg.Connection[Any]) -> None:
+    create_data(conn, Size(organizations=60, instances=900))
+    assert conn.execute(
+        "select count(*) from organizations"
+        " where not exists (select from wallets where organization_id = organizations.id)"
+    ).fetchone() == (1,)
+    known = "exists (select from vps_plans where vps_plans.id::text = plan_id)"
+    named = "exists (select from vps_plans where provider_plan_id = plan_id)"
+    assert conn.execute(
+        f"select count(*) filter (where not {known} and not {named}),"  # noqa: S608 - constants
+        f" count(*) filter (where {named}), count(*) from vps_instances"
+    ).fetchone() == (1, 1, 900)
+    never_billed = conn.execute(
+        "select count(*) from vps_instances where last_billed_at is null"
+    ).fetchone()
+    assert never_billed is not None
+    assert 0 < never_billed[0] < 150
+    largest = conn.execute(
+        "select count(*) from vps_instances group by organization_id order by 1 desc limit 1"
+    ).fetchone()
+    assert largest is not None
+    assert largest[0] > 5 * 900 / 60
+
+
+def test_sample_has_short_wallets_and_covered_ones(conn: psycopg.Connection[Any]) -> None:
+    create_data(conn, Size(organizations=60, instances=900))
+    row = conn.execute(
+        """
+        with owed as (
+            select
+                organization_id,
+                sum(
+                    coalesce(base_price + markup_price, 0) / 730 * floor(
+                        extract(epoch from now() - coalesce(last_billed_at, i.created_at)) / 3600
+                    )
+                ) as due
+            from vps_instances as i
+            left join vps_plans on vps_plans.id::text = plan_id
+            group by organization_id
+        )
+        select count(*) filter (where balance < due), count(*) filter (where balance > due)
+        from wallets inner join owed using (organization_id)
+        """
+    ).fetchone()
+    assert row == (5, 54)
+
+
+def test_sample_of_one_seed_is_always_the_same(server: Server, template: str) -> None:
+    def fingerprint(seed: int) -> Any:  # noqa: ANN401 - a row
+        url = server.create_database("seeded", template)
+        try:
+            with psycopg.connect(url, autocommit=True) as conn:
+                create_data(conn, Size(organizations=20, instances=200), seed=seed)
+                return conn.execute(
+                    "select md5(string_agg(concat(id, plan_id, organization_id), '' order by id)),"
+                    " (select sum(balance) from wallets) from vps_instances"
+                ).fetchone()
+        finally:
+            server.drop_database("seeded")
+
+    first = fingerprint(7)
+    assert fingerprint(7) == first
+    assert fingerprint(8) != first
+
+
+def test_sample_refuses_occupied_database_and_odd_sizes(conn: psycopg.Connection[Any]) -> None:
+    create_data(conn, Size(organizations=4, instances=4))
+    with pytest.raises(SampleError, match="organizations already"):
+        create_data(conn)
+    with pytest.raises(SampleError, match="at least 4"):
+        Size(organizations=3)
+    with pytest.raises(SampleError, match="one instance for each"):
+        Size(organizations=10, instances=9)
+    with pytest.raises(SampleError, match="1 or more"):
+        Size(skew=0.5)
