@@ -89,12 +89,12 @@ class Application:
     def heart(self) -> Heart:
         """The heartbeat of this process."""
         return Heart(
-            partial(self.connect, HEARTBEAT),
-            self.statements,
-            self.instance_id,
-            self._metadata(),
-            self.settings.heartbeat_seconds,
-            self.settings.status_retention_days,
+            connect=partial(self.connect, HEARTBEAT),
+            statements=self.statements,
+            instance_id=self.instance_id,
+            metadata=self._metadata(),
+            interval_seconds=self.settings.heartbeat_seconds,
+            retention_days=self.settings.status_retention_days,
         )
 
     def open_lock_session(self) -> LockSession:
@@ -148,9 +148,12 @@ class Application:
         Raises:
             AnotherLeaderError: a replica leads already.
         """
-        stop = threading.Event()
         stopping = threading.Event()
-        cycle = self.cycle(lambda: not stopping.is_set(), lambda seconds: bool(stopping.wait(seconds)))
+
+        def pause(seconds: float) -> None:
+            stopping.wait(seconds)
+
+        cycle = self.cycle(lambda: not stopping.is_set(), pause)
         if dry:
             with self.connect() as connection:
                 migrations.check(connection)
@@ -178,11 +181,18 @@ class Application:
             )
         elected: Queue[Leadership] = Queue()
         elector = Elector(
-            self.open_lock_session, self.settings.bounds, time.monotonic, elected.put, lambda _leadership: None
+            connect=self.open_lock_session,
+            bounds=self.settings.bounds,
+            clock=time.monotonic,
+            on_elected=elected.put,
+            on_deposed=lambda _leadership: None,
         )
         heart = self.heart()
         services = Services(
-            [Service("elector", elector.run, elector.stop), Service("heart", heart.run, heart.stop)],
+            [
+                Service("elector", elector.run, elector.stop),
+                Service("heart", heart.run, heart.stop),
+            ],
             lambda name, error: log.error("service.crashed", service=name, error=str(error)),
         )
         services.start()
@@ -252,20 +262,20 @@ class Replica:
         self._crash: BaseException | None = None
         self.heart = application.heart()
         self.biller = Biller(
-            application.ledger,
-            lambda biller: application.cycle(biller.may_go_on, biller.pause),
-            self.heart,
-            settings.interval_minutes,
-            settings.takeover_delay_seconds,
-            lambda seconds: self.elector.step_down(seconds),
-            lambda _result: None,
+            connect=application.ledger,
+            make_cycle=lambda biller: application.cycle(biller.may_go_on, biller.pause),
+            heart=self.heart,
+            interval_minutes=settings.interval_minutes,
+            takeover_delay_seconds=settings.takeover_delay_seconds,
+            step_down=lambda seconds: self.elector.step_down(seconds),  # noqa: PLW0108 - made below
+            on_cycle=lambda _result: None,
         )
         self.elector = Elector(
-            application.open_lock_session,
-            settings.bounds,
-            time.monotonic,
-            self.biller.elected,
-            self.biller.deposed,
+            connect=application.open_lock_session,
+            bounds=settings.bounds,
+            clock=time.monotonic,
+            on_elected=self.biller.elected,
+            on_deposed=self.biller.deposed,
         )
         self.drain = Drain(
             DrainSteps(

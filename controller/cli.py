@@ -139,7 +139,8 @@ def bill(
 @app.command()
 def drain(
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="Seconds for the cycle in hand.", show_default="as the controller's")
+        float | None,
+        typer.Option(min=0, help="Seconds for the cycle in hand.", show_default="as the controller's"),
     ] = None,
 ) -> None:
     """Asks the controller on this host, or in this pod, to finish its work, hand over and stop; waits until it has."""

@@ -14,7 +14,12 @@ from structlog.typing import EventDict, Processor
 #: The keys under which text from elsewhere is logged; all others hold our own words and numbers.
 FOREIGN_TEXT = {"error", "exception", "reason"}
 
-LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+LEVELS = {
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
 
 
 def configure(
@@ -31,6 +36,7 @@ def configure(
         style: None: for people on a terminal, else JSON.
         instance: `hostname-pid`, part of every line.
         read_secrets: what is replaced by *** wherever it should turn up; asked again when a line holds an error.
+        stream: where to.
     """
     known = set(read_secrets())
 

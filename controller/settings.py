@@ -16,7 +16,14 @@ from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from controller.election import Bounds
@@ -43,7 +50,11 @@ class Settings(BaseSettings):
     """All settings, checked. The variable of each is its alias; docs/configuration.md explains them."""
 
     model_config = SettingsConfigDict(
-        env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
     )
 
     database_url: Annotated[SecretStr | None, _env("DATABASE_URL")] = None
@@ -64,34 +75,20 @@ class Settings(BaseSettings):
     lock_name: Annotated[str, _env("BILLING_LOCK_NAME"), Field(min_length=1, max_length=200)] = (
         "containerstacks-billing"
     )
-    takeover_delay_seconds: Annotated[
-        float, _env("BILLING_TAKEOVER_DELAY_SECONDS"), Field(ge=0, le=86400)
-    ] = 300.0
-    ping_interval_seconds: Annotated[
-        float, _env("BILLING_PING_INTERVAL_SECONDS"), Field(ge=0.1, le=60)
-    ] = 2.0
-    leader_deadline_seconds: Annotated[
-        float, _env("BILLING_LEADER_DEADLINE_SECONDS"), Field(ge=0.2, le=300)
-    ] = 6.0
-    session_timeout_seconds: Annotated[
-        float, _env("BILLING_SESSION_TIMEOUT_SECONDS"), Field(ge=1.2, le=600)
-    ] = 10.0
+    takeover_delay_seconds: Annotated[float, _env("BILLING_TAKEOVER_DELAY_SECONDS"), Field(ge=0, le=86400)] = 300.0
+    ping_interval_seconds: Annotated[float, _env("BILLING_PING_INTERVAL_SECONDS"), Field(ge=0.1, le=60)] = 2.0
+    leader_deadline_seconds: Annotated[float, _env("BILLING_LEADER_DEADLINE_SECONDS"), Field(ge=0.2, le=300)] = 6.0
+    session_timeout_seconds: Annotated[float, _env("BILLING_SESSION_TIMEOUT_SECONDS"), Field(ge=1.2, le=600)] = 10.0
     heartbeat_seconds: Annotated[float, _env("BILLING_HEARTBEAT_SECONDS"), Field(ge=0.1, le=1800)] = 60.0
     status_retention_days: Annotated[int, _env("BILLING_STATUS_RETENTION_DAYS"), Field(ge=1, le=3650)] = 30
-    drain_timeout_seconds: Annotated[
-        float, _env("BILLING_DRAIN_TIMEOUT_SECONDS"), Field(ge=0, le=3600)
-    ] = 270.0
+    drain_timeout_seconds: Annotated[float, _env("BILLING_DRAIN_TIMEOUT_SECONDS"), Field(ge=0, le=3600)] = 270.0
     control_socket: Annotated[Path | None, BeforeValidator(_none), _env("BILLING_CONTROL_SOCKET")] = Field(
-        default_factory=lambda: _default_control_socket()
+        default_factory=lambda: default_control_socket()  # noqa: PLW0108 - defined below
     )
     http_address: Annotated[str | None, BeforeValidator(_none), _env("BILLING_HTTP_ADDRESS")] = "127.0.0.1:8080"
 
-    log_level: Annotated[
-        Literal["error", "warn", "info", "debug"], BeforeValidator(_lower), _env("LOG_LEVEL")
-    ] = "info"
-    log_format: Annotated[
-        Literal["json", "console"] | None, BeforeValidator(_lower), _env("LOG_FORMAT")
-    ] = None
+    log_level: Annotated[Literal["error", "warn", "info", "debug"], BeforeValidator(_lower), _env("LOG_LEVEL")] = "info"
+    log_format: Annotated[Literal["json", "console"] | None, BeforeValidator(_lower), _env("LOG_FORMAT")] = None
 
     kubernetes: Annotated[Literal["auto", "off"], BeforeValidator(_lower), _env("BILLING_KUBERNETES")] = "auto"
     deployment_name: Annotated[str | None, _env("BILLING_DEPLOYMENT_NAME")] = None
@@ -118,9 +115,7 @@ class Settings(BaseSettings):
     @property
     def bounds(self) -> Bounds:
         """The election's three bounds, in their order."""
-        return Bounds(
-            self.ping_interval_seconds, self.leader_deadline_seconds, self.session_timeout_seconds
-        )
+        return Bounds(self.ping_interval_seconds, self.leader_deadline_seconds, self.session_timeout_seconds)
 
     @property
     def default_monthly_price(self) -> Decimal | None:
@@ -255,7 +250,7 @@ def _read(setting: str, url: SecretStr | None, file: Path | None) -> str:
     return text
 
 
-def _default_control_socket() -> Path:
+def default_control_socket() -> Path:
     """Below the runtime folder of this user, else in a folder of this user's own among the temporary ones."""
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")

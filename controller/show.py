@@ -31,7 +31,10 @@ def status(view: Overview, *, as_json: bool) -> None:
         return
     table = _facts()
     table.add_row("leader", view.leader or "nobody")
-    table.add_row("term", f"{view.term}" + (f", since {_when(view.leading_since)}" if view.leading_since else ""))
+    table.add_row(
+        "term",
+        f"{view.term}" + (f", since {_when(view.leading_since)}" if view.leading_since else ""),
+    )
     table.add_row("standbys", ", ".join(view.standbys) or "none")
     if view.running_since:
         table.add_row("cycle under way", f"since {_when(view.running_since)}")
@@ -45,9 +48,13 @@ def status(view: Overview, *, as_json: bool) -> None:
     )
     if run and run["error"]:
         table.add_row("its error", run["error"])
-    table.add_row("next cycle", _when(view.next_cycle_at) if view.next_cycle_at else "as soon as somebody leads")
     table.add_row(
-        "heartbeat", "none yet" if view.heartbeat_age_seconds is None else f"{view.heartbeat_age_seconds:.0f} s ago"
+        "next cycle",
+        _when(view.next_cycle_at) if view.next_cycle_at else "as soon as somebody leads",
+    )
+    table.add_row(
+        "heartbeat",
+        "none yet" if view.heartbeat_age_seconds is None else f"{view.heartbeat_age_seconds:.0f} s ago",
     )
     table.add_row("debts", f"{view.debts} instances owe {view.owed}")
     table.add_row("failures", f"{view.failures} instances")

@@ -41,6 +41,7 @@ class Biller:
 
     def __init__(
         self,
+        *,
         connect: Callable[[], Ledger],
         make_cycle: Callable[["Biller"], Cycle],
         heart: Heart,
@@ -110,7 +111,7 @@ class Biller:
                 seconds = self._seconds_until_due()
             except (psycopg.Error, BillingError) as error:
                 failures += 1
-                log.error("schedule.failed", error=str(error).split("\n", 1)[0])
+                log.warning("schedule.failed", error=str(error).split("\n", 1)[0])
             else:
                 if seconds > 0:
                     self._wait(min(seconds, LOOK_AGAIN_SECONDS))
@@ -119,7 +120,6 @@ class Biller:
                 failures = failures + 1 if result.outcome is Outcome.FAILED else 0
             if failures >= FAILURES_BEFORE_STEPPING_DOWN:
                 log.error("leader.unable", failures=failures)
-                self._heart.leave_office()
                 self._step_down(STEP_DOWN_BACK_OFF_SECONDS)
                 return
             if failures:

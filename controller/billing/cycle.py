@@ -2,9 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 from uuid import UUID
 
@@ -35,17 +35,6 @@ class CycleSettings:
     batch_size: int = 2000
     holder: str = ""
     retention_days: int = 30
-
-
-@dataclass
-class _Progress:
-    """What the workers have done; shared between their threads."""
-
-    figures: Figures = field(default_factory=Figures)
-    obstacles: Counter[str] = field(default_factory=Counter)
-    held: set[UUID] = field(default_factory=set)
-    failed: BaseException | None = None
-    lock: Lock = field(default_factory=Lock)
 
 
 class Cycle:
@@ -89,119 +78,138 @@ class Cycle:
             on_charged: told of each transaction, on a worker's thread.
         """
         began = time.monotonic()
-        progress = _Progress()
+        done = _Done()
         run: Run | None = None
-        ledger: Ledger | None = None
         outcome, error = Outcome.COMPLETED, None
         try:
             ledger = self._connect()
-            with ledger.fenced(leadership.term, keep=not dry):
-                run = ledger.begin_run(leadership.term, self._settings.holder)
-            plan = ledger.plan(run, self._settings.batch_size)
+            with ledger.connection:
+                with ledger.fenced(leadership.term, keep=not dry):
+                    run = ledger.begin_run(leadership.term, self._settings.holder)
+                plan = ledger.plan(run, self._settings.batch_size)
             on_planned(sum(batch.instances for batch in plan))
-            self._charge(run, plan, leadership, progress, on_charged, dry=dry)
+            work = Work(
+                run=run,
+                batch_size=self._settings.batch_size,
+                connect=self._connect_worker,
+                checkpoint=lambda: self._checkpoint(leadership, done),
+                pause=self._pause,
+                on_charged=done.noting(on_charged),
+                dry=dry,
+            )
+            self._charge(work, plan, done)
         except DeposedError as deposed:
             outcome, error = Outcome.DEPOSED, str(deposed)
         except StoppedError as stopped:
             outcome, error = Outcome.STOPPED, str(stopped)
         except (psycopg.Error, BillingError) as failed:
-            outcome, error = Outcome.FAILED, str(failed).split("\n", 1)[0]
-        figures = progress.figures
-        try:
-            if ledger is not None and run is not None and not dry and outcome is not Outcome.DEPOSED:
-                figures = self._finish(ledger, run, outcome, error)
-        except DeposedError as deposed:
-            outcome, error = Outcome.DEPOSED, str(deposed)
-        except (psycopg.Error, BillingError) as failed:
-            outcome, error = Outcome.FAILED, error or f"the run's end could not be recorded: {failed}".split("\n", 1)[0]
-        finally:
-            if ledger is not None:
-                ledger.connection.close()
-        return CycleResult(outcome, figures, time.monotonic() - began, run, error, dict(progress.obstacles))
+            outcome, error = Outcome.FAILED, _first_line(failed)
+        figures = done.figures
+        if run is not None and not dry and outcome is not Outcome.DEPOSED:
+            try:
+                figures = self._finish(run, outcome, error)
+            except DeposedError as deposed:
+                outcome, error = Outcome.DEPOSED, str(deposed)
+            except (psycopg.Error, BillingError) as failed:
+                outcome, error = Outcome.FAILED, error or f"its end could not be recorded: {_first_line(failed)}"
+        return CycleResult(outcome, figures, time.monotonic() - began, run, error, dict(done.obstacles))
 
-    def _finish(self, ledger: Ledger, run: Run, outcome: Outcome, error: str | None) -> Figures:
-        if ledger.connection.closed:
-            ledger.connection = self._connect().connection
-        with ledger.fenced(run.term):
-            figures = ledger.finish_run(run, outcome, error)
-            ledger.prune(self._settings.retention_days)
-        return figures
+    def _checkpoint(self, leadership: Leadership, done: "_Done") -> None:
+        """Raises when no further transaction may be started."""
+        if done.failure is not None:
+            raise CycleFailedError("another worker of this cycle failed")
+        if not leadership.still_leads():
+            raise DeposedError(f"term {leadership.term} is over: the lock session is lost")
+        if not self._may_go_on():
+            raise StoppedError("stopped by a drain's deadline; the next cycle goes on from here")
 
-    def _charge(
-        self,
-        run: Run,
-        plan: list[Batch],
-        leadership: Leadership,
-        progress: _Progress,
-        on_charged: Callable[[Charged], None],
-        *,
-        dry: bool,
-    ) -> None:
-        def checkpoint() -> None:
-            if progress.failed is not None:
-                raise CycleFailedError("another worker of this cycle failed")
-            if not leadership.still_leads():
-                raise DeposedError(f"term {run.term} is over: the lock session is lost")
-            if not self._may_go_on():
-                raise StoppedError("stopped by a drain's deadline; the next cycle goes on from here")
-
-        def note(charged: Charged) -> None:
-            with progress.lock:
-                progress.figures += charged.figures
-                progress.obstacles.update(charged.obstacles)
-                progress.held.update(charged.held_by_others)
-            for instance in charged.priced_by_default:
-                log.warning("instance.priced_by_default", **instance)
-            on_charged(charged)
-
-        work = Work(
-            run, self._settings.batch_size, self._connect_worker, checkpoint, self._pause, note, dry=dry
-        )
-        self._spread(work, plan, progress)
+    def _charge(self, work: Work, plan: Sequence[Batch], done: "_Done") -> None:
+        self._spread(work, plan, done)
         for seconds in HELD_BACK_OFF_SECONDS:
-            if not progress.held:
+            if not (held := done.take_held()):
                 return
             self._pause(seconds)
-            self._spread(work, _singly(progress), progress)
-        if progress.held:
-            worker = BatchWorker(work)
-            try:
-                for batch in _singly(progress):
-                    worker.fail(batch, "locked", "someone else's transaction holds the wallet or an instance")
-            finally:
-                worker.close()
+            self._spread(work, held, done)
+        worker = BatchWorker(work)
+        try:
+            for batch in done.take_held():
+                worker.fail(batch, "locked", "someone else's transaction holds the wallet or an instance")
+        finally:
+            worker.close()
 
-    def _spread(self, work: Work, batches: list[Batch], progress: _Progress) -> None:
-        """Charges batches on the workers' threads; the first failure ends all, after the batch that each has in hand."""
-        queue: Iterator[Batch] = iter(batches)
+    def _spread(self, work: Work, batches: Sequence[Batch], done: "_Done") -> None:
+        """Charges batches on the workers' threads. The first failure ends all, after the batches in hand."""
+        queue = iter(batches)
+        next_of_queue = Lock()
 
         def charge_until_empty() -> None:
             worker = BatchWorker(work)
             try:
                 while True:
-                    with progress.lock:
+                    with next_of_queue:
                         batch = next(queue, None)
                     if batch is None:
                         return
                     worker.charge(batch)
-            except BaseException as error:
-                with progress.lock:
-                    progress.failed = progress.failed or error
-                raise
+            except BaseException as error:  # noqa: BLE001 - raised again below, on the thread that waits for us
+                done.fail(error)
             finally:
                 worker.close()
 
-        threads = min(self._settings.workers, len(batches))
-        if threads == 0:
-            return
+        threads = max(1, min(self._settings.workers, len(batches)))
         with ThreadPoolExecutor(threads, thread_name_prefix="worker") as pool:
-            for future in [pool.submit(charge_until_empty) for _ in range(threads)]:
-                future.exception()
-        if progress.failed is not None:
-            raise progress.failed
+            for _ in range(threads):
+                pool.submit(charge_until_empty)
+        if done.failure is not None:
+            raise done.failure
+
+    def _finish(self, run: Run, outcome: Outcome, error: str | None) -> Figures:
+        ledger = self._connect()
+        with ledger.connection, ledger.fenced(run.term):
+            figures = ledger.finish_run(run, outcome, error)
+            ledger.prune(self._settings.retention_days)
+        return figures
 
 
-def _singly(progress: _Progress) -> list[Batch]:
-    """Each held organization as a batch of its own, of any size."""
-    held, progress.held = sorted(progress.held), set()
-    return [Batch(organization, organization, 0, large=True) for organization in held]
+class _Done:
+    """What the workers have done so far; shared between their threads."""
+
+    def __init__(self) -> None:
+        self.figures = Figures()
+        self.obstacles: Counter[str] = Counter()
+        self.failure: BaseException | None = None
+        self._held: set[UUID] = set()
+        self._lock = Lock()
+
+    def note(self, charged: Charged) -> None:
+        """Adds a transaction."""
+        with self._lock:
+            self.figures += charged.figures
+            self.obstacles.update(charged.obstacles)
+            self._held.update(charged.held_by_others)
+        for instance in charged.priced_by_default:
+            log.warning("instance.priced_by_default", **instance)
+
+    def noting(self, further: Callable[[Charged], None]) -> Callable[[Charged], None]:
+        """`note`, and then tell someone further."""
+
+        def note(charged: Charged) -> None:
+            self.note(charged)
+            further(charged)
+
+        return note
+
+    def fail(self, error: BaseException) -> None:
+        """Keeps the first failure."""
+        with self._lock:
+            self.failure = self.failure or error
+
+    def take_held(self) -> list[Batch]:
+        """The organizations that were left out because of someone else's locks, each as a batch of its own."""
+        with self._lock:
+            held, self._held = sorted(self._held), set()
+        return [Batch(organization, organization, 0, large=True) for organization in held]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0]

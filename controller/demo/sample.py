@@ -69,9 +69,14 @@ def existing_tables(conn: Connection[Any]) -> list[str]:
 
 def seeded(conn: Connection[Any]) -> bool:
     """Whether the tables and rows here are this module's; schema.sql leaves a comment that says so."""
-    row = conn.cursor(row_factory=tuple_row).execute(
-        "select obj_description(to_regclass('organizations'), 'pg_class') = %s", [SAMPLE_COMMENT]
-    ).fetchone()
+    row = (
+        conn.cursor(row_factory=tuple_row)
+        .execute(
+            "select obj_description(to_regclass('organizations'), 'pg_class') = %s",
+            [SAMPLE_COMMENT],
+        )
+        .fetchone()
+    )
     return bool(row and row[0])
 
 
@@ -84,8 +89,7 @@ def create_schema(conn: Connection[Any]) -> None:
     present = existing_tables(conn)
     if present:
         raise SampleError(
-            f"this database has ContainerStacks tables already ({', '.join(present)}):"
-            " name an empty one for the sample"
+            f"this database has ContainerStacks tables already ({', '.join(present)}): name an empty one for the sample"
         )
     with conn.transaction():
         conn.execute(_script("schema.sql"))

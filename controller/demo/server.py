@@ -142,9 +142,7 @@ class Server:
     def drop_database(self, name: str) -> None:
         """Drop the database if it exists, ending its sessions."""
         with psycopg.connect(self.url(), autocommit=True) as conn:
-            conn.execute(
-                sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
-            )
+            conn.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
     def start(self) -> None:
         """Start and wait until it takes connections; the first time, make the data folder.

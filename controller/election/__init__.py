@@ -37,9 +37,9 @@ It never waits in the database for the lock.
 *Winning* is: the lock is taken, the server is not in recovery, and a term is minted. Only then does it lead. When the
 server is in recovery or the mint fails, the session is closed: a lock without a term is of no use.
 
-*Leading*, it pings the lock session every `ping_interval`: the same backend still holds the lock. It may believe that it
-leads until `leader_deadline` after the moment at which the last good ping *was sent*, by its own monotonic clock, and
-not a moment longer, whatever its threads are blocked in: everyone who works asks `Leadership.still_leads()`.
+*Leading*, it pings the lock session every `ping_interval`: the same backend still holds the lock. It may believe that
+it leads until `leader_deadline` after the moment at which the last good ping *was sent*, by its own monotonic clock,
+and not a moment longer, whatever its threads are blocked in: everyone who works asks `Leadership.still_leads()`.
 
 *Deposed* is what it is when a ping fails, is late, or finds the lock gone. There is no way back: the session is closed
 (after an error the server may have done anything, and advisory locks stack), and the replica contends as a new one.

@@ -62,6 +62,7 @@ class Elector:
 
     def __init__(
         self,
+        *,
         connect: Callable[[], LockSession],
         bounds: Bounds,
         clock: Clock,

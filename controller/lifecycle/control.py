@@ -82,13 +82,11 @@ class ControlSocket:
             peer.settimeout(CONNECT_TIMEOUT_SECONDS)
             try:
                 request = json.loads(_read_line(peer))
-                timeout_seconds = request["drain"]["timeout_seconds"]
-                if timeout_seconds is not None and not 0 <= float(timeout_seconds) < float("inf"):
-                    raise ValueError("timeout_seconds is negative")
+                timeout_seconds = _seconds(request["drain"]["timeout_seconds"])
             except (ValueError, KeyError, TypeError) as error:
                 peer.sendall(json.dumps({"error": f"not understood: {error}"}).encode() + b"\n")
                 return
-            self._drain.ask(DRAIN_COMMAND, None if timeout_seconds is None else float(timeout_seconds))
+            self._drain.ask(DRAIN_COMMAND, timeout_seconds)
             while not self._drain.wait_until_done(1.0):
                 pass
             peer.sendall(json.dumps({"outcome": str(self._drain.outcome)}).encode() + b"\n")
@@ -119,6 +117,15 @@ def ask_to_drain(path: Path, timeout_seconds: float | None) -> str:
     if "error" in answer:
         raise ControlError(f"the controller refused: {answer['error']}")
     return str(answer["outcome"])
+
+
+def _seconds(value: float | str | None) -> float | None:
+    if value is None:
+        return None
+    seconds = float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("timeout_seconds is not a duration")
+    return seconds
 
 
 def _answers(path: Path) -> bool:

@@ -93,11 +93,18 @@ class Drain:
     def carry_out(self) -> DrainOutcome:
         """Drains. Blocks until it is done, at most the timeout and twice GRACE_SECONDS."""
         began = self._clock()
-        log.info("drain.started", reason=self.reason, timeout_seconds=round(max(self._deadline - began, 0.0), 1))
+        log.info(
+            "drain.started",
+            reason=self.reason,
+            timeout_seconds=round(max(self._deadline - began, 0.0), 1),
+        )
         self._steps.refuse_traffic()
         finished = self._finish_in_time()
         if not finished:
-            log.warning("drain.timed_out", detail="stopping after the batch in hand; the successor goes on from there")
+            log.warning(
+                "drain.timed_out",
+                detail="stopping after the batch in hand; the successor goes on from there",
+            )
             self._steps.stop_after_batch()
             self._steps.finish_work(GRACE_SECONDS)
         self._steps.resign(GRACE_SECONDS)

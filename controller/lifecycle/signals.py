@@ -1,4 +1,4 @@
-"""Signals, from the process's first instruction on. Imports nothing heavy: as PID 1 a container has no default handlers.
+"""Signals, from the process's first instruction on. Imports nothing heavy: PID 1 has no default handlers.
 
 A handler that took a lock could deadlock with the very code it interrupts, so nothing happens in one: the interpreter
 writes the signal's number to a socket, and the main thread reads it there.
@@ -10,9 +10,7 @@ import signal
 import socket
 from typing import Final
 
-STOPPING: Final = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
-)
+STOPPING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name))
 _WAKE: Final = 0
 
 

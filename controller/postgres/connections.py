@@ -66,23 +66,17 @@ _TCP_SERVER: Final = {
     "tcp_keepalives_count": "4",
     "tcp_user_timeout": f"{TCP_SILENCE_SECONDS}s",
 }
-_TCP_CLIENT: Final = {
-    "keepalives_idle": 2,
-    "keepalives_interval": 1,
-    "keepalives_count": 4,
-    "tcp_user_timeout": TCP_SILENCE_SECONDS * 1000,
-}
 
 #: A worker's sessions: one short transaction after the other. `client_connection_check_interval` ends a statement whose
 #: client has been killed, so that it does not hold the next leader's mint until it ends.
 #: JIT is off: compiling the one large statement takes longer than running it, every time.
 WORKER: Final = SessionSettings(
-    "worker", _TCP_SERVER | {"client_connection_check_interval": "500ms", "jit": "off"}, reply_timeout_seconds=15.0
+    "worker",
+    _TCP_SERVER | {"client_connection_check_interval": "500ms", "jit": "off"},
+    reply_timeout_seconds=15.0,
 )
 #: The biller's own session (plan, history, schedule) and everything a person asks for.
-FOREGROUND: Final = SessionSettings(
-    "foreground", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=600.0
-)
+FOREGROUND: Final = SessionSettings("foreground", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=600.0)
 #: Migrations: an index on years of rows takes its time.
 MIGRATION: Final = SessionSettings("migrate", _TCP_SERVER, reply_timeout_seconds=3600.0)
 #: The heartbeat's session.
@@ -143,7 +137,10 @@ class Database:
                 application_name=application_name(settings.purpose, self.instance_id),
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 client_encoding="utf8",
-                **_TCP_CLIENT,
+                keepalives_idle=2,
+                keepalives_interval=1,
+                keepalives_count=4,
+                tcp_user_timeout=TCP_SILENCE_SECONDS * 1000,
             )
         except psycopg.Error as error:
             raise DatabaseUnreachableError(

@@ -70,9 +70,7 @@ class PostgresLockSession:
         self._waker.setblocking(False)
 
     @classmethod
-    def open(
-        cls, database: Database, queries: Queries, lock: LockName, bounds: Bounds
-    ) -> Self:
+    def open(cls, database: Database, queries: Queries, lock: LockName, bounds: Bounds) -> Self:
         """Connects and listens.
 
         Raises:
@@ -131,10 +129,11 @@ class PostgresLockSession:
     def wait(self, timeout_seconds: float) -> None:
         """See LockSession. What the server says of its own accord (a resignation, an end) ends the wait."""
         try:
-            ready, _, _ = select.select([self._connection, self._awake], [], [], timeout_seconds)
-            if self._awake in ready:
+            server, awake = self._connection.fileno(), self._awake.fileno()
+            ready, _, _ = select.select([server, awake], [], [], timeout_seconds)
+            if awake in ready:
                 self._awake.recv(4096)
-            if self._connection in ready:
+            if server in ready:
                 for _ in self._connection.notifies(timeout=0):
                     pass
         except (psycopg.Error, OSError, ValueError) as error:

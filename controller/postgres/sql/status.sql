@@ -22,10 +22,18 @@ set status = excluded.status, last_run_at = excluded.last_run_at, last_run_succe
 returning s.heartbeat_at
 
 -- name: mark_stopped
--- Leaves heartbeat_at as it is: a refreshed one would hold back the application's own billing with nobody billing here.
-update billing_daemon_status
-set status = 'stopped', updated_at = clock_timestamp()
-where daemon_instance_id = %(instance_id)s
+-- With the last run's figures, but heartbeat_at stays as it is: a refreshed one would hold back the application's own
+-- billing with nobody billing here.
+update billing_daemon_status s
+set status = 'stopped', updated_at = clock_timestamp(), last_run_at = coalesce(r.started_at, s.last_run_at),
+    last_run_success = coalesce(r.outcome = 'completed', s.last_run_success),
+    instances_billed = coalesce(r.instances, s.instances_billed), total_amount = coalesce(r.amount, s.total_amount),
+    total_hours = coalesce(r.hours, s.total_hours), error_message = case when r.id is null then s.error_message else r.error end
+from billing_leadership l
+left join lateral (
+    select * from billing_runs where outcome <> 'running' order by started_at desc, id desc limit 1
+) r on true
+where s.daemon_instance_id = %(instance_id)s and l.term = %(term)s
 
 -- name: close_other_statuses
 -- A new leader knows that nobody else leads: rows that still say so belong to replicas that are gone.
