@@ -201,6 +201,14 @@ class Application:
                 leadership = elected.get(timeout=BILL_ELECTION_SECONDS)
             except Empty:
                 raise AnotherLeaderError("another replica was faster; see `containerstacks-billing status`") from None
+            ledger = self.ledger()
+            with ledger.connection:
+                if ledger.begin_takeover(leadership.term, 0):
+                    log.warning(
+                        "takeover.undelayed",
+                        remedy="no heartbeat for 90 minutes: make sure that the"
+                        " application's own billing is not in the middle of a run",
+                    )
             heart.take_office(leadership)
             yield leadership
             heart.beat()

@@ -185,7 +185,7 @@ def env_file_warning(env_file: Path = ENV_FILE) -> str | None:
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port` or `:port`.
+    """Host and port of `host:port`, or of `:port`, which is every interface and gives the host `*`.
 
     Raises:
         SettingsError: it is neither.
@@ -193,7 +193,7 @@ def parse_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - the largest port
         raise SettingsError(f"BILLING_HTTP_ADDRESS={address} is not host:port; give for example 0.0.0.0:8080, or none")
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - an empty host means every interface
+    return host.strip("[]") or "*", int(port)
 
 
 def check_url(url: str, setting: str) -> None:

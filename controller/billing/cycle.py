@@ -20,6 +20,9 @@ from controller.errors import BillingError
 #: Waits between the tries for organizations that someone else holds a lock on.
 HELD_BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
 
+#: So many instances without a priced plan are named in a cycle's log.
+NAMED_WARNINGS = 50
+
 log = structlog.get_logger(part="billing")
 
 
@@ -179,6 +182,7 @@ class _Done:
         self.obstacles: Counter[str] = Counter()
         self.failure: BaseException | None = None
         self._held: set[UUID] = set()
+        self._warnings = 0
         self._lock = Lock()
 
     def note(self, charged: Charged) -> None:
@@ -187,7 +191,9 @@ class _Done:
             self.figures += charged.figures
             self.obstacles.update(charged.obstacles)
             self._held.update(charged.held_by_others)
-        for instance in charged.priced_by_default:
+            unpriced = charged.priced_by_default[: max(0, NAMED_WARNINGS - self._warnings)]
+            self._warnings += len(unpriced)
+        for instance in unpriced:
             log.warning("instance.priced_by_default", **instance)
 
     def noting(self, further: Callable[[Charged], None]) -> Callable[[Charged], None]:

@@ -83,9 +83,11 @@ class Ledger:
             "after_id": after.id if after else None,
             "batch_size": limit,
         }
-        held: Sequence[UUID] = self._the_row("lock_batch", **parameters)["held_by_others"]
+        locked = self._the_row("lock_batch", **parameters)
+        held: Sequence[UUID] = locked["held_by_others"]
         parameters["held_by_others"] = held
-        self._execute("adopt_wallets", **parameters)
+        if locked["adoptable"]:
+            self._execute("adopt_wallets", **parameters)
         row = self._the_row(
             "charge_batch",
             **parameters,

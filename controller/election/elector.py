@@ -122,11 +122,11 @@ class Elector:
         self._log.info("election.joined")
         while not self._stopping.is_set():
             self.alive_at = self._clock()
-            if self.alive_at >= self._not_before:
-                sent_at = self._clock()
-                if session.try_lock():
-                    self._lead(session, sent_at)
-                    return
+            if self.alive_at < self._not_before:
+                session.ping()  # a session that says nothing is ended by the server
+            elif session.try_lock():
+                self._lead(session, self.alive_at)
+                return
             session.wait(self._bounds.poll_interval_seconds * (0.6 + 0.5 * self._jitter()))
 
     def _lead(self, session: LockSession, sent_at: float) -> None:

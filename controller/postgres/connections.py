@@ -159,8 +159,9 @@ class Database:
 
 
 def application_name(purpose: str, instance_id: str) -> str:
-    """How a session is called in `pg_stat_activity`; the server keeps 63 bytes of it."""
-    return f"containerstacks-billing {purpose} {instance_id}"[:63]
+    """A session's name in `pg_stat_activity`. The server keeps 63 bytes; an id's end tells more than its begin."""
+    prefix = f"billing {purpose} "
+    return prefix + instance_id[-(63 - len(prefix)) :]
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:

@@ -111,6 +111,7 @@ class PostgresLockSession:
 
     def mint(self) -> int:
         """See LockSession. One transaction of two statements."""
+        self._refuse_other_lock()
         try:
             with self._connection.transaction():
                 self._connection.execute(self._queries["close_leadership"].encode())
@@ -154,6 +155,18 @@ class PostgresLockSession:
             self._connection.close()
         self._awake.close()
         self._waker.close()
+
+    def _refuse_other_lock(self) -> None:
+        """Two controllers with different locks on the same tables would depose each other without end."""
+        other = LockName(self._one("current_term", {})["lock_name"] or self._lock.name)
+        if other == self._lock:
+            return
+        holder = self._connection.execute(self._queries["lock_holder"].encode(), other.halves).fetchone()
+        if holder is not None:
+            raise LockSessionError(
+                f"a controller with BILLING_LOCK_NAME={other.name} bills these very tables; give both the same name,"
+                " or each a schema of its own (search_path in the URL's options)"
+            )
 
     def _one(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
         try:

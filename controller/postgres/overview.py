@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from controller.postgres.connections import application_name
 from controller.postgres.lock_session import LockName
 
 
@@ -62,11 +63,13 @@ def overview(
     def rows(name: str, parameters: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         return connection.execute(statements[name].encode(), parameters).fetchall()
 
-    prefix = "containerstacks-billing elector "
+    prefix = application_name("elector", "")
     holders = {row["pid"]: row["application_name"] for row in rows("lock_holder", lock.halves)}
     candidates = {row["pid"]: row["application_name"] for row in rows("candidates", {"prefix": prefix})}
     (now,) = rows("overview")
     leader = next((name.removeprefix(prefix) for name in holders.values()), None)
+    if leader and now["holder"] and now["holder"].endswith(leader):
+        leader = now["holder"]  # a session's name may have been cut
     last_completed_at = now["last_completed_at"]
     return Overview(
         leader=leader,

@@ -93,7 +93,9 @@ with due as materialized (
     order by i.organization_id, i.created_at, i.id
     for no key update skip locked
 )
-select coalesce(array_agg(distinct organization_id), '{}') as held_by_others
+select coalesce(array_agg(distinct organization_id), '{}') as held_by_others,
+    exists (select from wallet w where not exists (select from billing_wallet_baselines b where b.wallet_id = w.id))
+        as adoptable
 from (
     select organization_id from wallet where id not in (select id from locked_wallet)
     union all
