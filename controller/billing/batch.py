@@ -61,7 +61,7 @@ class BatchWorker:
             DeposedError: another replica leads.
         """
         try:
-            self._retried(lambda ledger: self._charge(ledger, batch))
+            self._retried(lambda ledger, attempt: self._charge(ledger, batch, cautious=attempt > 0))
         except (psycopg.Error, InconsistentError) as error:
             if classify(error) is Fault.OURS:
                 raise CycleFailedError(_text(error)) from error
@@ -71,7 +71,7 @@ class BatchWorker:
         """Records that an organization could not be charged, on each of its instances that is due."""
         organization = organization_batch.first_organization
 
-        def record(ledger: Ledger) -> Figures:
+        def record(ledger: Ledger, _attempt: int) -> Figures:
             with ledger.fenced(self._work.run.term, keep=not self._work.dry):
                 return ledger.record_failed_organization(self._work.run, organization, reason, error)
 
@@ -92,7 +92,7 @@ class BatchWorker:
                 self._ledger.connection.close()
             self._ledger = None
 
-    def _charge(self, ledger: Ledger, batch: Batch) -> None:
+    def _charge(self, ledger: Ledger, batch: Batch, *, cautious: bool) -> None:
         """A large organization takes several transactions; a dry run needs them to see each other, so has one."""
         term, limit = self._work.run.term, self._work.batch_size if batch.large else None
         charged: list[Charged] = []
@@ -101,7 +101,7 @@ class BatchWorker:
             while True:
                 self._work.checkpoint()
                 with nullcontext() if self._work.dry else ledger.fenced(term):
-                    step = ledger.charge(self._work.run, batch, after, limit)
+                    step = ledger.charge(self._work.run, batch, after, limit, cautious=cautious)
                 if self._work.dry:
                     charged.append(step)
                 else:
@@ -112,14 +112,14 @@ class BatchWorker:
         for step in charged:
             self._work.on_charged(step)
 
-    def _retried(self, action: Callable[[Ledger], T]) -> T:
-        """Runs an action until it succeeds or fails for good; the last error where trying again does not help."""
+    def _retried(self, action: Callable[[Ledger, int], T]) -> T:
+        """Runs an action, which is told how often it has failed, until it succeeds or fails for good."""
         for attempt in range(ATTEMPTS):
             self._work.checkpoint()
             try:
                 if self._ledger is None:
                     self._ledger = self._work.connect()
-                return action(self._ledger)
+                return action(self._ledger, attempt)
             except DeposedError:
                 raise
             except (psycopg.Error, BillingError) as error:
@@ -138,7 +138,7 @@ class BatchWorker:
 
     def _halve(self, batch: Batch, error: Exception) -> None:
         """Charges the two halves of a batch apart; a single organization is at fault itself."""
-        organizations = self._retried(lambda ledger: ledger.due_organizations(self._work.run, batch))
+        organizations = self._retried(lambda ledger, _: ledger.due_organizations(self._work.run, batch))
         if len(organizations) <= 1:
             self.fail(batch, "error", _text(error))
             return

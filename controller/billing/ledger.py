@@ -13,7 +13,7 @@ from controller.billing.values import Batch, Charged, Figures, Outcome, Position
 #: A batch's bounds on the server. A frozen worker's transaction ends after the last of them, so that the next leader's
 #: mint waits no longer for it.
 TRANSACTION_BOUNDS: Final = {
-    "lock_timeout": "2s",
+    "lock_timeout": "500ms",
     "statement_timeout": "5s",
     "idle_in_transaction_session_timeout": "5s",
 }
@@ -69,8 +69,12 @@ class Ledger:
         rows = self._rows("plan_cycle", as_of=run.as_of, batch_size=batch_size)
         return [Batch(r["first_organization"], r["last_organization"], r["instances"], r["large"]) for r in rows]
 
-    def charge(self, run: Run, batch: Batch, after: Position | None, limit: int | None) -> Charged:
+    def charge(
+        self, run: Run, batch: Batch, after: Position | None, limit: int | None, *, cautious: bool = False
+    ) -> Charged:
         """Charges up to `limit` instances of a batch, those after `after`. Needs `fenced`.
+
+        `cautious` finds out first which instances someone else holds a lock on, and leaves their organizations out.
 
         Raises:
             InconsistentError: a locked row has changed all the same.
@@ -83,7 +87,7 @@ class Ledger:
             "after_id": after.id if after else None,
             "batch_size": limit,
         }
-        locked = self._the_row("lock_batch", **parameters)
+        locked = self._the_row("lock_batch", **parameters, cautious=cautious)
         held: Sequence[UUID] = locked["held_by_others"]
         parameters["held_by_others"] = held
         if locked["adoptable"]:

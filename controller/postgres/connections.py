@@ -68,11 +68,18 @@ _TCP_SERVER: Final = {
 }
 
 #: A worker's sessions: one short transaction after the other. `client_connection_check_interval` ends a statement whose
-#: client has been killed, so that it does not hold the next leader's mint until it ends.
-#: JIT is off: compiling the one large statement takes longer than running it, every time.
+#: client has been killed, so that it does not hold the next leader's mint until it ends. The planner can't know that a
+#: batch is small: without sequential scans it does not read years of history for it, a generic plan does not change
+#: with the batch, and compiling the one large statement (JIT) would take longer than running it.
 WORKER: Final = SessionSettings(
     "worker",
-    _TCP_SERVER | {"client_connection_check_interval": "500ms", "jit": "off"},
+    _TCP_SERVER
+    | {
+        "client_connection_check_interval": "500ms",
+        "enable_seqscan": "off",
+        "jit": "off",
+        "plan_cache_mode": "force_generic_plan",
+    },
     reply_timeout_seconds=15.0,
 )
 #: The biller's own session (plan, history, schedule) and everything a person asks for.

@@ -66,18 +66,15 @@ group by large, large_so_far, case when not large then div(small_before, %(batch
 order by 1
 
 -- name: lock_batch
--- Locks the wallets, then the instances, in the one global order, without waiting: an organization with a row that
--- someone else holds is handed back, to be tried again on its own. What is locked here is read again by charge_batch,
--- whose snapshot is younger than the locks.
+-- Locks the wallets in the one global order, without waiting: an organization with a row that someone else holds is handed
+-- back, to be tried again on its own. What is locked here is read again by charge_batch, whose snapshot is younger than
+-- the locks. Instances are locked by charge_batch's own compare and swap; `cautious`, after a first try has failed, locks
+-- them here, to find out whose they are.
 with due as materialized (
-    select id, organization_id, created_at
+    select distinct organization_id
     from vps_instances
     where organization_id between %(first_organization)s and %(last_organization)s
         and billing_is_due(last_billed_at, created_at, %(as_of)s)
-        and (%(after_id)s::uuid is null
-            or (coalesce(created_at, 'infinity'), id) > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
-    order by organization_id, coalesce(created_at, 'infinity'), id
-    limit %(batch_size)s
 ), wallet as materialized (
     select id, organization_id from wallets where organization_id in (select organization_id from due)
 ), locked_wallet as materialized (
@@ -86,10 +83,15 @@ with due as materialized (
     where w.id in (select id from wallet)
     order by w.organization_id, w.id
     for no key update skip locked
+), instance as materialized (
+    select id, organization_id
+    from vps_instances
+    where %(cautious)s and organization_id between %(first_organization)s and %(last_organization)s
+        and billing_is_due(last_billed_at, created_at, %(as_of)s)
 ), locked_instance as materialized (
     select i.id
     from vps_instances i
-    where i.id in (select id from due) and (select count(*) from locked_wallet) >= 0  -- wallets first
+    where i.id in (select id from instance) and (select count(*) from locked_wallet) >= 0  -- wallets first
     order by i.organization_id, i.created_at, i.id
     for no key update skip locked
 )
@@ -99,7 +101,7 @@ select coalesce(array_agg(distinct organization_id), '{}') as held_by_others,
 from (
     select organization_id from wallet where id not in (select id from locked_wallet)
     union all
-    select organization_id from due where id not in (select id from locked_instance)
+    select organization_id from instance where id not in (select id from locked_instance)
 ) held
 
 -- name: adopt_wallets
@@ -124,7 +126,7 @@ on conflict do nothing
 with due as materialized (
     select i.id, i.organization_id, i.plan_id, i.label, i.created_at, i.last_billed_at,
         case when isfinite(coalesce(i.last_billed_at, i.created_at)) then coalesce(i.last_billed_at, i.created_at)
-            else %(as_of)s - interval '1 hour' end as period_start,
+            else %(as_of)s::timestamptz - interval '1 hour' end as period_start,
         coalesce(isfinite(coalesce(i.last_billed_at, i.created_at)), false) as start_known
     from vps_instances i
     where i.organization_id between %(first_organization)s and %(last_organization)s
@@ -330,7 +332,7 @@ order by organization_id
 with due as materialized (
     select i.id, i.organization_id, o.id as debt_id, o.metadata -> 'since' as since,
         case when isfinite(coalesce(i.last_billed_at, i.created_at)) then coalesce(i.last_billed_at, i.created_at)
-            else %(as_of)s - interval '1 hour' end as period_start
+            else %(as_of)s::timestamptz - interval '1 hour' end as period_start
     from vps_instances i
     left join vps_billing_cycles o on o.vps_instance_id = i.id and o.status = 'failed'
         and o.metadata ->> 'controller' = 'containerstacks-billing'
