@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import psycopg
 import structlog
 import typer
@@ -49,11 +48,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 def main(signals: Signals) -> int:
     """Runs the command that the process was started with; its exit status."""
     try:
-        status = app(obj=signals, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+        app(obj=signals)
+    except SystemExit as end:  # how typer ends, usage errors (2) and interruptions (130) among them
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
         return 130
     except BillingError as error:
         return _fail(str(error), error.exit_status)
@@ -61,17 +59,22 @@ def main(signals: Signals) -> int:
         return _fail(f"the database was lost: {one_line(error)}", 3)
     except psycopg.Error as error:
         return _fail(f"the database refused: {one_line(error)}", 1)
-    return status if isinstance(status, int) else 0
+    return 0
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+    if wanted:
+        show.line(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def _prepare(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="The version, and nothing else.", is_eager=True)] = False,  # noqa: FBT002 - a flag
+    _version: Annotated[
+        bool, typer.Option("--version", help="The version, and nothing else.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        show.line(__version__)
-        raise typer.Exit
     if context.invoked_subcommand not in {"run", "bill"}:
         context.obj.restore()
 
@@ -85,7 +88,7 @@ def run(context: typer.Context) -> None:
 
 @app.command()
 def migrate(
-    check: Annotated[bool, typer.Option("--check", help="Only ask: status 1 when something is missing.")] = False,  # noqa: FBT002
+    check: Annotated[bool, typer.Option("--check", help="Only ask: status 1 when something is missing.")] = False,
 ) -> None:
     """Brings the database's schema up to date. Safe to run at once from any number of places."""
     application = _application()
@@ -98,14 +101,14 @@ def migrate(
 
 
 @app.command()
-def status(as_json: AsJson = False) -> None:  # noqa: FBT002
+def status(as_json: AsJson = False) -> None:
     """Who leads, since when, and how billing goes."""
     show.status(_application().overview(), as_json=as_json)
 
 
 @app.command()
 def history(
-    as_json: AsJson = False,  # noqa: FBT002
+    as_json: AsJson = False,
     limit: Annotated[int, typer.Option(min=1, max=10000, help="How many cycles.")] = 20,
 ) -> None:
     """The newest cycles."""
@@ -113,7 +116,7 @@ def history(
 
 
 @app.command()
-def audit(as_json: AsJson = False) -> None:  # noqa: FBT002
+def audit(as_json: AsJson = False) -> None:
     """Checks every invariant of the money; status 1 when one is violated."""
     report = _application().audit()
     show.audit(report, as_json=as_json)
@@ -123,8 +126,8 @@ def audit(as_json: AsJson = False) -> None:  # noqa: FBT002
 @app.command()
 def bill(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same SQL, rolled back.")] = False,  # noqa: FBT002
-    as_json: AsJson = False,  # noqa: FBT002
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same SQL, rolled back.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """One cycle now, in the foreground, under the lock."""
     application = _application()
