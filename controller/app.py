@@ -21,7 +21,8 @@ from controller.billing.heartbeat import Heart
 from controller.billing.ledger import Ledger
 from controller.billing.values import Charged, CycleResult, Pricing
 from controller.election import Elector, Leadership, LockSession, LockSessionError
-from controller.errors import AnotherLeaderError, BillingError
+from controller.errors import AnotherLeaderError, BillingError, DatabaseUnreachableError
+from controller.lifecycle import systemd
 from controller.lifecycle.control import DRAIN_COMMAND, ControlSocket
 from controller.lifecycle.drain import Drain, DrainSteps
 from controller.lifecycle.services import Service, Services
@@ -71,6 +72,17 @@ class Application:
     def connect(self, kind: SessionSettings = FOREGROUND) -> BoundedConnection:
         """A session of a kind."""
         return self.database.connect(kind)
+
+    def connect_patiently(self, seconds: float) -> BoundedConnection:
+        """A foreground session on a server that may still be starting; the last error after `seconds`."""
+        give_up_at = time.monotonic() + seconds
+        while True:
+            try:
+                return self.connect(FOREGROUND)
+            except DatabaseUnreachableError:
+                if time.monotonic() >= give_up_at:
+                    raise
+            time.sleep(1)
 
     def ledger(self, kind: SessionSettings = FOREGROUND) -> Ledger:
         """The money, as seen from a session of a kind."""
@@ -311,11 +323,13 @@ class Replica:
         """Runs until it is asked to stop, and drains; the exit status."""
         log.info("controller.started", version=__version__, lock=self.application.lock.name)
         self._services.start()
+        systemd.notify(self.application.settings.notify_socket, "READY=1")
         asked_by_signal = False
         while not self.drain.asked:
             for number in self._signals.wait(None):
                 asked_by_signal = True
                 self.drain.ask(number.name)
+        systemd.notify(self.application.settings.notify_socket, "STOPPING=1")
         draining = threading.Thread(target=self.drain.carry_out, name="drain", daemon=True)
         draining.start()
         while draining.is_alive():
@@ -326,7 +340,8 @@ class Replica:
         if self.drain.reason == DRAIN_COMMAND and not asked_by_signal:
             self._signals.wait(LINGER_SECONDS)
         for name in reversed(self._names):
-            self._services.stop(name, STOP_SECONDS)
+            if not self._services.stop(name, STOP_SECONDS):
+                log.warning("service.stuck", service=name, waited_seconds=STOP_SECONDS)
         log.info("controller.stopped")
         return self._exit_status()
 

@@ -28,6 +28,8 @@ LOG_FORMAT (json; console on a terminal). A .env file is read. All of them: docs
 Exit status: 0 done; 1 the command's own finding; 2 wrong usage or settings;
 3 the database can't be reached; 4 another replica leads.
 """
+#: `demo seed` begins together with the database that it fills.
+SEED_PATIENCE_SECONDS = 60.0
 OUTCOME_STATUS = {Outcome.COMPLETED: 0, Outcome.STOPPED: 1, Outcome.FAILED: 1, Outcome.DEPOSED: 4}
 
 app = typer.Typer(
@@ -172,13 +174,12 @@ def seed(
     """Makes the sample ContainerStacks schema and data in the database of DATABASE_URL, which must be empty of them."""
     from controller.demo import sample  # noqa: PLC0415
 
-    with _application().connect() as connection:
-        if sample.seeded(connection):
-            show.line("the sample is there already")
-            return
-        sample.create_schema(connection)
-        sample.create_data(connection, sample.Size(organizations=organizations, instances=instances))
-    show.line(f"made {organizations} organizations with {instances} instances")
+    size = sample.Size(organizations=organizations, instances=instances)
+    with _application().connect_patiently(SEED_PATIENCE_SECONDS) as connection:
+        made = sample.seed(connection, size)
+    show.line(
+        f"made {organizations} organizations with {instances} instances" if made else "the sample is there already"
+    )
 
 
 @demo_app.command(name="run")

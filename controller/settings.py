@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["error", "warn", "info", "debug"], BeforeValidator(_lower), _env("LOG_LEVEL")] = "info"
     log_format: Annotated[Literal["json", "console"] | None, BeforeValidator(_lower), _env("LOG_FORMAT")] = None
 
+    notify_socket: Annotated[str | None, _env("NOTIFY_SOCKET")] = None
+
     kubernetes: Annotated[Literal["auto", "off"], BeforeValidator(_lower), _env("BILLING_KUBERNETES")] = "auto"
     deployment_name: Annotated[str | None, _env("BILLING_DEPLOYMENT_NAME")] = None
     pod_name: Annotated[str | None, _env("POD_NAME")] = None

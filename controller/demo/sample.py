@@ -13,6 +13,7 @@ from controller.errors import BillingError
 
 SAMPLE_FOLDER: Final = Path(__file__).with_name("sample")
 
+_LOCK_KEY: Final = 0x636F_6E73_6269_6C73
 SAMPLE_COMMENT: Final = "containerstacks-billing sample"
 
 TABLES: Final = (
@@ -80,6 +81,21 @@ def seeded(conn: Connection[Any]) -> bool:
     return bool(row and row[0])
 
 
+def seed(conn: Connection[Any], size: Size) -> bool:
+    """Makes schema and data in one transaction, once, however many replicas ask at the same time; whether it did.
+
+    Raises:
+        SampleError: the tables are somebody's own.
+    """
+    with conn.transaction():
+        conn.execute("select pg_advisory_xact_lock(%s)", [_LOCK_KEY])
+        if seeded(conn):
+            return False
+        create_schema(conn)
+        create_data(conn, size)
+    return True
+
+
 def create_schema(conn: Connection[Any]) -> None:
     """Create the application's tables, all or none.
 
@@ -106,7 +122,7 @@ def create_data(conn: Connection[Any], size: Size | None = None, *, seed: int = 
     """
     size = size or Size()
     with conn.transaction():
-        occupied = conn.execute("select exists (select from organizations)").fetchone()
+        occupied = conn.cursor(row_factory=tuple_row).execute("select exists (select from organizations)").fetchone()
         if occupied is not None and occupied[0]:
             raise SampleError("this database has organizations already: name an empty one")
         conn.execute(

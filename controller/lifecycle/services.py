@@ -4,10 +4,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
-log = structlog.get_logger(part="lifecycle")
-
 
 @dataclass(frozen=True)
 class Service:
@@ -50,8 +46,6 @@ class Services:
         if thread.ident is None:
             return True
         thread.join(timeout_seconds)
-        if thread.is_alive():
-            log.warning("service.stuck", service=name, waited_seconds=timeout_seconds)
         return not thread.is_alive()
 
     def _guard(self, service: Service) -> None:

@@ -1,0 +1,16 @@
+"""The chart's tests need helm and kubectl: without them they are skipped, and say what to install."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chart.toolbox import ToolMissingError, tool
+
+
+@pytest.fixture(autouse=True, scope="package")
+def programs() -> None:
+    try:
+        tool("helm")
+        tool("kubectl")
+    except ToolMissingError as error:
+        pytest.skip(str(error))

@@ -1,0 +1,254 @@
+"""What the chart makes, judged by the API's own schemas, by the Restricted profile, and by what somebody last saw."""
+
+from __future__ import annotations
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+
+from tests.chart.golden import GOLDEN, names, rendering, values_of
+from tests.chart.toolbox import (
+    CHART,
+    MINIMAL,
+    Manifest,
+    Values,
+    controller,
+    environment,
+    one,
+    pod_specs,
+    render,
+    run,
+)  # fmt: skip
+
+OLDEST = "1.29"
+NEWEST = ".".join(kubernetes_validate.latest_version().split(".")[:2])
+SELECTOR = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
+
+
+def test_chart_passes_strict_lint() -> None:
+    done = run("helm", "lint", "--strict", "--with-subcharts", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", names())
+def test_values_pass_strict_lint(name: str) -> None:
+    file = str(GOLDEN.parent / "values" / f"{name}.yaml")
+    done = run("helm", "lint", "--strict", str(CHART), "--values", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", names())
+def test_rendering_is_the_golden_one(name: str) -> None:
+    golden = (GOLDEN / f"{name}.yaml").read_text("utf-8")
+    assert rendering(name) == golden, "if this is meant: python -m tests.chart.golden"
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("name", names())
+def test_kubernetes_accepts_every_object(name: str, version: str) -> None:
+    for o in render(values_of(name), "--kube-version", f"{version}.0"):
+        if not o["apiVersion"].startswith("monitoring.coreos.com/"):
+            kubernetes_validate.validate(o, version, strict=True)
+
+
+def test_older_kubernetes_is_refused() -> None:
+    done = run("helm", "template", "x", str(CHART), "--kube-version", "1.28.9", "--set", "demo.enabled=true")
+    assert "requires kubeVersion: >=1.29.0-0" in done.stderr
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_pod_meets_the_restricted_profile(name: str) -> None:
+    found = list(pod_specs(render(values_of(name))))
+    assert found
+    for source, pod in found:
+        assert restricted_violations(pod) == [], source
+
+
+def restricted_violations(pod: Manifest) -> list[str]:
+    """What the Restricted Pod Security Standard objects to, and a root file system that can be written to."""
+    volumes = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    security = pod.get("securityContext", {})
+    found = [f"pod.{key}" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
+    found += [f"volume {v['name']}" for v in pod.get("volumes", []) if not v.keys() - {"name"} <= volumes]
+    for container in pod["containers"] + pod.get("initContainers", []):
+        own = container.get("securityContext", {})
+        effective = {**security, **own}
+        checks = {
+            "runAsNonRoot": effective.get("runAsNonRoot") is True,
+            "runAsUser": effective.get("runAsUser") != 0,
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
+            "privileged": not own.get("privileged", False),
+            "capabilities": own.get("capabilities") == {"drop": ["ALL"]},
+            "seccompProfile": effective.get("seccompProfile", {}).get("type") in {"RuntimeDefault", "Localhost"},
+            "hostPort": not any("hostPort" in p for p in container.get("ports", [])),
+            "procMount": own.get("procMount", "Default") == "Default",
+            "readOnlyRootFilesystem": own.get("readOnlyRootFilesystem") is True
+            or container["name"] in {"proxy", "beside"},  # the operator's own
+        }
+        found += [f"{container['name']}.{name}" for name, good in checks.items() if not good]
+    return found
+
+
+def test_restricted_check_sees_a_violation() -> None:
+    """The check itself: a pod without any security context breaks it."""
+    assert "a.capabilities" in restricted_violations({"containers": [{"name": "a"}]})
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_container_is_limited_and_says_why_it_ended(name: str) -> None:
+    for source, pod in pod_specs(render(values_of(name))):
+        for container in pod["containers"] + pod.get("initContainers", []):
+            if container["name"] not in {"proxy", "beside"}:
+                assert container["resources"]["limits"].keys() == {"memory"}, source
+                assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", source
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_object_is_labelled(name: str) -> None:
+    wanted = SELECTOR | {f"app.kubernetes.io/{x}" for x in ("version", "part-of", "managed-by")} | {"helm.sh/chart"}
+    for o in render(values_of(name)):
+        if "as-" not in o["metadata"]["name"]:
+            assert wanted <= o["metadata"]["labels"].keys(), o["metadata"]["name"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_selectors_hold_only_what_never_changes(name: str) -> None:
+    for o in render(values_of(name)):
+        selector = o.get("spec", {}).get("selector", {})
+        labels = selector.get("matchLabels", selector if o["kind"] == "Service" else {})
+        assert labels.keys() <= SELECTOR, o["metadata"]["name"]
+
+
+def test_pods_outlive_a_new_chart_of_the_same_content() -> None:
+    labels = one(render(MINIMAL), "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert not [label for label in labels if label.startswith("helm.sh/")]
+
+
+@pytest.mark.parametrize("component", ["test", "migrate", "demo-database"])
+def test_no_other_pod_is_selected_as_a_replica(component: str) -> None:
+    values: Values = (
+        {"demo": {"enabled": True}} if component == "demo-database" else {**MINIMAL, "migrations": {"mode": "job"}}
+    )
+    objects = render(values)
+    selector = one(objects, "Deployment")["spec"]["selector"]["matchLabels"]
+    kind = "StatefulSet" if component == "demo-database" else "Job"
+    labels = one(objects, kind, component)["spec"]["template"]["metadata"]["labels"]
+    assert not selector.items() <= labels.items()
+
+
+@pytest.mark.parametrize("release", ["b", "a-release-with-a-name-as-long-as-helm-allows-it-to-be"])
+def test_names_fit_whatever_the_release_is_called(release: str) -> None:
+    values: Values = {"demo": {"enabled": True, "postgresql": {"storageSize": "1Gi"}}}
+    for o in [*render(values, release=release), *render({**MINIMAL, "migrations": {"mode": "job"}}, release=release)]:
+        # a StatefulSet's name becomes a label with a hash of 10 characters and a dash
+        assert len(o["metadata"]["name"]) <= (52 if o["kind"] == "StatefulSet" else 63)
+
+
+def test_two_releases_share_no_name() -> None:
+    first, second = ({(o["kind"], o["metadata"]["name"]) for o in render(MINIMAL, release=r)} for r in ("one", "two"))
+    assert not first & second
+
+
+def test_replicas_null_leaves_the_field_to_others() -> None:
+    assert "replicas" not in one(render({**MINIMAL, "replicas": None}), "Deployment")["spec"]
+    assert one(render({**MINIMAL, "replicas": 0}), "Deployment")["spec"]["replicas"] == 0
+
+
+@pytest.mark.parametrize(("replicas", "made"), [(None, True), (0, False), (1, False), (2, True)])
+def test_disruption_budget_is_made_for_more_than_one_replica(replicas: int | None, *, made: bool) -> None:
+    objects = render({**MINIMAL, "replicas": replicas})
+    assert ("PodDisruptionBudget" in {o["kind"] for o in objects}) is made
+
+
+def test_rollout_never_goes_below_the_number_of_replicas() -> None:
+    strategy = one(render(MINIMAL), "Deployment")["spec"]["strategy"]
+    assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_a_replica_starts_as_standby() -> None:
+    pod = one(render({**MINIMAL, "podLabels": {"billing.containerstacks.io/role": "leader"}}), "Deployment")
+    assert pod["spec"]["template"]["metadata"]["labels"]["billing.containerstacks.io/role"] == "standby"
+
+
+def test_probes_ask_for_health_and_never_for_leadership() -> None:
+    container = controller(render(MINIMAL))
+    paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
+
+
+def test_emptied_folders_do_not_keep_a_node() -> None:
+    template = one(render(MINIMAL), "Deployment")["spec"]["template"]
+    kept = template["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"]
+    assert kept.split(",") == [v["name"] for v in template["spec"]["volumes"] if "emptyDir" in v]
+
+
+def test_spread_is_this_releases_own_unless_it_is_said_otherwise() -> None:
+    own = {
+        "maxSkew": 1,
+        "topologyKey": "a",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"a": "b"}},
+    }
+    bare = {"maxSkew": 1, "topologyKey": "b", "whenUnsatisfiable": "DoNotSchedule"}
+    deployment = one(render({**MINIMAL, "topologySpreadConstraints": [own, bare]}), "Deployment")
+    first, second = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert first == own
+    assert second["labelSelector"] == deployment["spec"]["selector"]
+    assert second["matchLabelKeys"] == ["pod-template-hash"]
+
+
+def test_image_is_named_by_registry_repository_and_digest() -> None:
+    def image(**given: str) -> str:
+        made: str = controller(render({**MINIMAL, "image": given}))["image"]
+        return made
+
+    digest = "sha256:" + "0" * 64
+    assert image() == "containerstacks-billing:0.1.0"
+    assert image(registry="r.example:5000", tag="9") == "r.example:5000/containerstacks-billing:9"
+    assert image(repository="a/b", tag="9", digest=digest) == f"a/b@{digest}"
+
+
+def test_http_address_fits_an_ipv6_cluster() -> None:
+    container = controller(render({**MINIMAL, "http": {"host": "[::]", "port": 9090}}))
+    assert environment(container)["BILLING_HTTP_ADDRESS"] == "[::]:9090"
+    assert container["ports"] == [{"name": "http", "containerPort": 9090, "protocol": "TCP"}]
+
+
+def test_defaults_can_be_taken_away() -> None:
+    values: Values = {
+        **MINIMAL, "resources": None, "podSecurityContext": None, "securityContext": None, "affinity": None,
+        "topologySpreadConstraints": None, "migrations": {"mode": "job"},
+    }  # fmt: skip
+    for o in render(values):
+        kubernetes_validate.validate(o, NEWEST, strict=True)
+
+
+def test_openshift_may_choose_the_user() -> None:
+    values: Values = {**MINIMAL, "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}}
+    pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"].keys() == {"runAsNonRoot", "fsGroupChangePolicy", "seccompProfile"}
+
+
+def test_helm_test_tests_this_release_without_cluster_dns() -> None:
+    job = one(render(MINIMAL), "Job", "test")
+    pod = job["spec"]["template"]["spec"]
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert job["spec"]["ttlSecondsAfterFinished"], "helm uninstall leaves hooks alone"
+    assert pod["enableServiceLinks"]
+    by_name = {c["name"]: c for c in pod["containers"]}
+    assert by_name["schema"]["args"] == ["migrate", "--check"]
+    assert 'os.environ["CONTAINERSTACKS_BILLING_SERVICE_HOST"]' in by_name["service"]["args"][0]
+    compile(by_name["service"]["args"][0], "helm test", "exec")
+
+
+def test_extra_objects_may_be_templates() -> None:
+    text = "{apiVersion: v1, kind: ConfigMap, metadata: {name: '{{ .Release.Name }}-x', labels: {}}}"
+    assert "containerstacks-billing-x" in {o["metadata"]["name"] for o in render({**MINIMAL, "extraObjects": [text]})}
