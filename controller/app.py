@@ -20,7 +20,7 @@ from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.heartbeat import Heart
 from controller.billing.ledger import Ledger
 from controller.billing.values import Charged, CycleResult, Pricing
-from controller.election import Elector, Leadership, LockSession, LockSessionError
+from controller.election import Elector, Leadership, LockSession, LockSessionError, Role
 from controller.errors import AnotherLeaderError, BillingError, DatabaseUnreachableError
 from controller.lifecycle import systemd
 from controller.lifecycle.control import DRAIN_COMMAND, ControlSocket
@@ -45,6 +45,8 @@ from controller.settings import Settings
 LINGER_SECONDS: Final = 5.0
 #: A service that has been told to stop has this long; every wait in it is shorter.
 STOP_SECONDS: Final = 10.0
+#: For an elector that does not lead.
+CONNECTING_SECONDS: Final = 0.5
 #: For `bill`, to take a lock that was free a moment ago.
 BILL_ELECTION_SECONDS: Final = 5.0
 
@@ -302,7 +304,7 @@ class Replica:
                 refuse_traffic=lambda: None,
                 finish_work=lambda seconds: self._services.stop("biller", seconds),
                 stop_after_batch=self.biller.stop_after_batch,
-                resign=lambda seconds: self._services.stop("elector", seconds),
+                resign=self._resign,
             ),
             settings.drain_timeout_seconds,
             time.monotonic,
@@ -339,11 +341,15 @@ class Replica:
                 asked_by_signal = True
         if self.drain.reason == DRAIN_COMMAND and not asked_by_signal:
             self._signals.wait(LINGER_SECONDS)
-        for name in reversed(self._names):
+        for name in reversed([name for name in self._names if name != "elector"]):
             if not self._services.stop(name, STOP_SECONDS):
                 log.warning("service.stuck", service=name, waited_seconds=STOP_SECONDS)
         log.info("controller.stopped")
         return self._exit_status()
+
+    def _resign(self, seconds: float) -> bool:
+        """One that holds nothing may be in the middle of connecting, for which nobody has to wait."""
+        return self._services.stop("elector", seconds if self.elector.role is Role.LEADER else CONNECTING_SECONDS)
 
     def _exit_status(self) -> int:
         if self._crash is None:

@@ -51,7 +51,7 @@ def keep_running() -> int:
         try:
             if loaded.database_url is not None or loaded.database_url_file is not None:
                 teller.plain("One controller on the database of DATABASE_URL, until Ctrl-C.", "bold")
-                return _migrate_and_run(teller, {**os.environ, **chosen}, url=None)
+                return _migrate_and_run(teller, {**os.environ, **chosen})
             unset = SAMPLE_SETTINGS.keys() - loaded.model_fields_set
             chosen |= dict(SAMPLE_SETTINGS[name] for name in unset)
             with Server() as server:
@@ -60,7 +60,9 @@ def keep_running() -> int:
                 with psycopg.connect(url, autocommit=True) as connection:
                     sample.create_schema(connection)
                     sample.create_data(connection)
-                return _migrate_and_run(teller, {**os.environ, **chosen, "DATABASE_URL": url}, url=url)
+                # none of the variables that would lead elsewhere
+                kept = {name: text for name, text in os.environ.items() if not name.startswith(("DATABASE_", "PG"))}
+                return _migrate_and_run(teller, {**kept, **chosen, "DATABASE_URL": url}, server)
         except KeyboardInterrupt:  # before there was a controller
             return 0
 
@@ -94,26 +96,34 @@ def command_name() -> str:
         return shlex.quote(str(program))
 
 
-def _migrate_and_run(teller: Teller, variables: Mapping[str, str], url: str | None) -> int:
+def _migrate_and_run(teller: Teller, variables: Mapping[str, str], sample_server: Server | None = None) -> int:
     variables = with_package(variables)
     migrated = subprocess.run([*COMMAND, "migrate"], env=variables, stdin=subprocess.DEVNULL, check=False)
     if migrated.returncode != 0:
         return migrated.returncode
-    teller.plain("In another terminal:")
-    if url is not None:
-        teller.plain(f"  export DATABASE_URL={url}")
-    for line in ("status", "history", "audit"):
-        teller.plain(f"  {command_name()} {line}")
-    teller.plain('  psql "$DATABASE_URL" -c "select * from billing_daemon_status"')
-    teller.plain()
+    _say_how_to_look(teller, variables, sample_server)
     with Leash("SIGTERM") as leash:
-        if url is not None and "BILLING_CONTROL_SOCKET" not in variables:
+        if sample_server is not None and "BILLING_CONTROL_SOCKET" not in variables:
             variables["BILLING_CONTROL_SOCKET"] = "none" if WINDOWS else str(leash.folder / "control.sock")
         process = subprocess.Popen([*COMMAND, "run"], env=variables, stdin=subprocess.DEVNULL, **own_group())
         leash.hold(process.pid)
         status = _until_ended(process)
         leash.release(process.pid)
     return status
+
+
+def _say_how_to_look(teller: Teller, variables: Mapping[str, str], sample_server: Server | None) -> None:
+    teller.plain("In another terminal:")
+    psql = shutil.which("psql")
+    if sample_server is not None:
+        teller.plain(f"  export DATABASE_URL={variables['DATABASE_URL']}")
+        psql = psql or shutil.which(sample_server.installation.program("psql"))
+    for command in ("status", "history", "audit"):
+        teller.plain(f"  {command_name()} {command}")
+    if psql and "DATABASE_URL" in variables:
+        name = "psql" if psql == shutil.which("psql") else shlex.quote(psql)
+        teller.plain(f'  {name} "$DATABASE_URL" -c "table billing_daemon_status"')
+    teller.plain()
 
 
 def _until_ended(process: subprocess.Popen[bytes]) -> int:

@@ -50,9 +50,10 @@ class Entry:
 class Replica:
     """One `containerstacks-billing run`."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[str], listen: Callable[[Replica], None]) -> None:
         self.name = name
         self.process = process
+        self.reader = threading.Thread(target=listen, args=(self,), name=f"log of {name}", daemon=True)
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.told_to_end = False
 
@@ -97,7 +98,6 @@ class Troupe:
         self._leash = Leash("SIGKILL")
         self._news = threading.Condition()
         self._replicas: list[Replica] = []
-        self._readers: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         return self
@@ -109,8 +109,7 @@ class Troupe:
             replica.told_to_end = True
             replica.process.kill()
             replica.process.wait(STOP_SECONDS)
-        for reader in self._readers:
-            reader.join(STOP_SECONDS)
+            replica.reader.join(STOP_SECONDS)
         self._leash.__exit__(kind, error, trace)
 
     def start(self, name: str, settings: Mapping[str, str]) -> Replica:
@@ -128,11 +127,9 @@ class Troupe:
             **own_group(),
         )
         self._leash.hold(process.pid)
-        replica = Replica(name, process)
+        replica = Replica(name, process, self._listen)
         self._replicas.append(replica)
-        reader = threading.Thread(target=self._read, args=(replica,), name=f"log of {name}", daemon=True)
-        self._readers.append(reader)
-        reader.start()
+        replica.reader.start()
         return replica
 
     def run(self, *arguments: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -178,8 +175,9 @@ class Troupe:
             if found:
                 return found
             if gone := [replica for replica in self._replicas if replica.ended_unasked]:
+                gone[0].reader.join(STOP_SECONDS)
                 raise ExpectationError(
-                    f"{expected}; but {gone[0].name} ended by itself with status {gone[0].process.returncode}", *gone
+                    f"{expected}; but {gone[0].name} ended by itself with status {gone[0].process.returncode}", gone[0]
                 )
             if time.monotonic() > deadline:
                 running = [replica for replica in self._replicas if replica.process.poll() is None]
@@ -187,7 +185,7 @@ class Troupe:
             with self._news:
                 self._news.wait(LOOK_SECONDS)
 
-    def _read(self, replica: Replica) -> None:
+    def _listen(self, replica: Replica) -> None:
         if replica.process.stdout is None:
             return
         with replica.process.stdout as lines:

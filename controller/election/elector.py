@@ -11,7 +11,8 @@ import structlog
 from controller.election.bounds import Bounds, Clock, Deadline
 from controller.election.session import LockSession, LockSessionError
 
-RETRY_CONNECTING_SECONDS = 1.0
+#: Between two sessions, when the first has failed.
+RETRY_SECONDS = 1.0
 
 
 class Role(StrEnum):
@@ -81,7 +82,7 @@ class Elector:
         self._stopping = threading.Event()
         self._stepping_down = threading.Event()
         self._not_before = clock()
-        self._connect_failed = False
+        self._failing = False
         self.role = Role.CONNECTING
         self.alive_at = clock()
 
@@ -103,23 +104,19 @@ class Elector:
             self.role = Role.CONNECTING
             try:
                 self._session = self._connect()
+                try:
+                    self._stand_by(self._session)
+                finally:
+                    self._session.close()
+                    self._session = None
             except LockSessionError as error:
-                self._tell_connect_failed(error)
-                self._stopping.wait(RETRY_CONNECTING_SECONDS * (0.5 + self._jitter()))
-                continue
-            self._connect_failed = False
-            try:
-                self._stand_by(self._session)
-            except LockSessionError as error:
-                self._log.info("session.lost", error=str(error))
-            finally:
-                self._session.close()
-                self._session = None
+                self._tell_failed(error)
+                self._stopping.wait(RETRY_SECONDS * (0.5 + self._jitter()))
         self.role = Role.STOPPED
 
     def _stand_by(self, session: LockSession) -> None:
         self.role = Role.STANDBY
-        self._log.info("election.joined")
+        joined = False
         while not self._stopping.is_set():
             self.alive_at = self._clock()
             if self.alive_at < self._not_before:
@@ -127,6 +124,9 @@ class Elector:
             elif session.try_lock():
                 self._lead(session, self.alive_at)
                 return
+            if not joined:
+                self._log.info("election.joined")
+                joined, self._failing = True, False
             session.wait(self._bounds.poll_interval_seconds * (0.6 + 0.5 * self._jitter()))
 
     def _lead(self, session: LockSession, sent_at: float) -> None:
@@ -134,6 +134,7 @@ class Elector:
         term = session.mint()
         leadership = Leadership(term, Deadline(self._clock, self._bounds.leader_deadline_seconds, sent_at))
         self._stepping_down.clear()
+        self._failing = False
         self.role = Role.LEADER
         self._log.info("leader.elected", term=term)
         self._on_elected(leadership)
@@ -171,8 +172,8 @@ class Elector:
         if (session := self._session) is not None:
             session.wake()
 
-    def _tell_connect_failed(self, error: LockSessionError) -> None:
-        """Once at info for each outage, then at debug."""
-        tell = self._log.debug if self._connect_failed else self._log.warning
-        tell("database.unreachable", error=str(error))
-        self._connect_failed = True
+    def _tell_failed(self, error: LockSessionError) -> None:
+        """A warning for each outage, and the rest of it at debug."""
+        tell = self._log.debug if self._failing else self._log.warning
+        tell("session.failed", error=str(error))
+        self._failing = True
