@@ -358,8 +358,8 @@ class Replica:
 
     def _crashed(self, name: str, error: BaseException) -> None:
         self._crash = self._crash or error
+        self.drain.ask(f"{name} crashed")
         if isinstance(error, BillingError):
             log.error("service.crashed", service=name, error=str(error))
         else:
             log.error("service.crashed", service=name, exc_info=error)
-        self.drain.ask(f"{name} crashed")

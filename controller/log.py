@@ -6,6 +6,7 @@ An event is called `noun.verb_past` and carries key-values; `term`, `cycle` and 
 import logging
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -70,9 +71,24 @@ def configure(
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=lambda *_arguments: _Line(stream),
         cache_logger_on_first_use=False,
     )
+
+
+class _Line:
+    """Writes lines. A reader that has gone away must not stop what the lines tell of: billing, or a drain."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, message: str) -> None:
+        """One line, in one write, so that lines of two threads do not mix."""
+        with suppress(OSError, ValueError):
+            self._stream.write(message + "\n")
+            self._stream.flush()
+
+    log = debug = info = warn = warning = error = critical = exception = msg
 
 
 def _without(text: str, secrets: Collection[str]) -> str:

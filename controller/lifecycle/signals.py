@@ -40,7 +40,9 @@ class Signals:
             self._writer.send(bytes([_WAKE]))
 
     def restore(self) -> None:
-        """Gives the handlers back, for commands that end at once when they are interrupted."""
-        signal.set_wakeup_fd(-1)
+        """Gives the handlers back, with what has arrived: for commands that end at once when they are interrupted."""
         for number, handler in self._previous:
             signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        for number in self.wait(0):
+            signal.raise_signal(number)
