@@ -1,4 +1,4 @@
-"""The composition root: puts a replica together, and the one-off commands. The only module that imports everything."""
+"""The composition root: what every command is made of. With `replica`, the only module that imports everything."""
 
 import os
 import platform
@@ -7,24 +7,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from queue import Empty, Queue
 from typing import Any, Final
 
+import psycopg
 import structlog
 
 from controller import __version__
 from controller.billing.audit import AuditReport, audit
-from controller.billing.biller import Biller
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.heartbeat import Heart
 from controller.billing.ledger import Ledger
 from controller.billing.values import Charged, CycleResult, Pricing
-from controller.election import Elector, Leadership, LockSession, LockSessionError, Role
+from controller.cluster import Place, find_place
+from controller.election import Elector, Leadership, LockSession, LockSessionError
 from controller.errors import AnotherLeaderError, BillingError, DatabaseUnreachableError
-from controller.lifecycle import systemd
-from controller.lifecycle.control import DRAIN_COMMAND, ControlSocket
-from controller.lifecycle.drain import Drain, DrainSteps
 from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
 from controller.postgres import migrations, queries
@@ -36,19 +35,20 @@ from controller.postgres.connections import (
     BoundedConnection,
     Database,
     SessionSettings,
+    one_line,
 )
 from controller.postgres.lock_session import LockName, PostgresLockSession
 from controller.postgres.overview import Overview, overview
 from controller.settings import Settings
 
-#: After a `drain` command the process waits so long for its SIGTERM, so that the command can answer first.
-LINGER_SECONDS: Final = 5.0
 #: A service that has been told to stop has this long; every wait in it is shorter.
 STOP_SECONDS: Final = 10.0
-#: For an elector that does not lead.
-CONNECTING_SECONDS: Final = 0.5
 #: For `bill`, to take a lock that was free a moment ago.
 BILL_ELECTION_SECONDS: Final = 5.0
+#: The status page and the metrics read on a session of this kind; a person's `status` may take longer.
+STATUS: Final = replace(HEARTBEAT, purpose="status")
+#: On the status page.
+SHOWN_RUNS: Final = 10
 
 log = structlog.get_logger(part="app")
 
@@ -70,6 +70,7 @@ class Application:
         self.database = Database(settings.read_url, "DATABASE_URL", self.instance_id)
         self.direct = Database(settings.read_direct_url, settings.direct_url_setting, self.instance_id)
         self.pricing = Pricing(settings.default_monthly_price, settings.currency)
+        self.on_fenced: Callable[[], None] = lambda: None
 
     def connect(self, kind: SessionSettings = FOREGROUND) -> BoundedConnection:
         """A session of a kind."""
@@ -88,7 +89,7 @@ class Application:
 
     def ledger(self, kind: SessionSettings = FOREGROUND) -> Ledger:
         """The money, as seen from a session of a kind."""
-        return Ledger(self.connect(kind), self.statements, self.pricing)
+        return Ledger(self.connect(kind), self.statements, self.pricing, self.on_fenced)
 
     def cycle(self, may_go_on: Callable[[], bool], pause: Callable[[float], None]) -> Cycle:
         """A cycle with this application's settings."""
@@ -136,6 +137,39 @@ class Application:
         with self.connect() as connection:
             migrations.check(connection)
             return overview(connection, self.statements, self.lock, self.settings.interval_minutes)
+
+    def look(self) -> tuple[Overview, list[dict[str, Any]]]:
+        """What the status page and the metrics show: the overview and the newest runs. Bounded in time.
+
+        Raises:
+            DatabaseUnreachableError: it can't be read; one line.
+        """
+        try:
+            with self.connect(STATUS) as connection:
+                view = overview(connection, self.statements, self.lock, self.settings.interval_minutes)
+                runs = connection.execute(self.statements["history"].encode(), {"limit": SHOWN_RUNS}).fetchall()
+                return view, runs
+        except psycopg.Error as error:
+            raise DatabaseUnreachableError(one_line(error)) from None
+
+    def redact(self, text: str) -> str:
+        """A text from elsewhere without our passwords."""
+        for secret in self.settings.secrets():
+            text = text.replace(secret, "***")
+        return text
+
+    def place(self) -> Place | str:
+        """The pod that this process runs in, or why nothing is told to Kubernetes."""
+        settings = self.settings
+        if settings.kubernetes == "off":
+            return "switched off"
+        return find_place(
+            {"KUBERNETES_SERVICE_HOST": settings.kubernetes_service_host or ""},
+            namespace=settings.pod_namespace,
+            pod=settings.pod_name,
+            pod_uid=settings.pod_uid,
+            deployment=settings.deployment_name,
+        )
 
     def history(self, limit: int) -> list[dict[str, Any]]:
         """The newest runs, newest first."""
@@ -272,94 +306,3 @@ def _stopped_by(signals: Signals, stopping: threading.Event) -> Iterator[None]:
         over.set()
         signals.wake()
         watcher.join(STOP_SECONDS)
-
-
-class Replica:
-    """One controller process: contends, leads, bills, drains."""
-
-    def __init__(self, application: Application, signals: Signals) -> None:
-        settings = application.settings
-        self.application = application
-        self._signals = signals
-        self._crash: BaseException | None = None
-        self.heart = application.heart()
-        self.biller = Biller(
-            connect=application.ledger,
-            make_cycle=lambda biller: application.cycle(biller.may_go_on, biller.pause),
-            heart=self.heart,
-            interval_minutes=settings.interval_minutes,
-            takeover_delay_seconds=settings.takeover_delay_seconds,
-            step_down=lambda seconds: self.elector.step_down(seconds),  # noqa: PLW0108 - made below
-            on_cycle=lambda _result: None,
-        )
-        self.elector = Elector(
-            connect=application.open_lock_session,
-            bounds=settings.bounds,
-            clock=time.monotonic,
-            on_elected=self.biller.elected,
-            on_deposed=self.biller.deposed,
-        )
-        self.drain = Drain(
-            DrainSteps(
-                refuse_traffic=lambda: None,
-                finish_work=lambda seconds: self._services.stop("biller", seconds),
-                stop_after_batch=self.biller.stop_after_batch,
-                resign=self._resign,
-            ),
-            settings.drain_timeout_seconds,
-            time.monotonic,
-            on_asked=signals.wake,
-        )
-        services = [
-            Service("elector", self.elector.run, self.elector.stop),
-            Service("biller", self.biller.run, self.biller.drain),
-            Service("heart", self.heart.run, self.heart.stop),
-        ]
-        if settings.control_socket is not None:
-            control = ControlSocket(settings.control_socket, self.drain)
-            services.append(Service("control", control.run, control.stop))
-        self._services = Services(services, self._crashed)
-        self._names = [service.name for service in services]
-
-    def run(self) -> int:
-        """Runs until it is asked to stop, and drains; the exit status."""
-        log.info("controller.started", version=__version__, lock=self.application.lock.name)
-        self._services.start()
-        systemd.notify(self.application.settings.notify_socket, "READY=1")
-        asked_by_signal = False
-        while not self.drain.asked:
-            for number in self._signals.wait(None):
-                asked_by_signal = True
-                self.drain.ask(number.name)
-        systemd.notify(self.application.settings.notify_socket, "STOPPING=1")
-        draining = threading.Thread(target=self.drain.carry_out, name="drain", daemon=True)
-        draining.start()
-        while draining.is_alive():
-            for _number in self._signals.wait(0.1):
-                if asked_by_signal:
-                    self.drain.hurry()
-                asked_by_signal = True
-        if self.drain.reason == DRAIN_COMMAND and not asked_by_signal:
-            self._signals.wait(LINGER_SECONDS)
-        for name in reversed([name for name in self._names if name != "elector"]):
-            if not self._services.stop(name, STOP_SECONDS):
-                log.warning("service.stuck", service=name, waited_seconds=STOP_SECONDS)
-        log.info("controller.stopped")
-        return self._exit_status()
-
-    def _resign(self, seconds: float) -> bool:
-        """One that holds nothing may be in the middle of connecting, for which nobody has to wait."""
-        return self._services.stop("elector", seconds if self.elector.role is Role.LEADER else CONNECTING_SECONDS)
-
-    def _exit_status(self) -> int:
-        if self._crash is None:
-            return 0
-        return self._crash.exit_status if isinstance(self._crash, BillingError) else 1
-
-    def _crashed(self, name: str, error: BaseException) -> None:
-        self._crash = self._crash or error
-        self.drain.ask(f"{name} crashed")
-        if isinstance(error, BillingError):
-            log.error("service.crashed", service=name, error=str(error))
-        else:
-            log.error("service.crashed", service=name, exc_info=error)

@@ -9,12 +9,13 @@ import structlog
 import typer
 
 from controller import __version__, log, settings, show
-from controller.app import Application, Replica, instance_id
+from controller.app import Application, instance_id
 from controller.billing.values import CycleResult, Outcome
 from controller.errors import BillingError, SettingsError
 from controller.lifecycle.control import ask_to_drain
 from controller.lifecycle.signals import Signals
 from controller.postgres.connections import one_line
+from controller.replica import Replica
 
 ENVIRONMENT = """\b
 Environment: DATABASE_URL or DATABASE_URL_FILE (required), DATABASE_DIRECT_URL past a pooler,

@@ -93,6 +93,7 @@ class Settings(BaseSettings):
     notify_socket: Annotated[str | None, _env("NOTIFY_SOCKET")] = None
 
     kubernetes: Annotated[Literal["auto", "off"], BeforeValidator(_lower), _env("BILLING_KUBERNETES")] = "auto"
+    kubernetes_service_host: Annotated[str | None, _env("KUBERNETES_SERVICE_HOST")] = None
     deployment_name: Annotated[str | None, _env("BILLING_DEPLOYMENT_NAME")] = None
     pod_name: Annotated[str | None, _env("POD_NAME")] = None
     pod_namespace: Annotated[str | None, _env("POD_NAMESPACE")] = None
@@ -118,6 +119,11 @@ class Settings(BaseSettings):
     def bounds(self) -> Bounds:
         """The election's three bounds, in their order."""
         return Bounds(self.ping_interval_seconds, self.leader_deadline_seconds, self.session_timeout_seconds)
+
+    @property
+    def http_address_given(self) -> bool:
+        """Whether somebody asked for it: then it must be had."""
+        return "http_address" in self.model_fields_set
 
     @property
     def default_monthly_price(self) -> Decimal | None:

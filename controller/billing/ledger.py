@@ -1,6 +1,6 @@
 """The statements of a cycle as methods: rows in, values out. Decides nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from uuid import UUID
@@ -29,6 +29,7 @@ class Ledger:
     Args:
         connection: in autocommit mode; its rows are mappings.
         statements: by name, from `postgres/sql`.
+        on_fenced: told of each transaction that the fence refuses; returns at once.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class Ledger:
         connection: psycopg.Connection[dict[str, Any]],
         statements: Mapping[str, str],
         pricing: Pricing,
+        on_fenced: Callable[[], None] = lambda: None,
     ) -> None:
         self.connection = connection
         self._statements = statements
         self._pricing = pricing
+        self._on_fenced = on_fenced
 
     @contextmanager
     def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
@@ -55,6 +58,7 @@ class Ledger:
         with self.connection.transaction(force_rollback=not keep):
             self.connection.execute(_BOUND_TRANSACTION, (list(TRANSACTION_BOUNDS), list(TRANSACTION_BOUNDS.values())))
             if self._row("fence", term=term) is None:
+                self._on_fenced()
                 raise DeposedError(f"term {term} is over: another replica leads")
             yield
 

@@ -84,6 +84,8 @@ class Elector:
         self._not_before = clock()
         self._failing = False
         self.role = Role.CONNECTING
+        #: Why it has not joined the election, or is no longer in it; one line.
+        self.trouble: str | None = None
         self.alive_at = clock()
 
     def stop(self) -> None:
@@ -110,12 +112,13 @@ class Elector:
                     self._session.close()
                     self._session = None
             except LockSessionError as error:
+                self.role = Role.CONNECTING
+                self.trouble = str(error)
                 self._tell_failed(error)
                 self._stopping.wait(RETRY_SECONDS * (0.5 + self._jitter()))
         self.role = Role.STOPPED
 
     def _stand_by(self, session: LockSession) -> None:
-        self.role = Role.STANDBY
         joined = False
         while not self._stopping.is_set():
             self.alive_at = self._clock()
@@ -127,6 +130,7 @@ class Elector:
             if not joined:
                 self._log.info("election.joined")
                 joined, self._failing = True, False
+                self.role, self.trouble = Role.STANDBY, None
             session.wait(self._bounds.poll_interval_seconds * (0.6 + 0.5 * self._jitter()))
 
     def _lead(self, session: LockSession, sent_at: float) -> None:
@@ -135,7 +139,7 @@ class Elector:
         leadership = Leadership(term, Deadline(self._clock, self._bounds.leader_deadline_seconds, sent_at))
         self._stepping_down.clear()
         self._failing = False
-        self.role = Role.LEADER
+        self.role, self.trouble = Role.LEADER, None
         self._log.info("leader.elected", term=term)
         self._on_elected(leadership)
         try:

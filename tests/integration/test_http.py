@@ -1,0 +1,247 @@
+"""The paths on a real database: what they show, what they cost it, and how they fare while it hangs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from controller.demo.sample import Size, create_data
+from controller.election import Role
+from controller.errors import DatabaseUnreachableError
+from controller.metrics import Metrics
+from controller.postgres import queries
+from controller.postgres.connections import HEARTBEAT, Database, one_line
+from controller.postgres.lock_session import LockName
+from controller.postgres.overview import Overview, overview
+from controller.web import HttpServer, Identity, Reader, Site, Vitals
+
+PATIENCE_SECONDS = 30.0
+#: The kubelet's, by default.
+PROBE_SECONDS = 1.0
+PATHS = ("/", "/status.json", "/metrics")
+
+
+class Served:
+    """The site on a real database and a real socket, as the composition root puts it together."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(lambda: url, "DATABASE_URL", "test-1")
+        self._statements = queries.load()
+        self._lock = LockName()
+        self.reads = 0
+        self.reader = Reader(self._read, time.monotonic)
+        self.metrics = Metrics("0", self._lock.name, lambda: False, lambda: self.reader.get().overview)
+        site = Site(
+            Identity("test-1", "0", self._lock.name, "USD"),
+            lambda: Vitals(Role.STANDBY, None, 0.1),
+            self.reader,
+            self.metrics.render,
+            10.0,
+        )
+        self.server = HttpServer("127.0.0.1", 0, site)
+
+    def _read(self) -> tuple[Overview, list[dict[str, Any]]]:
+        self.reads += 1
+        try:
+            with self._database.connect(replace(HEARTBEAT, purpose="status")) as connection:
+                runs = connection.execute(self._statements["history"].encode(), {"limit": 10}).fetchall()
+                return overview(connection, self._statements, self._lock, 60), runs
+        except psycopg.Error as error:
+            raise DatabaseUnreachableError(one_line(error)) from None
+
+    def get(self, path: str, timeout_seconds: float = PATIENCE_SECONDS) -> tuple[int, str]:
+        return get(self.server.port, path, timeout_seconds)
+
+
+def get(port: int, path: str, timeout_seconds: float = PATIENCE_SECONDS) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+@contextmanager
+def serving(url: str) -> Iterator[Served]:
+    served = Served(url)
+    thread = threading.Thread(target=served.server.run, name="http")
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.server.stop()
+        thread.join(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def served(database: str) -> Iterator[Served]:
+    with serving(database) as running:
+        yield running
+
+
+def status_sessions(conn: psycopg.Connection[Any]) -> int:
+    row = conn.execute(
+        "select count(*) from pg_stat_activity where datname = current_database()"
+        " and application_name like 'containerstacks-billing status%'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_fresh_database_is_shown_as_it_is(served: Served) -> None:
+    code, text = served.get("/status.json")
+    status = json.loads(text)
+    assert code == 200
+    assert (status["leader"], status["standbys"], status["last_run"], status["owed"]) == (None, [], None, "0")
+    assert served.get("/")[0] == 200
+    assert "nobody" in served.get("/")[1]
+    metrics = served.get("/metrics")[1]
+    assert "containerstacks_billing_database_up 1.0" in metrics
+    assert "containerstacks_billing_heartbeat_age_seconds" not in metrics
+
+
+def test_probes_leave_the_database_alone(served: Served) -> None:
+    for _ in range(50):
+        assert served.get("/livez") == (200, "ok")
+        assert served.get("/readyz") == (200, "ok")
+    assert served.reads == 0
+
+
+def test_flood_of_requests_costs_the_database_one_set_of_queries(served: Served, conn: psycopg.Connection[Any]) -> None:
+    assert served.get("/status.json")[0] == 200
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as clients:
+        codes = list(clients.map(lambda number: served.get(PATHS[number % 3])[0], range(300)))
+    intervals = (time.monotonic() - began) / 5
+    assert set(codes) == {200}
+    assert served.reads <= 2 + intervals
+    assert status_sessions(conn) <= 1
+
+
+def test_nothing_is_connected_between_requests(served: Served, conn: psycopg.Connection[Any]) -> None:
+    assert served.get("/")[0] == 200
+    until = time.monotonic() + PATIENCE_SECONDS
+    while status_sessions(conn):
+        assert time.monotonic() < until, "a session was left behind"
+
+
+def test_probes_answer_while_the_database_hangs(served: Served, conn: psycopg.Connection[Any]) -> None:
+    with conn.transaction(), ThreadPoolExecutor(12) as clients:
+        conn.execute("lock table billing_leadership in access exclusive mode")
+        pages = [clients.submit(served.get, PATHS[number % 3]) for number in range(12)]
+        while not served.reads:
+            threading.Event().wait(0.005)
+        for _ in range(20):
+            assert served.get("/livez", PROBE_SECONDS) == (200, "ok")
+            assert served.get("/readyz", PROBE_SECONDS) == (200, "ok")
+        answers = [page.result(PATIENCE_SECONDS) for page in pages]
+    assert {code for code, _ in answers} == {200, 503}
+    assert any("the database has not answered within 2 s" in text for _, text in answers)
+    assert any("containerstacks_billing_database_up 0.0" in text for code, text in answers if code == 200)
+    assert served.reads == 1
+
+
+def test_database_that_is_not_migrated_is_said_in_words(empty_database: str) -> None:
+    with serving(empty_database) as served:
+        code, text = served.get("/status.json")
+    assert code == 503
+    assert 'relation "' in json.loads(text)["error"]
+
+
+@contextmanager
+def replica(url: str, port: int, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    """The real command line. Its output is drained, so that it never waits for us."""
+    foreign = ("PG", "BILLING_", "DATABASE_", "LOG_", "POD_", "KUBERNETES_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)} | {
+        "DATABASE_URL": url,
+        "BILLING_TAKEOVER_DELAY_SECONDS": "0",
+        "BILLING_CONTROL_SOCKET": "none",
+        "BILLING_HTTP_ADDRESS": f"127.0.0.1:{port}",
+        "LOG_FORMAT": "json",
+        **settings,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "controller", "run"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def becomes(port: int, path: str, code: int, containing: str = "") -> str:
+    """Polls: a process tells nobody that it has begun to listen."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    answer = "nothing"
+    while time.monotonic() < until:
+        try:
+            got, answer = get(port, path)
+        except OSError as error:
+            answer = str(error)
+        else:
+            if got == code and containing in answer:
+                return answer
+        threading.Event().wait(0.02)
+    pytest.fail(f"{path} did not become {code} {containing!r}: {answer}")
+
+
+def test_replica_shows_itself_and_ends_cleanly(database: str, conn: psycopg.Connection[Any]) -> None:
+    create_data(conn, Size(organizations=6, instances=30))
+    port = free_port()
+    with replica(database, port) as process:
+        becomes(port, "/readyz", 200)
+        becomes(port, "/metrics", 200, 'containerstacks_billing_cycles_total{outcome="completed"} 1.0')
+        assert 'leader_election_master_status{name="containerstacks-billing"} 1.0' in get(port, "/metrics")[1]
+        status = json.loads(becomes(port, "/status.json", 200, '"outcome": "completed"'))
+        assert status["leader"] == status["replica"]["instance"]
+        assert status["replica"]["leads_in_term"] == status["term"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_replica_that_can_not_join_is_alive_and_says_why_without_its_password(database: str) -> None:
+    port = free_port()
+    address = database.rpartition("@")[2]
+    with replica(f"postgresql://nobody:hunter2@{address}", port):
+        reason = becomes(port, "/readyz", 503, "can't connect to PostgreSQL")
+        assert get(port, "/livez") == (200, "ok")
+        page = get(port, "/")[1]
+    assert "hunter2" not in reason + page
+    assert 'role "nobody"' in reason or 'user "nobody"' in reason
+
+
+def test_port_in_use_ends_a_replica_with_the_settings_status(database: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with replica(database, port) as process:
+            output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 2
+    assert output.count("\n") == 1
+    assert f"BILLING_HTTP_ADDRESS=127.0.0.1:{port} can't be listened on: address already in use" in output

@@ -1,0 +1,260 @@
+"""The requests that reach an API server over real HTTP, by the official client, and what its failures are taken for.
+
+Its small API server records what arrives, and answers as it is told; the announcer's tests use it too.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.cluster.api import Api, ApiError, Trouble
+from controller.cluster.place import Place, find_place
+
+PATIENCE_SECONDS = 15.0
+PLACE = Place("billing", "billing-7d4-x2", "pod-uid", "billing")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One that has arrived."""
+
+    verb: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+    @property
+    def kind(self) -> str:
+        """pods, deployments or events."""
+        return next(kind for kind in ("pods", "deployments", "events") if f"/{kind}" in self.path)
+
+
+class ApiServer:
+    """Attributes: `status`, by kind of resource; `hang`, while set no request is answered."""
+
+    def __init__(self) -> None:
+        self.arrived: queue.Queue[Request] = queue.Queue()
+        self.status: dict[str, int] = {}
+        self.answer_now = threading.Event()
+        self.answer_now.set()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _serve(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                text = self.rfile.read(length)
+                request = Request(
+                    self.command,
+                    self.path,
+                    {name.lower(): value for name, value in self.headers.items()},
+                    json.loads(text) if text else None,
+                )
+                outer.arrived.put(request)
+                outer.answer_now.wait(PATIENCE_SECONDS)
+                status = outer.status.get(request.kind, 201 if self.command == "POST" else 200)
+                body = {"metadata": {"name": "x", "uid": "deployment-uid"}}
+                if status >= 400:
+                    body = {"kind": "Status", "message": f"{request.kind} is refused", "code": status}  # type: ignore[dict-item]
+                answer = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _serve  # noqa: N815 - the library's names
+
+            def log_message(self, *_arguments: object) -> None:
+                """Quiet."""
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+            block_on_close = False
+
+            def handle_error(self, *_arguments: object) -> None:
+                """A client that went away is what some tests want."""
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @contextmanager
+    def serving(self) -> Iterator[ApiServer]:
+        """For the length of a block."""
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.answer_now.set()
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join(PATIENCE_SECONDS)
+
+    def next(self, kind: str) -> Request:
+        """The next request for a kind of resource; others are passed over."""
+        while True:
+            request = self.arrived.get(timeout=PATIENCE_SECONDS)
+            if request.kind == kind:
+                return request
+
+    def all(self) -> list[Request]:
+        """What has arrived and not been looked at."""
+        found = []
+        while not self.arrived.empty():
+            found.append(self.arrived.get_nowait())
+        return found
+
+
+def configuration(url: str) -> Any:  # noqa: ANN401 - the client's own type
+    """The official client's, for a server on this host."""
+    from kubernetes.client import Configuration  # noqa: PLC0415 - heavy
+
+    made = Configuration(host=url)
+    made.proxy = None
+    made.api_key["BearerToken"] = "bearer the-token"
+    return made
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer().serving() as running:
+        yield running
+
+
+@pytest.fixture
+def api(server: ApiServer) -> Iterator[Api]:
+    made = Api(configuration(server.url), PLACE)
+    yield made
+    made.close()
+
+
+def test_role_is_a_merge_patch_of_this_pod_alone(server: ApiServer, api: Api) -> None:
+    api.show_role("leader", 100, 3.0)
+    (request,) = server.all()
+    assert (request.verb, request.path) == ("PATCH", "/api/v1/namespaces/billing/pods/billing-7d4-x2")
+    assert request.headers["content-type"] == "application/merge-patch+json"
+    assert request.headers["authorization"] == "bearer the-token"
+    assert request.body == {
+        "metadata": {
+            "labels": {"billing.containerstacks.io/role": "leader"},
+            "annotations": {"controller.kubernetes.io/pod-deletion-cost": "100"},
+        }
+    }
+
+
+def test_deployment_is_asked_for_by_name(server: ApiServer, api: Api) -> None:
+    assert api.deployment_uid("billing", 3.0) == "deployment-uid"
+    (request,) = server.all()
+    assert (request.verb, request.path, request.body) == (
+        "GET",
+        "/apis/apps/v1/namespaces/billing/deployments/billing",
+        None,
+    )
+
+
+def test_event_is_created_in_the_pods_namespace(server: ApiServer, api: Api) -> None:
+    api.create_event({"metadata": {"name": "x"}}, 3.0)
+    (request,) = server.all()
+    assert (request.verb, request.path) == ("POST", "/apis/events.k8s.io/v1/namespaces/billing/events")
+    assert request.headers["content-type"] == "application/json"
+
+
+def test_event_that_is_there_already_was_made_by_an_earlier_try(server: ApiServer, api: Api) -> None:
+    server.status["events"] = 409
+    api.create_event({"metadata": {"name": "x"}}, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "trouble"),
+    [
+        (401, Trouble.FORBIDDEN),
+        (403, Trouble.FORBIDDEN),
+        (404, Trouble.MISSING),
+        (409, Trouble.AWAY),
+        (422, Trouble.REFUSED),
+        (429, Trouble.AWAY),
+        (500, Trouble.AWAY),
+        (503, Trouble.AWAY),
+    ],
+)
+def test_refusal_is_told_from_an_outage_and_costs_one_request(
+    server: ApiServer, api: Api, status: int, trouble: Trouble
+) -> None:
+    server.status["pods"] = status
+    with pytest.raises(ApiError, match=f"^{status} pods is refused$") as refused:
+        api.show_role("leader", 100, 3.0)
+    assert refused.value.trouble is trouble
+    assert len(server.all()) == 1
+
+
+def test_server_that_does_not_answer_costs_the_time_that_was_given(server: ApiServer, api: Api) -> None:
+    server.answer_now.clear()
+    with pytest.raises(ApiError, match="Timeout") as hung:
+        api.show_role("leader", 100, 0.2)
+    assert hung.value.may_pass
+    assert len(server.all()) == 1
+
+
+def test_server_that_refuses_connections_is_away() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(ApiError, match=r"^[^\n]*refused[^\n]*$") as away:
+        Api(configuration(url), PLACE).show_role("leader", 100, 1.0)
+    assert away.value.trouble is Trouble.AWAY
+
+
+def test_rotated_token_is_used(server: ApiServer, tmp_path: Path) -> None:
+    from kubernetes.client import Configuration  # noqa: PLC0415 - heavy
+    from kubernetes.config.incluster_config import InClusterConfigLoader  # noqa: PLC0415
+
+    class Loader(InClusterConfigLoader):
+        """The official one, but for the scheme: this server has no certificate."""
+
+        def _load_config(self) -> None:
+            super()._load_config()  # type: ignore[no-untyped-call]
+            self.host = self.host.replace("https:", "http:")
+
+    token, certificate = tmp_path / "token", tmp_path / "ca.crt"
+    token.write_text("first")
+    certificate.write_text("not asked for")
+    address = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": server.url.rpartition(":")[2]}
+    loader = Loader(str(token), str(certificate), environ=address)  # type: ignore[no-untyped-call]
+    loader._token_refresh_period = timedelta(0)
+    made = Configuration()
+    loader.load_and_set(made)  # type: ignore[no-untyped-call]
+    made.proxy = None
+    api = Api(made, PLACE)
+    api.show_role("leader", 100, 3.0)
+    token.write_text("second\n")
+    api.show_role("standby", 0, 3.0)
+    assert [request.headers["authorization"] for request in server.all()] == ["bearer first", "bearer second"]
+    token.unlink()
+    with pytest.raises(ApiError, match="FileNotFoundError"):
+        api.show_role("standby", 0, 3.0)
+
+
+def test_place_is_found_only_where_there_is_somebody_to_tell(tmp_path: Path) -> None:
+    in_cluster = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+    def find(environment: dict[str, str], pod: str | None = "pod") -> Place | str:
+        return find_place(environment, namespace="billing", pod=pod, deployment="d", service_account=tmp_path)
+
+    assert find({}) == "not in a cluster"
+    assert find(in_cluster) == "no service account token"
+    (tmp_path / "token").write_text("x")
+    assert find(in_cluster, pod=None) == "POD_NAME or POD_NAMESPACE is not set"
+    assert find(in_cluster) == Place("billing", "pod", None, "d")

@@ -1,0 +1,112 @@
+"""Events have the form that the API server accepts, and say what people want to know."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+
+import pytest
+
+from controller.billing.values import CycleResult, Figures, Outcome
+from controller.cluster.events import (
+    MAX_NOTE_BYTES,
+    Event,
+    Reason,
+    cycle_note,
+    event_body,
+    event_name,
+    micro_time,
+)
+from controller.cluster.place import Place
+
+PLACE = Place("billing", "billing-7d4-x2", "pod-uid", "billing")
+EVENT = Event("name", Reason.LEADER_ELECTED, "leads", datetime(2026, 11, 22, 12, tzinfo=UTC))
+POD = {"apiVersion": "v1", "kind": "Pod", "namespace": "billing", "name": "billing-7d4-x2", "uid": "pod-uid"}
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        (datetime(2026, 11, 22, 12, tzinfo=UTC), "2026-11-22T12:00:00.000000Z"),
+        (datetime(2026, 11, 22, 12, 0, 0, 1000, tzinfo=UTC), "2026-11-22T12:00:00.001000Z"),
+        (datetime(2026, 11, 22, 12, tzinfo=timezone(timedelta(hours=2))), "2026-11-22T10:00:00.000000Z"),
+    ],
+)
+def test_time_has_six_fraction_digits_whatever_it_is(moment: datetime, text: str) -> None:
+    assert micro_time(moment) == text
+
+
+def test_event_regards_the_deployment_and_relates_to_the_pod() -> None:
+    assert event_body(EVENT, PLACE, "deployment-uid") == {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": "name", "namespace": "billing"},
+        "eventTime": "2026-11-22T12:00:00.000000Z",
+        "reportingController": "containerstacks-billing",
+        "reportingInstance": "billing-7d4-x2",
+        "action": "Elect",
+        "reason": "LeaderElected",
+        "regarding": {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "namespace": "billing",
+            "name": "billing",
+            "uid": "deployment-uid",
+        },
+        "related": POD,
+        "note": "leads",
+        "type": "Normal",
+    }
+
+
+@pytest.mark.parametrize(("place", "uid"), [(PLACE, None), (replace(PLACE, deployment=None), "uid")])
+def test_event_regards_the_pod_where_the_deployment_is_not_known(place: Place, uid: str | None) -> None:
+    body = event_body(EVENT, place, uid)
+    assert body["regarding"] == POD
+    assert "related" not in body
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_has_an_action(reason: Reason) -> None:
+    body = event_body(replace(EVENT, reason=reason, warning=True), PLACE, None)
+    assert (body["reason"], body["type"]) == (reason.value, "Warning")
+    assert body["action"] in {"Elect", "Bill", "Drain"}
+
+
+def test_long_note_is_cut_within_a_character_and_is_one_line() -> None:
+    note = event_body(replace(EVENT, note="é\n" * 2000), PLACE, None)["note"]
+    assert len(note.encode()) <= MAX_NOTE_BYTES
+    assert "\n" not in note
+    assert note.endswith("…")
+
+
+def test_name_is_one_that_kubernetes_takes() -> None:
+    for pod in ("billing-7d4-x2", "a." * 126 + "a", "x" * 253):
+        name = event_name(pod, "0123456789abcdef")
+        assert len(name) <= 253
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name)
+
+
+@pytest.mark.parametrize(
+    ("result", "note"),
+    [
+        (
+            CycleResult(Outcome.COMPLETED, Figures(10, 12, Decimal("1.2")), 2.04),
+            "Charged 1.20 for 12 hours of 10 instances in 2.0 s",
+        ),
+        (
+            CycleResult(Outcome.COMPLETED, Figures(10, 12, Decimal("1.2"), 3, 4), 2.04),
+            "Charged 1.20 for 12 hours of 10 instances in 2.0 s; 3 in debt, 4 not charged",
+        ),
+        (
+            CycleResult(Outcome.FAILED, Figures(), 0.1, error="disk full"),
+            "disk full; charged 0.00 for 0 hours of 0 instances in 0.1 s",
+        ),
+        (CycleResult(Outcome.STOPPED, Figures(), 0.1), None),
+        (CycleResult(Outcome.DEPOSED, Figures(), 0.1), None),
+    ],
+)
+def test_cycle_is_told_in_its_figures(result: CycleResult, note: str | None) -> None:
+    assert cycle_note(result) == note

@@ -1,0 +1,166 @@
+"""Every metric is there from the start, documented, and says what was done or what the database knows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import prometheus_client
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from controller.billing.values import CycleResult, Figures, Outcome
+from controller.lifecycle.drain import DrainOutcome
+from controller.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+P = "containerstacks_billing_"
+
+
+@dataclass(frozen=True)
+class Facts:
+    term: int = 7
+    debts: int = 3
+    failures: int = 2
+    heartbeat_age_seconds: float | None = 12.5
+    last_completed_at: datetime | None = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def metrics(facts: Facts | None = Facts(), *, leads: bool = False) -> Metrics:
+    return Metrics("1.2.3", "a lock", lambda: leads, lambda: facts)
+
+
+def samples(rendered: Metrics) -> dict[str, float]:
+    """By name and labels, as the exposition has them."""
+    found = {}
+    for family in text_string_to_metric_families(rendered.render().decode()):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def result(outcome: Outcome, seconds: float = 2.0) -> CycleResult:
+    return CycleResult(outcome, Figures(10, 12, Decimal("1.25"), 1, 1), seconds)
+
+
+def test_every_outcome_is_there_before_it_has_happened() -> None:
+    found = samples(metrics())
+    for outcome in ("completed", "failed", "stopped", "deposed"):
+        assert found[f'{P}cycles_total{{outcome="{outcome}"}}'] == 0
+    for outcome in ("completed", "timed_out"):
+        assert found[f'{P}drains_total{{outcome="{outcome}"}}'] == 0
+    assert found[f"{P}fenced_writes_total"] == 0
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_cycle_counts_by_its_outcome_and_by_what_it_committed(outcome: Outcome) -> None:
+    shown = metrics()
+    shown.cycle_ended(result(outcome))
+    shown.cycle_ended(result(outcome))
+    found = samples(shown)
+    assert found[f'{P}cycles_total{{outcome="{outcome}"}}'] == 2
+    assert found[f"{P}instances_billed_total"] == 20
+    assert found[f"{P}hours_billed_total"] == 24
+    assert found[f"{P}amount_billed_total"] == 2.5
+
+
+def test_duration_is_that_of_completed_cycles() -> None:
+    shown = metrics()
+    for outcome in Outcome:
+        shown.cycle_ended(result(outcome, 45.0))
+    found = samples(shown)
+    assert found[f"{P}cycle_duration_seconds_count"] == 1
+    assert found[f'{P}cycle_duration_seconds_bucket{{le="30.0"}}'] == 0
+    assert found[f'{P}cycle_duration_seconds_bucket{{le="60.0"}}'] == 1
+    assert found[f'{P}cycle_duration_seconds_bucket{{le="600.0"}}'] == 1
+
+
+def test_fenced_writes_and_drains_are_counted() -> None:
+    shown = metrics()
+    shown.write_fenced()
+    shown.drain_ended(DrainOutcome.TIMED_OUT)
+    found = samples(shown)
+    assert found[f"{P}fenced_writes_total"] == 1
+    assert found[f'{P}drains_total{{outcome="timed_out"}}'] == 1
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_leadership_is_asked_for_at_each_scrape(leads: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    assert samples(metrics(leads=leads))['leader_election_master_status{name="a lock"}'] == leads
+
+
+def test_database_facts_are_those_of_the_scrape() -> None:
+    found = samples(metrics())
+    assert found[f"{P}database_up"] == 1
+    assert found[f"{P}term"] == 7
+    assert found[f"{P}debts"] == 3
+    assert found[f"{P}failures"] == 2
+    assert found[f"{P}heartbeat_age_seconds"] == 12.5
+    assert found[f"{P}last_cycle_timestamp_seconds"] == 1795348800
+
+
+def test_database_facts_are_absent_rather_than_old() -> None:
+    found = samples(metrics(None))
+    assert found[f"{P}database_up"] == 0
+    assert not {f"{P}{name}" for name in ("term", "debts", "failures", "heartbeat_age_seconds")} & found.keys()
+    assert f"{P}last_cycle_timestamp_seconds" not in found
+    assert found[f'{P}cycles_total{{outcome="completed"}}'] == 0
+
+
+def test_what_has_never_happened_has_no_time() -> None:
+    found = samples(metrics(Facts(heartbeat_age_seconds=None, last_completed_at=None)))
+    assert f"{P}heartbeat_age_seconds" not in found
+    assert f"{P}last_cycle_timestamp_seconds" not in found
+
+
+def test_database_is_asked_once_a_scrape() -> None:
+    asked: list[Facts] = []
+
+    def read() -> Facts:
+        asked.append(Facts())
+        return asked[-1]
+
+    shown = Metrics("1.2.3", "a lock", lambda: False, read)
+    assert asked == []
+    shown.render()
+    assert len(asked) == 1
+
+
+def test_build_is_told() -> None:
+    (build,) = [name for name in samples(metrics()) if name.startswith(f"{P}build_info")]
+    assert 'version="1.2.3"' in build
+    assert 'python="3.' in build
+
+
+def test_registry_is_not_the_global_one() -> None:
+    metrics()
+    metrics()
+    assert not [name for name in prometheus_client.REGISTRY._names_to_collectors if "billing" in name]
+
+
+def documented() -> set[str]:
+    rows = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    return set(re.findall(r"^\| `(\w+)", rows, re.MULTILINE)) - {"process_"}
+
+
+def base(sample: str) -> str:
+    return re.sub(r"(_bucket|_count|_sum)$", "", sample.split("{", maxsplit=1)[0])
+
+
+def test_documentation_lists_exactly_the_metrics_that_there_are() -> None:
+    exposed = {base(name) for name in samples(metrics()) if not name.startswith("process_")}
+    assert exposed == documented()
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_there_are() -> None:
+    chart = ROOT / "charts" / "containerstacks-billing"
+    texts = [
+        path.read_text("utf-8") for path in (*chart.rglob("prometheusrule.yaml"), *chart.rglob("dashboards/*.json"))
+    ]
+    asked = set(re.findall(rf"\b(?:{P}\w+|leader_election_\w+)", "\n".join(texts)))
+    assert asked
+    assert {base(name) for name in asked} <= documented()

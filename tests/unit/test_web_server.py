@@ -1,0 +1,240 @@
+"""Slow and hostile clients keep neither a thread nor a connection; probes answer all the while."""
+
+from __future__ import annotations
+
+import http.client
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from controller.errors import SettingsError
+from controller.web.server import EVERY_INTERFACE, MAX_CONNECTIONS, MAX_HEAD_BYTES, THREADS, HttpServer
+
+PATIENCE_SECONDS = 10.0
+
+
+class Application:
+    """`/ok` at once; `/large` with more than a socket's buffer holds; `/held` when it is let."""
+
+    def __init__(self) -> None:
+        self.let = threading.Event()
+        self.held = threading.Semaphore(0)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        body = b"ok"
+        if environ["PATH_INFO"] == "/large":
+            body = b"x" * 8_000_000
+        elif environ["PATH_INFO"] == "/held":
+            self.held.release()
+            self.let.wait(PATIENCE_SECONDS)
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+        return [body]
+
+
+@contextmanager
+def serving(application: Application, connection_seconds: float = 10.0) -> Iterator[HttpServer]:
+    server = HttpServer("127.0.0.1", 0, application, connection_seconds)
+    thread = threading.Thread(target=server.run, name="http")
+    thread.start()
+    try:
+        yield server
+    finally:
+        application.let.set()
+        server.stop()
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def application() -> Application:
+    return Application()
+
+
+def client(server: HttpServer) -> socket.socket:
+    peer = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS)
+    peer.settimeout(PATIENCE_SECONDS)
+    return peer
+
+
+def probe(server: HttpServer, path: str = "/ok", timeout_seconds: float = 1.0) -> tuple[int, bytes]:
+    """As the kubelet asks: a new connection, and a second of patience."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout_seconds)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def closed(peer: socket.socket) -> bool:
+    """Whether the server ends it, in some way, within our patience."""
+    try:
+        while peer.recv(65536):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_probe_is_answered(application: Application) -> None:
+    with serving(application) as server:
+        assert probe(server) == (200, b"ok")
+
+
+def test_clients_that_never_finish_their_request_do_not_keep_probes_out(application: Application) -> None:
+    with serving(application) as server, ExitStack() as peers:
+        for number in range(4 * MAX_CONNECTIONS):
+            peer = peers.enter_context(client(server))
+            with_luck = b"GET /ok HTTP/1.1\r\nHost: x\r\nX-Slow: " if number % 2 else b""
+            try:
+                peer.sendall(with_luck)
+            except ConnectionError:
+                continue
+            if number % 16 == 0:
+                assert probe(server) == (200, b"ok")
+        assert probe(server) == (200, b"ok")
+
+
+def test_client_that_trickles_is_cut_off_after_its_time(application: Application) -> None:
+    with serving(application, connection_seconds=0.2) as server, client(server) as peer:
+        peer.sendall(b"GET /ok HTTP/1.1\r\nX-Slow: ")
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not select.select([peer], [], [], 0.05)[0]:
+            assert time.monotonic() < until, "still connected"
+            try:
+                peer.sendall(b"x")
+            except ConnectionError:
+                break
+        assert closed(peer)
+
+
+def test_client_that_does_not_read_its_answer_is_cut_off_after_its_time(application: Application) -> None:
+    with serving(application, connection_seconds=0.2) as server, socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.settimeout(PATIENCE_SECONDS)
+        peer.connect(("127.0.0.1", server.port))
+        peer.sendall(b"GET /large HTTP/1.0\r\n\r\n")
+        with client(server) as witness:  # connected later, silent, and therefore ended later
+            assert closed(witness)
+        got = 0
+        with suppress(ConnectionError):  # reset: what was unsent is gone
+            while chunk := peer.recv(65536):
+                got += len(chunk)
+        assert got < 8_000_000
+
+
+def test_pages_that_wait_leave_threads_for_probes(application: Application) -> None:
+    with serving(application) as server, ExitStack() as peers:
+        for _ in range(THREADS - 1):
+            peers.enter_context(client(server)).sendall(b"GET /held HTTP/1.0\r\n\r\n")
+            assert application.held.acquire(timeout=PATIENCE_SECONDS)
+        assert probe(server) == (200, b"ok")
+        application.let.set()
+
+
+def test_connection_carries_one_request(application: Application) -> None:
+    with serving(application) as server, client(server) as peer:
+        peer.sendall(b"GET /ok HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n" * 3)
+        answer = b""
+        while chunk := peer.recv(65536):
+            answer += chunk
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert b"Connection: close" in answer
+
+
+def test_head_of_any_size_is_refused_by_its_first_bytes(application: Application) -> None:
+    with serving(application) as server:
+        with client(server) as peer:
+            peer.sendall(b"GET /ok HTTP/1.1\r\nX-Large: " + b"x" * MAX_HEAD_BYTES)
+            assert peer.recv(65536).startswith(b"HTTP/1.0 431 ")
+        assert probe(server) == (200, b"ok")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /ok HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n",
+        b"POST /ok HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n",
+        b"POST /ok HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffff\r\nxxxx",
+    ],
+    ids=["large", "small", "chunked"],
+)
+def test_body_is_refused_before_it_is_sent(application: Application, head: bytes) -> None:
+    with serving(application) as server:
+        with client(server) as peer:
+            peer.sendall(head)
+            answer = b""
+            while b"413" not in answer:
+                chunk = peer.recv(65536)
+                assert chunk, answer
+                answer += chunk
+        assert probe(server) == (200, b"ok")
+
+
+@pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\0" * 100, b"\r\n" * 500, b"A" * 9000])
+def test_nonsense_is_no_line_in_the_log_and_no_harm(application: Application, nonsense: bytes) -> None:
+    with capture_logs() as logged, serving(application) as server:
+        for _ in range(10):
+            with client(server) as peer:
+                peer.sendall(nonsense)
+        assert probe(server) == (200, b"ok")
+    assert [line["event"] for line in logged if line["log_level"] != "debug"] == ["http.opened"]
+
+
+def test_server_says_nothing_of_what_it_is(application: Application) -> None:
+    with serving(application) as server, client(server) as peer:
+        peer.sendall(b"GET /ok HTTP/1.0\r\n\r\n")
+        assert b"Server:" not in peer.recv(65536)
+
+
+def test_stopped_server_lets_its_port_go_and_may_be_stopped_again(application: Application) -> None:
+    with serving(application) as server:
+        probe(server)
+    server.stop()
+    with serving(application), socket.create_server(("127.0.0.1", server.port)):
+        pass
+
+
+def test_server_stopped_before_it_runs_ends_at_once(application: Application) -> None:
+    server = HttpServer("127.0.0.1", 0, application)
+    server.stop()
+    server.run()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", EVERY_INTERFACE])
+def test_port_in_use_is_a_settings_error_that_names_the_setting(application: Application, host: str) -> None:
+    with serving(application) as server, pytest.raises(SettingsError) as refused:
+        HttpServer(host, server.port, application)
+    shown = "" if host == EVERY_INTERFACE else host
+    assert str(refused.value) == (
+        f"BILLING_HTTP_ADDRESS={shown}:{server.port} can't be listened on: address already in use;"
+        " give another address, or none"
+    )
+    assert refused.value.exit_status == 2
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "2001:db8::1"])
+def test_address_of_another_host_is_a_settings_error(application: Application, host: str) -> None:
+    with pytest.raises(SettingsError, match=r"^BILLING_HTTP_ADDRESS=\S+:1 can't be listened on: [^\n]+$"):
+        HttpServer(host, 1, application)
+
+
+def test_every_interface_includes_this_hosts_own(application: Application) -> None:
+    server = HttpServer(EVERY_INTERFACE, 0, application)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert probe(server) == (200, b"ok")
+    finally:
+        server.stop()
+        thread.join(PATIENCE_SECONDS)

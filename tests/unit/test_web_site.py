@@ -1,0 +1,283 @@
+"""The paths answer what they say, change nothing, and escape everything."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from controller.election import Role
+from controller.errors import DatabaseUnreachableError
+from controller.postgres.overview import Overview
+from controller.web import Identity, Reader, Site, Vitals
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+HOSTILE = """<script>alert("x")</script>'&"""
+
+HEALTHY = Vitals(Role.STANDBY, None, 0.5)
+
+
+def overview(**changes: Any) -> Overview:  # noqa: ANN401 - fields of any type
+    facts: dict[str, Any] = {
+        "leader": "host-1",
+        "term": 7,
+        "leading_since": NOW - timedelta(hours=3),
+        "standbys": ("host-2",),
+        "last_run": {"outcome": "completed", "amount": 12.1, "error": "hunter2"},
+        "last_completed_at": NOW - timedelta(minutes=40),
+        "next_cycle_at": NOW + timedelta(minutes=20),
+        "running_since": None,
+        "heartbeat_age_seconds": 12.4,
+        "debts": 3,
+        "owed": Decimal("4.50"),
+        "failures": 0,
+        "database_time": NOW,
+    }
+    return Overview(**(facts | changes))
+
+
+def run(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of any type
+    return {
+        "id": 41,
+        "term": 7,
+        "holder": "host-1",
+        "started_at": NOW - timedelta(minutes=40),
+        "finished_at": NOW - timedelta(minutes=40) + timedelta(seconds=2.5),
+        "outcome": "completed",
+        "instances": 1000,
+        "hours": 1003,
+        "amount": Decimal("12.1"),
+        "debts": 3,
+        "failures": 0,
+        "error": None,
+    } | changes
+
+
+class Database:
+    def __init__(self, view: Overview | None = None, runs: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.view = view
+        self.runs = runs
+        self.reads = 0
+
+    def read(self) -> tuple[Overview, Sequence[Mapping[str, Any]]]:
+        self.reads += 1
+        if self.view is None:
+            raise DatabaseUnreachableError(f"can't connect {HOSTILE}")
+        return self.view, self.runs
+
+
+class Asked:
+    """What a site answered."""
+
+    def __init__(self, site: Site, path: str, method: str = "GET") -> None:
+        self.status = ""
+        self.headers: dict[str, str] = {}
+        environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": "term=1"}
+        self.body = b"".join(site(environ, self._start)).decode()
+
+    def _start(self, status: str, headers: list[tuple[str, str]]) -> None:
+        self.status = status
+        self.headers = dict(headers)
+
+
+def site(database: Database, vitals: Vitals = HEALTHY, *, pod: str | None = None, apart: bool = False) -> Site:
+    return Site(
+        Identity("host-2", "1.2.3", "the lock", "USD", pod),
+        lambda: vitals,
+        Reader(database.read, lambda: 0.0),
+        lambda: b"metric 1.0\n",
+        10.0,
+        workers_apart=apart,
+    )
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_healthy_probe_answers_ok_without_the_database(path: str) -> None:
+    database = Database()
+    answer = Asked(site(database), path)
+    assert (answer.status, answer.body) == ("200 OK", "ok")
+    assert database.reads == 0
+
+
+def test_unready_probe_answers_a_line_for_each_reason() -> None:
+    vitals = Vitals(Role.CONNECTING, None, 0.5, draining=True, trouble="refused")
+    answer = Asked(site(Database(), vitals), "/readyz")
+    assert answer.status == "503 Service Unavailable"
+    assert answer.body.splitlines() == ["draining: this replica is about to stop", "database: refused"]
+
+
+def test_dead_probe_answers_why() -> None:
+    answer = Asked(site(Database(), Vitals(Role.STANDBY, None, 1.0, ended=("heart",))), "/livez")
+    assert (answer.status, answer.body) == ("503 Service Unavailable", "heart: its thread has ended\n")
+
+
+def test_workers_own_address_is_proved_once_before_a_replica_is_ready() -> None:
+    database = Database(overview())
+    apart = site(database, apart=True)
+    Asked(apart, "/status.json")
+    for _ in range(10):
+        assert Asked(apart, "/readyz").body == "ok"
+    assert database.reads == 1
+    assert "workers' address" in Asked(site(Database(), apart=True), "/readyz").body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "", "get"])
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/status.json"])
+def test_no_path_can_be_written_to(path: str, method: str) -> None:
+    answer = Asked(site(Database(overview())), path, method)
+    assert answer.status == "405 Method Not Allowed"
+    assert answer.headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["", "//", "/livez/", "/drain", "/../etc/passwd", "/status", HOSTILE])
+def test_other_paths_are_not_here_and_are_not_repeated(path: str) -> None:
+    answer = Asked(site(Database()), path)
+    assert answer.status == "404 Not Found"
+    assert "script" not in answer.body
+
+
+def test_head_answers_without_a_body() -> None:
+    answer = Asked(site(Database()), "/livez", "HEAD")
+    assert (answer.status, answer.body, answer.headers["Content-Length"]) == ("200 OK", "", "2")
+
+
+def test_metrics_are_answered_in_the_text_format() -> None:
+    answer = Asked(site(Database()), "/metrics")
+    assert (answer.body, answer.headers["Content-Type"]) == (
+        "metric 1.0\n",
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
+
+
+def test_status_is_the_overview_and_this_replicas_own_view() -> None:
+    vitals = Vitals(Role.LEADER, 7, 0.25)
+    answer = Asked(
+        site(Database(overview(), [run(outcome="running", id=42), run()]), vitals, pod="pod-b"), "/status.json"
+    )
+    status = json.loads(answer.body)
+    assert answer.status == "200 OK"
+    assert status["leader"] == "host-1"
+    assert status["owed"] == "4.50"
+    assert status["database_time"] == "2026-11-22T12:00:00+00:00"
+    assert status["replica"] == {
+        "instance": "host-2",
+        "version": "1.2.3",
+        "lock": "the lock",
+        "currency": "USD",
+        "pod": "pod-b",
+        "node": None,
+        "role": "leader",
+        "leads_in_term": 7,
+        "draining": False,
+        "silent_seconds": 0.25,
+        "not_live": [],
+        "not_ready": [],
+    }
+    assert [each["id"] for each in status["runs"]] == [42, 41]
+
+
+def test_last_run_of_the_status_is_the_historys_with_its_amount_as_text() -> None:
+    status = json.loads(Asked(site(Database(overview(), [run(outcome="running"), run()])), "/status.json").body)
+    assert (status["last_run"]["amount"], status["last_run"]["error"]) == ("12.1", None)
+
+
+def test_status_without_a_database_still_tells_of_this_replica() -> None:
+    answer = Asked(site(Database()), "/status.json")
+    status = json.loads(answer.body)
+    assert answer.status == "503 Service Unavailable"
+    assert status["error"].startswith("can't connect")
+    assert status["replica"]["role"] == "standby"
+
+
+def test_page_shows_who_leads_and_how_billing_goes() -> None:
+    answer = Asked(site(Database(overview(), [run()])), "/")
+    assert answer.status == "200 OK"
+    for shown in ("host-1", "term 7", "host-2", "in 20 min 0 s", "12 s ago", "4.50 USD", "12.10", "2.5", "1003"):
+        assert shown in answer.body
+
+
+@pytest.mark.parametrize(
+    "database",
+    [
+        Database(
+            overview(leader=None, leading_since=None, standbys=(), next_cycle_at=None, heartbeat_age_seconds=None)
+        ),
+        Database(overview(running_since=NOW - timedelta(seconds=70)), [run(finished_at=None, outcome="running")]),
+        Database(overview(next_cycle_at=NOW - timedelta(days=2, hours=3), failures=2), [run(outcome="new to us")]),
+        Database(),
+    ],
+    ids=["fresh", "running", "overdue", "away"],
+)
+def test_page_is_whole_in_every_state(database: Database) -> None:
+    body = Asked(site(database), "/").body
+    assert body.count("<") == body.count(">")
+    assert body.startswith("<!doctype html>")
+    assert body.endswith("</html>\n")
+    assert "None" not in body.replace("None yet", "")
+
+
+def test_page_without_a_database_says_why() -> None:
+    answer = Asked(site(Database()), "/")
+    assert answer.status == "503 Service Unavailable"
+    assert "can&#x27;t connect" in answer.body
+
+
+def test_page_names_what_keeps_the_replica_from_being_ready() -> None:
+    body = Asked(site(Database(overview()), Vitals(Role.CONNECTING, None, 1.0, trouble=HOSTILE)), "/").body
+    assert "not ready" in body
+    assert "This replica: database: &lt;script&gt;" in body
+
+
+def test_page_escapes_everything_that_comes_from_elsewhere() -> None:
+    view = overview(leader=HOSTILE, standbys=(HOSTILE,), term=HOSTILE)
+    runs = [run(holder=HOSTILE, error=HOSTILE, outcome=HOSTILE, id=HOSTILE, debts=HOSTILE)]
+    for database in (Database(view, runs), Database()):
+        body = Asked(site(database, pod=HOSTILE), "/").body
+        assert "<script" not in body
+        assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&#x27;&amp;" in body
+
+
+def test_page_needs_nothing_from_elsewhere_and_its_policy_forbids_it() -> None:
+    answer = Asked(site(Database(overview(), [run()])), "/")
+    assert not re.search(r"(src|href)=\"(?!/|data:,)|https?:|//|@import|url\(", answer.body)
+    style = re.search(r"<style>(.*?)</style>", answer.body, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    assert " style=" not in answer.body
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/metrics", "/status.json", "/elsewhere"])
+def test_every_answer_is_guarded_and_never_stored(path: str) -> None:
+    headers = Asked(site(Database(overview())), path).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
+def test_mistake_in_a_page_is_an_answer_without_details_and_one_error_in_the_log() -> None:
+    def mistake() -> bytes:
+        raise KeyError("hunter2")
+
+    broken = Site(
+        Identity("host-2", "1.2.3", "the lock", "USD"),
+        lambda: HEALTHY,
+        Reader(Database(overview()).read, lambda: 0.0),
+        mistake,
+        10.0,
+    )
+    with capture_logs() as logged:
+        answers = [Asked(broken, "/metrics") for _ in range(3)]
+    assert [answer.status for answer in answers] == ["500 Internal Server Error"] * 3
+    assert "hunter2" not in answers[0].body
+    assert [line["log_level"] for line in logged] == ["error", "debug", "debug"]
+    assert Asked(broken, "/livez").body == "ok"
