@@ -62,7 +62,8 @@ select l.term, l.holder, l.elected_at, l.lock_name,
     (select count(*) from vps_billing_cycles where status = 'failed'
         and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' <> 'insufficient_balance')
         as failures,
-    (select to_jsonb(r) from billing_runs r where outcome <> 'running' order by started_at desc, id desc limit 1)
+    -- the amount as text: a JSON number becomes a float on its way
+    (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text) from billing_runs r where outcome <> 'running' order by started_at desc, id desc limit 1)
         as last_run,
     (select max(started_at) from billing_runs where outcome = 'completed') as last_completed_at,
     (select started_at from billing_runs where outcome = 'running' and term = l.term order by id desc limit 1)

@@ -1,0 +1,74 @@
+"""The program on a database: migrated and with work to do, or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from controller.demo.sample import Size, create_data, create_schema
+from controller.demo.server import Server
+from tests.acceptance.program import Program
+from tests.faults.replica import Replica
+from tests.servers import ORIGINS, TEMPLATE, create_template, installation_of, temporary_database
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """One server for all: which PostgreSQL answers makes no difference to a command line."""
+    chosen = request.config.getoption("--postgres")
+    found = [each for each in map(installation_of, ORIGINS) if each and chosen in (each.origin, "all")]
+    if not found:
+        pytest.skip("no PostgreSQL")
+    with Server(found[0]) as running:
+        create_template(running)
+        yield running
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """Migrated, with the sample's data."""
+    with temporary_database(server, TEMPLATE) as url:
+        with psycopg.connect(url) as conn:
+            create_data(conn, Size(organizations=12, instances=60))
+        yield url
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[str]:
+    with temporary_database(server) as url:
+        yield url
+
+
+@pytest.fixture
+def foreign_database(empty_database: str) -> str:
+    """ContainerStacks tables, not migrated."""
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        create_schema(conn)
+    return empty_database
+
+
+@pytest.fixture
+def program(database: str, tmp_path: Path) -> Program:
+    """The program on `database`, in an empty folder."""
+    return Program(tmp_path, {"DATABASE_URL": database})
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Program:
+    """The program without any setting."""
+    return Program(tmp_path, {})
+
+
+@pytest.fixture
+def replica(database: str) -> Iterator[Replica]:
+    """A controller that runs on `database` and leads."""
+    running = Replica(database)
+    try:
+        running.wait_for("cycle.completed")
+        yield running
+    finally:
+        running.remove()
+

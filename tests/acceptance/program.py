@@ -1,0 +1,73 @@
+"""The controller as people and scripts meet it: a program with arguments, an environment and an exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parents[2]
+SECONDS: Final = 60.0
+_FOREIGN: Final = ("PG", "BILLING_", "DATABASE_", "LOG_", "POD_", "NODE_NAME", "KUBERNETES_", "NOTIFY_")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command has left."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401 - whatever it says
+        """Its standard output, which must be one JSON text on one line."""
+        assert len(self.out.splitlines()) == 1, self.out
+        return json.loads(self.out, parse_float=_no_float, parse_constant=_no_float)
+
+    def failed_with(self, status: int) -> str:
+        """Asserts that it failed so, in one line on standard error and with nothing on standard output; the line."""
+        assert (self.status, self.out) == (status, ""), self
+        (line,) = self.err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+
+@dataclass(frozen=True)
+class Program:
+    """How to start it: `words` before the arguments, in `folder`, with `settings` and no others."""
+
+    folder: Path
+    settings: dict[str, str]
+    words: tuple[str, ...] = (sys.executable, "-m", "controller")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+        return {**kept, "PYTHONPATH": str(ROOT), "BILLING_TAKEOVER_DELAY_SECONDS": "0", **self.settings}
+
+    def __call__(self, *arguments: str, **settings: str) -> Done:
+        """Runs a command to its end, without a terminal."""
+        done = subprocess.run(
+            [*self.words, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env={**self.environment, **settings},
+            timeout=SECONDS,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+def _no_float(text: str) -> float:
+    """Amounts are text, so that nobody adds them up as floats; a duration may be one."""
+    if text in {"NaN", "Infinity", "-Infinity"}:
+        raise ValueError(f"{text} is no JSON")
+    return float(text)

@@ -1,0 +1,67 @@
+"""Every log event in the source is a fixed `noun.verb_past`, so that people can search and alert on it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+SOURCE: Final = Path(__file__).parents[2] / "controller"
+LEVELS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
+NAME: Final = re.compile(r"[a-z]+(_[a-z]+)*\.[a-z]+(_[a-z]+)*")
+#: Past forms that do not end in -ed, and states that are over when they are told.
+IRREGULAR: Final = {
+    "begun", "lost", "left", "stuck", "unavailable", "unreachable", "unable", "timed_out", "priced_by_default",
+    "not_recorded", "exposed", "shut", "sent", "found", "made", "taken",
+}  # fmt: skip
+
+
+def events() -> Iterator[tuple[str, str]]:
+    """Where, and under which name something is logged; a name that is no constant shows as its source."""
+    for file in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(file.read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and node.args and _logs(node.func):
+                name = node.args[0]
+                where = f"{file.relative_to(SOURCE)}:{node.lineno}"
+                if isinstance(name, ast.Constant):
+                    yield where, str(name.value)
+                elif isinstance(name, ast.JoinedStr):
+                    yield where, ast.unparse(name)
+            if isinstance(node, ast.Assign) and any(
+                isinstance(target, ast.Name) and target.id.endswith("_EVENTS") for target in node.targets
+            ):
+                for each in ast.walk(node.value):
+                    if isinstance(each, ast.Constant):
+                        yield f"{file.relative_to(SOURCE)}:{each.lineno}", str(each.value)
+
+
+def _logs(function: ast.expr) -> bool:
+    """Whether a call's function is `log.info`, `self._log.warning`, or a level that was chosen before, `tell`."""
+    if isinstance(function, ast.Name):
+        return function.id == "tell"
+    if not isinstance(function, ast.Attribute) or function.attr not in LEVELS:
+        return False
+    owner = function.value
+    return (isinstance(owner, ast.Name) and owner.id in {"log", "logger"}) or (
+        isinstance(owner, ast.Attribute) and owner.attr in {"_log", "log"}
+    )
+
+
+FOUND: Final = list(events())
+
+
+def test_events_are_found() -> None:
+    names = {name for _, name in FOUND}
+    assert {"leader.elected", "leader.deposed", "drain.started", "cycle.completed", "controller.stopped"} <= names
+
+
+@pytest.mark.parametrize(("where", "name"), FOUND, ids=[f"{name} {where}" for where, name in FOUND])
+def test_event_is_a_noun_and_a_verb_in_the_past(where: str, name: str) -> None:
+    assert NAME.fullmatch(name), where
+    verb = name.partition(".")[2]
+    assert verb.endswith("ed") or verb in IRREGULAR, where

@@ -1,0 +1,144 @@
+"""Every command's exit status: 0 done, 1 its finding, 2 usage or settings, 3 unreachable, 4 another leads; one line."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from tests.acceptance.program import Program
+from tests.faults.replica import Replica
+
+UNREACHABLE = "postgresql://user:hunter2@127.0.0.1:1/app?connect_timeout=2"
+DATABASE_COMMANDS = (
+    ("migrate",),
+    ("migrate", "--check"),
+    ("status",),
+    ("status", "--json"),
+    ("history",),
+    ("history", "--json"),
+    ("audit",),
+    ("audit", "--json"),
+    ("bill",),
+    ("bill", "--dry-run"),
+    ("bill", "--json"),
+)
+commands = pytest.mark.parametrize("command", DATABASE_COMMANDS, ids=" ".join)
+
+
+@pytest.mark.parametrize(
+    "command", [*DATABASE_COMMANDS, ("history", "--limit", "1"), ("--help",), ("--version",)], ids=" ".join
+)
+def test_done_is_0_and_says_nothing_on_standard_error(program: Program, command: tuple[str, ...]) -> None:
+    done = program(*command)
+    assert (done.status, done.err) == (0, "")
+    assert done.out
+
+
+@commands
+def test_unreachable_database_is_3_and_names_the_setting(bare: Program, command: tuple[str, ...]) -> None:
+    line = bare(*command, DATABASE_URL=UNREACHABLE).failed_with(3)
+    assert "DATABASE_URL" in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("command", [*DATABASE_COMMANDS, ("run",)], ids=" ".join)
+def test_missing_setting_is_2_and_named(bare: Program, command: tuple[str, ...]) -> None:
+    assert "DATABASE_URL is not set" in bare(*command).failed_with(2)
+
+
+@pytest.mark.parametrize("command", [*DATABASE_COMMANDS, ("run",), ("drain",)], ids=" ".join)
+def test_wrong_setting_is_2_and_named(bare: Program, command: tuple[str, ...]) -> None:
+    line = bare(*command, DATABASE_URL=UNREACHABLE, BILLING_WORKERS="many").failed_with(2)
+    assert line.startswith("error: BILLING_WORKERS=many")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve",),
+        ("status", "--yaml"),
+        ("status", "extra"),
+        ("history", "--limit", "0"),
+        ("history", "--limit", "ten"),
+        ("drain", "--timeout", "-1"),
+        ("drain", "--timeout", "soon"),
+        ("drain", "--timeout", "nan"),
+        ("drain", "--timeout", "inf"),
+        ("--verbose",),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2_and_says_what_is_wrong(bare: Program, arguments: tuple[str, ...]) -> None:
+    done = bare(*arguments)
+    assert (done.status, done.out) == (2, ""), done
+    assert done.err
+
+
+@pytest.mark.parametrize("command", [each for each in DATABASE_COMMANDS if each != ("migrate",)], ids=" ".join)
+def test_database_that_is_not_migrated_is_1_with_the_remedy(
+    bare: Program, foreign_database: str, command: tuple[str, ...]
+) -> None:
+    line = bare(*command, DATABASE_URL=foreign_database).failed_with(1)
+    assert "run `containerstacks-billing migrate`" in line
+
+
+@commands
+def test_database_of_something_else_is_1_and_says_what_is_missing(
+    bare: Program, empty_database: str, command: tuple[str, ...]
+) -> None:
+    line = bare(*command, DATABASE_URL=empty_database).failed_with(1)
+    assert "wallets" in line
+    assert "vps_instances" in line
+
+
+def test_migrate_says_what_it_applied_and_then_that_there_is_nothing_to_do(
+    bare: Program, foreign_database: str
+) -> None:
+    assert bare("migrate", "--check", DATABASE_URL=foreign_database).status == 1
+    first = bare("migrate", DATABASE_URL=foreign_database)
+    assert first.status == 0
+    assert "012_billing_daemon_status" in first.out
+    assert bare("migrate", DATABASE_URL=foreign_database).out == "up to date\n"
+    assert bare("migrate", "--check", DATABASE_URL=foreign_database).status == 0
+
+
+def test_violated_invariant_is_1(program: Program, database: str) -> None:
+    assert program("bill").status == 0
+    assert program("audit").status == 0
+    with psycopg.connect(database) as conn:
+        conn.execute("update wallets set balance = balance + 1 where id = (select min(id::text)::uuid from wallets)")
+    done = program("audit")
+    assert (done.status, done.err) == (1, "")
+    assert "FAIL wallet_balance" in done.out
+
+
+def test_failed_cycle_is_1(program: Program, database: str) -> None:
+    with psycopg.connect(database) as conn:
+        conn.execute("alter table vps_billing_cycles add constraint shut check (status <> 'billed') not valid")
+        conn.execute("alter table vps_billing_cycles rename column hourly_rate to moved_away")
+    done = program("bill")
+    assert done.status == 1
+
+
+def test_bill_beside_a_leader_is_4_and_names_it(program: Program, replica: Replica) -> None:
+    assert replica.instance in program("bill").failed_with(4)
+    assert program("bill", "--dry-run").status == 0, "a dry run needs no lock"
+
+
+def test_drain_without_a_controller_is_1_and_names_the_path(bare: Program) -> None:
+    line = bare("drain", BILLING_CONTROL_SOCKET=str(bare.folder / "nobody.sock")).failed_with(1)
+    assert "nobody.sock" in line
+
+
+def test_drain_with_the_socket_switched_off_is_2(bare: Program) -> None:
+    assert "BILLING_CONTROL_SOCKET" in bare("drain", BILLING_CONTROL_SOCKET="none").failed_with(2)
+
+
+def test_bill_on_a_read_only_database_says_so(program: Program, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        name = database.rpartition("/")[2]
+        conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
+    done = program("bill")
+    assert done.status in {1, 3}
+    assert "read-only" in done.err
+    assert "another replica" not in done.err

@@ -1,0 +1,101 @@
+"""Machine-readable output: one JSON text, documented keys, amounts as text, times with a zone."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from tests.acceptance.program import Program
+from tests.faults.replica import Replica
+
+AMOUNT = re.compile(r"-?\d+\.\d\d")
+STATUS_KEYS = {
+    "leader", "term", "leading_since", "standbys", "last_run", "last_completed_at", "next_cycle_at", "running_since",
+    "heartbeat_age_seconds", "debts", "owed", "failures", "database_time",
+}  # fmt: skip
+RUN_KEYS = {
+    "id", "term", "holder", "started_at", "finished_at", "outcome", "instances", "hours", "amount", "debts", "failures",
+    "error",
+}  # fmt: skip
+BILL_KEYS = {
+    "outcome", "dry_run", "run", "instances", "hours", "amount", "debts", "failures", "seconds", "error", "obstacles",
+}  # fmt: skip
+INVARIANTS = {
+    "wallet_balance", "wallet_state", "periods", "last_billed", "whole_hours", "transactions", "price_clock",
+    "open_debts", "overdue", "terms",
+}  # fmt: skip
+
+
+def assert_time(text: Any) -> None:  # noqa: ANN401 - from JSON
+    assert datetime.fromisoformat(text).utcoffset() is not None
+
+
+def test_status_of_an_idle_database_knows_nobody(program: Program) -> None:
+    status = program("status", "--json").json
+    assert status.keys() >= STATUS_KEYS
+    assert (status["leader"], status["term"], status["standbys"], status["last_run"]) == (None, 0, [], None)
+    assert status["heartbeat_age_seconds"] is None
+    assert_time(status["database_time"])
+
+
+def test_status_beside_a_leader_shows_it_and_its_last_cycle(program: Program, replica: Replica) -> None:
+    status = program("status", "--json").json
+    assert status["leader"] == replica.instance
+    assert status["term"] == 1
+    assert status["heartbeat_age_seconds"] < 60
+    for key in ("leading_since", "last_completed_at", "next_cycle_at"):
+        assert_time(status[key])
+    run = status["last_run"]
+    assert run.keys() >= RUN_KEYS
+    assert run["outcome"] == "completed"
+    assert isinstance(run["amount"], str), "an amount read as a float is no longer exact"
+    assert AMOUNT.fullmatch(run["amount"])
+    assert AMOUNT.fullmatch(status["owed"])
+
+
+def test_history_is_the_newest_runs_first(program: Program) -> None:
+    assert program("history", "--json").json == []
+    program("bill")
+    program("bill")
+    runs = program("history", "--json").json
+    assert [run["id"] for run in runs] == [2, 1]
+    for run in runs:
+        assert run.keys() == RUN_KEYS
+        assert AMOUNT.fullmatch(run["amount"])
+        assert_time(run["started_at"])
+        assert_time(run["finished_at"])
+    assert len(program("history", "--json", "--limit", "1").json) == 1
+
+
+def test_bill_and_its_dry_run_give_the_same_figures(program: Program) -> None:
+    dry = program("bill", "--dry-run", "--json").json
+    real = program("bill", "--json").json
+    assert dry.keys() == real.keys() == BILL_KEYS
+    assert (dry["dry_run"], dry["run"], real["dry_run"], real["run"]) == (True, None, False, 1)
+    for key in ("outcome", "instances", "hours", "amount", "debts", "failures", "obstacles", "error"):
+        assert dry[key] == real[key], key
+    assert AMOUNT.fullmatch(real["amount"])
+    assert real["instances"] > 0
+
+
+def test_audit_has_a_finding_for_each_invariant(program: Program) -> None:
+    program("bill")
+    report = program("audit", "--json").json
+    assert report["clean"] is True
+    assert {finding["invariant"] for finding in report["findings"]} == INVARIANTS
+    for finding in report["findings"]:
+        assert finding.keys() == {"invariant", "meaning", "violations", "apart", "examples"}
+    assert isinstance(report["older_rows"], int)
+
+
+def test_bill_does_not_refresh_the_heartbeat_on_its_way_out(program: Program, database: str) -> None:
+    program("bill")
+    with psycopg.connect(database) as conn:
+        row = conn.execute(
+            "select s.status, s.instances_billed = r.instances, s.heartbeat_at <= r.finished_at"
+            " from billing_daemon_status s, billing_runs r"
+        ).fetchone()
+    assert row == ("stopped", True, True)

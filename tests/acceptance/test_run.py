@@ -1,0 +1,100 @@
+"""`run` without a terminal: what it waits for it says once, and goes on when it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.acceptance.program import Program
+from tests.faults.replica import Logged, Replica
+
+Start = Callable[..., Replica]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[Replica] = []
+
+    def start_one(url: str, **settings: str) -> Replica:
+        started.append(Replica(url, **settings))
+        return started[-1]
+
+    yield start_one
+    for each in started:
+        each.remove()
+
+
+def says(*words: str) -> Callable[[Logged], bool]:
+    """A warning with all of these words in it."""
+    return lambda line: line["level"] == "warning" and all(word in str(line.fields) for word in words)
+
+
+def test_replica_waits_for_the_tables_and_for_the_migrations_and_says_why(
+    bare: Program, empty_database: str, start: Start
+) -> None:
+    replica = start(empty_database)
+    replica.wait_until(says("vps_instances", "missing"), "word of the missing tables")
+    bare("demo", "seed", DATABASE_URL=empty_database)
+    replica.wait_until(says("migrations not applied", "migrate"), "word of the missing migrations")
+    assert bare("migrate", DATABASE_URL=empty_database).status == 0
+    replica.wait_for("cycle.completed")
+    assert replica.terminate() == 0
+
+
+def test_wrong_password_is_said_without_it(database: str, start: Start) -> None:
+    replica = start(database.replace("postgres@", "nobody:hunter2@"))
+    replica.wait_until(says("DATABASE_URL", "nobody"), "word of the refusal")
+    assert "hunter2" not in replica.tail()
+    assert replica.terminate() == 0
+
+
+@pytest.mark.parametrize("level", ["error", "warn", "info", "debug"])
+def test_no_log_level_shows_a_password(database: str, start: Start, level: str) -> None:
+    url = database.replace("postgres@", "postgres:hunter2@")
+    replica = start(url, LOG_LEVEL=level)
+    other = start(url, LOG_LEVEL=level)
+    if level in {"info", "debug"}:
+        replica.wait_until(lambda _line: bool(other.events("cycle.completed") or replica.events("cycle.completed")), "a cycle")
+    else:
+        assert replica.count_for(2.0) == 0
+    assert (replica.terminate(), other.terminate()) == (0, 0)
+    for each in (replica, other):
+        assert "hunter2" not in each.tail(1000)
+        assert each.noise == []
+
+
+def test_console_form_is_chosen_by_a_setting(database: str, start: Start) -> None:
+    replica = start(database, LOG_FORMAT="console")
+    replica.count_for(2.0)
+    assert replica.terminate() == 0
+    assert replica.events() == []
+    text = "\n".join(replica.noise)
+    assert "leader.elected" in text
+    assert "\x1b" not in text
+
+
+def test_events_of_a_quiet_replica_are_few(database: str, start: Start) -> None:
+    replica = start(database)
+    replica.wait_for("cycle.completed")
+    assert replica.count_for(1.5, *{line.event for line in replica.events()}) == 0
+    assert replica.terminate() == 0
+    told = [line.event for line in replica.events() if line.event not in {"instance.priced_by_default", "takeover.begun"}]
+    assert told == [
+        "controller.started", "leader.elected", "cycle.started", "cycle.completed", "drain.started", "leader.resigned",
+        "drain.completed", "controller.stopped",
+    ]  # fmt: skip
+    for line in replica.events():
+        assert line["instance"] == replica.instance
+        assert str(line["time"]).endswith("Z")
+
+
+def test_env_file_that_others_can_read_is_warned_about_and_read(program: Program) -> None:
+    file = program.folder / ".env"
+    file.write_text(f"DATABASE_URL={program.settings['DATABASE_URL']}\n")
+    file.chmod(0o644)
+    exposed = Program(program.folder, {})("status", "--json")
+    assert exposed.status == 0
+    assert "chmod 600" in exposed.err
+    file.chmod(0o600)
+    assert Program(program.folder, {})("status", "--json").err == ""

@@ -1,0 +1,68 @@
+"""Stand-ins for the cluster, for the tests of the suite itself; nothing here needs one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from controller.demo.server import Server, find_installations
+from tests.chart.toolbox import ToolMissingError, tool
+from tests.e2e.kubectl import Kubectl
+from tests.e2e.workbench import Workbench
+
+#: What `kubectl exec POD -- python3 ...` does, but here.
+EXEC = """#!{python}
+import subprocess, sys
+arguments = sys.argv[sys.argv.index("--") + 2:]
+sys.exit(subprocess.run([sys.executable, *arguments]).returncode)
+"""
+
+NOBODY = """
+apiVersion: v1
+kind: Config
+clusters: [{name: none, cluster: {server: "https://127.0.0.1:1"}}]
+contexts: [{name: none, context: {cluster: none, user: none}}]
+users: [{name: none, user: {token: none}}]
+current-context: none
+"""
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A running PostgreSQL, the newest there is: what is tested here is the suite, not the controller."""
+    found = max(find_installations(), key=lambda each: each.version, default=None)
+    if found is None:
+        pytest.skip("no PostgreSQL")
+    with Server(found) as running:
+        yield running
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    """A workbench on this machine, with this environment's packages."""
+    program = tmp_path / "kubectl"
+    program.write_text(EXEC.format(python=sys.executable), "utf-8")
+    program.chmod(0o700)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return Workbench(Kubectl(str(program), {**os.environ, "PATH": path}))
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Mapping[str, str]:
+    """Of a cluster that does not answer."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(NOBODY, "utf-8")
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": str(kubeconfig)}
+
+
+@pytest.fixture
+def kubectl(environment: Mapping[str, str]) -> Kubectl:
+    """The real kubectl, and nobody at the other end."""
+    try:
+        return Kubectl(str(tool("kubectl")), environment, "e2e")
+    except ToolMissingError as error:
+        pytest.skip(str(error))

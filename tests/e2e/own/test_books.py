@@ -1,0 +1,200 @@
+"""The suite's SQL and commands, on a PostgreSQL of this machine and with the controller as a plain process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from controller.demo.server import Server
+from tests.e2e.database import Database, PostgresServer, renamed
+from tests.e2e.objects import log_events
+from tests.e2e.values import BASE
+from tests.e2e.waiting import eventually
+from tests.e2e.work import add_work, paced, set_pace
+from tests.e2e.workbench import SqlError, Url, Workbench
+
+Start = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def postgres(server: Server, bench: Workbench) -> PostgresServer:
+    return PostgresServer(bench, Url(server.url("postgres")))
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[Database]:
+    """Seeded and migrated."""
+    with postgres.database("e2e_books") as made:
+        made.seed(12, 60)
+        assert made.command("migrate").status == 0
+        yield made
+
+
+@pytest.fixture
+def start(database: Database, tmp_path: Path) -> Iterator[Start]:
+    """Starts a replica that logs to a file of this name; none survives the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def one(name: str) -> subprocess.Popen[bytes]:
+        billing = BASE["billing"]
+        environment = {
+            **database.bench.kubectl.environment,
+            "DATABASE_URL": database.url.text,
+            "BILLING_INTERVAL_MINUTES": str(billing["intervalMinutes"]),
+            "BILLING_TAKEOVER_DELAY_SECONDS": str(billing["takeoverDelaySeconds"]),
+            "BILLING_BATCH_SIZE": str(billing["batchSize"]),
+            "BILLING_WORKERS": str(billing["workers"]),
+            "BILLING_DRAIN_TIMEOUT_SECONDS": "1",
+            "BILLING_CONTROL_SOCKET": "none",
+            "BILLING_HTTP_ADDRESS": "none",
+            "LOG_FORMAT": "json",
+        }
+        with (tmp_path / name).open("wb") as log:
+            started.append(
+                subprocess.Popen([sys.executable, "-m", "controller", "run"], env=environment, stdout=log, stderr=log)
+            )
+        return started[-1]
+
+    yield one
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def leads(database: Database, process: subprocess.Popen[bytes]) -> bool:
+    return [holder.rpartition("-")[2] for holder in database.holders()] == [str(process.pid)]
+
+
+def test_drained_cycle_is_finished_by_the_successor(database: Database, start: Start, tmp_path: Path) -> None:
+    """What test_drain.py shows in a cluster, without one."""
+    first = start("first")
+    eventually(lambda: leads(database, first), "the first leads", 30)
+    second = start("second")
+    with paced(database, "drained", 0.5, batches=8) as work:
+        work.wait_until_under_way()
+        term = database.status()["term"]
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(30) == 0
+        eventually(lambda: leads(database, second), "the second leads", 30)
+        set_pace(database, 0)
+        work.wait_until_charged()
+    assert [(run.term, run.outcome) for run in work.runs()] == [(term, "stopped"), (term + 1, "completed")]
+    told = log_events((tmp_path / "first").read_text("utf-8"))
+    assert "drain.timed_out" in {event["event"] for event in told}
+    assert [event["outcome"] for event in told if event["event"] == "drain.completed"] == ["timed_out"]
+    assert database.audit() == ""
+
+
+def test_work_of_a_killed_leader_is_exact_all_the_same(database: Database, start: Start) -> None:
+    first = start("first")
+    eventually(lambda: leads(database, first), "the first leads", 30)
+    start("second")
+    with paced(database, "killed", 0.3, batches=8) as work:
+        work.wait_until_under_way()
+        first.kill()
+        work.wait_until_charged()
+    assert [run.outcome for run in work.runs()] == ["abandoned", "completed"]
+    assert database.audit() == ""
+
+
+def test_doubled_hour_is_seen(database: Database) -> None:
+    """The suite's own check of exactness, which does not lean on the audit."""
+    work = add_work(database, "doubled", batches=1)
+    assert database.command("bill").status == 0
+    work.wait_until_charged()
+    database.sql(
+        "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start, billing_period_end,"
+        " hourly_rate, total_amount, status) select c.vps_instance_id, c.organization_id, billing_period_start,"
+        " billing_period_end, 0, 0, 'billed' from vps_billing_cycles c join vps_instances i on i.id = vps_instance_id"
+        " where i.label = %s limit 1",
+        "doubled",
+    )
+    with pytest.raises(AssertionError, match="not every hour is charged exactly once"):
+        work.wait_until_charged()
+
+
+def test_audit_tells_what_is_wrong(database: Database) -> None:
+    assert database.command("bill").status == 0
+    assert database.audit() == ""
+    database.sql("update wallets set balance = balance + 1 where id = (select id from wallets limit 1)")
+    assert "status 1" in database.audit()
+    assert "wallet" in database.audit()
+
+
+def test_forgotten_migration_is_applied_again(database: Database) -> None:
+    """What test_rollout.py has the initContainer do."""
+    (last,) = database.sql("select max(name) as name from billing_schema_migrations")
+    database.sql("delete from billing_schema_migrations where name = %s", last["name"])
+    done = database.command("migrate")
+    assert (done.status, done.stdout.strip()) == (0, f"applied {last['name']}")
+
+
+def test_password_and_sessions_of_a_database_can_be_changed(postgres: PostgresServer, database: Database) -> None:
+    new = postgres.change_password(database, "an0ther")
+    assert ":an0ther@" in new.url.text
+    assert database.name in new.url.text.rpartition("/")[2]
+    assert postgres.end_sessions(new) == 0
+    assert postgres.asks_for_passwords(new) is False, "this server trusts everyone"
+    assert "an0ther" not in repr(new) + repr(postgres)
+
+
+def test_database_and_role_are_dropped_also_under_a_session(postgres: PostgresServer) -> None:
+    with postgres.database("e2e_gone") as made:
+        assert made.one("select current_user as name") == {"name": "e2e_gone"}
+    text = (
+        "select rolname from pg_roles where rolname = %s union all select datname from pg_database where datname = %s"
+    )
+    assert postgres.bench.sql(postgres.url, (text, ["e2e_gone", "e2e_gone"])) == []
+
+
+def test_refusals_of_the_database_are_errors(postgres: PostgresServer) -> None:
+    with pytest.raises(SqlError) as error:
+        postgres.bench.sql(postgres.url, ("select 1/0", []))
+    assert error.value.sqlstate == "22012"
+
+
+@pytest.mark.parametrize(
+    ("url", "other"),
+    [
+        ("postgresql://postgres:x@10.0.0.1:5432/postgres", "postgresql://u:p@10.0.0.1:5432/d"),
+        ("postgresql://a:b@[fd00::1]:5432/x?sslmode=require", "postgresql://u:p@[fd00::1]:5432/d?sslmode=require"),
+        ("postgresql://a:b@h1,h2/x", "postgresql://u:p@h1,h2/d"),
+    ],
+)
+def test_another_role_is_on_the_same_server(url: str, other: str) -> None:
+    assert renamed(Url(url), user="u", password="p", database="d").text == other
+
+
+class Replica(BaseHTTPRequestHandler):
+    """Answers as a replica that is not ready."""
+
+    def do_GET(self) -> None:
+        self.send_response(503 if self.path == "/readyz" else 200)
+        self.end_headers()
+        self.wfile.write(b"database: password authentication failed")
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+def test_workbench_reads_what_a_replica_answers(bench: Workbench) -> None:
+    with HTTPServer(("127.0.0.1", 0), Replica) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        answers = bench.get(f"{address}/readyz"), bench.get(f"{address}/livez")
+        server.shutdown()
+    assert [answer.status for answer in answers] == [503, 200]
+    assert answers[0].body == "database: password authentication failed"
+    assert bench.get(f"{address}/livez").status == 0
+
+
+def test_workbench_knows_names(bench: Workbench) -> None:
+    assert bench.resolves("localhost")
+    assert not bench.resolves("no-such-name.invalid")

@@ -1,0 +1,67 @@
+"""`helm install` gives ready replicas and one visible leader."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.e2e.installation import DEPLOYMENT, LEADER, Installation
+from tests.e2e.objects import log_events, pod_of
+from tests.e2e.values import RELEASE
+from tests.e2e.work import add_work
+
+pytestmark = pytest.mark.e2e
+PURPOSE = "install"
+
+
+def test_install_ends_with_both_replicas_ready(release: Installation) -> None:
+    assert len(release.pods()) == 2
+    assert release.restarts() == 0
+    assert release.helm.releases() == [RELEASE]
+
+
+def test_label_event_lock_and_status_name_one_leader(release: Installation) -> None:
+    leader = release.leader()
+    roles = {pod.name: pod.role for pod in release.pods()}
+    assert roles.pop(leader.pod.name) == "leader"
+    assert list(roles.values()) == ["standby"]
+
+
+def test_logs_of_the_role_label_show_the_election(release: Installation) -> None:
+    leader = release.leader()
+    elected = [e for e in log_events(release.kubectl.logs("-l", LEADER)) if e["event"] == "leader.elected"]
+    assert [(pod_of(e["instance"]), e["term"]) for e in elected][-1:] == [(leader.pod.name, leader.term)]
+
+
+def test_events_of_the_deployment_tell_who_was_elected(release: Installation) -> None:
+    leader = release.leader()
+    told = release.kubectl.read("events", "--for", DEPLOYMENT)["items"]
+    assert any(e["reason"] == "LeaderElected" and leader.pod.name in e["message"] for e in told)
+
+
+def test_a_replica_says_who_leads(release: Installation) -> None:
+    printed = release.kubectl.run("exec", DEPLOYMENT, "--", "containerstacks-billing", "status", "--json")
+    assert pod_of(json.loads(printed)["leader"]) == release.leader().pod.name
+
+
+def test_standby_is_as_ready_as_the_leader(release: Installation) -> None:
+    for pod in release.pods():
+        for path in "/livez", "/readyz":
+            answer = release.http(pod, path)
+            assert answer.status == 200, f"{pod.name}{path}: {answer.body}"
+
+
+def test_leader_costs_more_to_delete(release: Installation) -> None:
+    leader = release.leader()
+    costs = {pod.name: pod.deletion_cost or 0 for pod in release.pods()}
+    of_leader = costs.pop(leader.pod.name)
+    assert all(of_leader > cost for cost in costs.values())
+
+
+def test_every_hour_is_charged_once(release: Installation) -> None:
+    add_work(release.database, "plain").wait_until_charged()
+
+
+def test_helm_test_passes(release: Installation) -> None:
+    release.helm.test(RELEASE)

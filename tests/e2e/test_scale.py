@@ -1,0 +1,45 @@
+"""`kubectl scale`: up, down to a standby fewer, to nobody and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.installation import Installation
+from tests.e2e.work import add_work
+
+pytestmark = pytest.mark.e2e
+PURPOSE = "scale"
+
+
+@pytest.fixture
+def scaled_release(release: Installation) -> Iterator[Installation]:
+    """With one replica, before and after."""
+    yield release
+    release.scale(1)
+
+
+def test_scaling_up_keeps_the_leader(scaled_release: Installation) -> None:
+    leader = scaled_release.leader()
+    assert len(scaled_release.scale(3)) == 3
+    assert scaled_release.leader().pod.uid == leader.pod.uid
+
+
+def test_scaling_down_takes_standbys_first(scaled_release: Installation) -> None:
+    scaled_release.scale(3)
+    leader = scaled_release.leader()
+    (left,) = scaled_release.scale(1)
+    assert left.uid == leader.pod.uid
+    assert scaled_release.leader().term == leader.term
+
+
+def test_scaled_to_nothing_nobody_leads_and_scaled_back_someone_does(scaled_release: Installation) -> None:
+    leader = scaled_release.leader()
+    database = scaled_release.database
+    assert scaled_release.scale(0) == []
+    assert (database.holders(), database.status()["leader"]) == ([], None)
+    assert {row["status"] for row in database.sql("select status from billing_daemon_status")} == {"stopped"}
+    assert len(scaled_release.scale(2)) == 2
+    scaled_release.leader(after_term=leader.term)
+    add_work(database, "scaled-back").wait_until_charged()

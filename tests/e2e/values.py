@@ -1,0 +1,76 @@
+"""Every set of chart values that the suite installs, by purpose; own/test_values.py renders and validates each. Pure.
+
+The interval is short, so that work which a test adds is charged at once and nobody has to wait for an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tests.e2e.manifests import SECRET
+
+Values = Mapping[str, Any]
+
+RELEASE: Final = "containerstacks-billing"
+BATCH: Final = 25
+DRAIN_SECONDS: Final = 120
+
+BASE: Final[Values] = {
+    "database": {"existingSecret": SECRET},
+    "billing": {"intervalMinutes": 0.05, "takeoverDelaySeconds": 0, "batchSize": BATCH, "workers": 1},
+    "drain": {"timeoutSeconds": DRAIN_SECONDS},
+    "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+}
+
+#: What each purpose changes in BASE.
+PURPOSES: Final[Mapping[str, Values]] = {
+    "install": {},
+    "loss": {},
+    "rollout": {},
+    "upgraded": {"podAnnotations": {"e2e.example/upgraded": "yes"}},
+    "scale": {"replicas": 1},
+    "drain": {"drain": {"timeoutSeconds": 3}},
+    "wrong-password": {},
+    "wrong-password-unmigrated": {"migrations": {"mode": "none"}},
+    "missing-key": {},
+    "missing-tables": {"migrations": {"mode": "none"}},
+    # New sessions fail while the Secret is on its way to the pods: not every three seconds.
+    "rotation": {"billing": {"intervalMinutes": 1}},
+    "uninstall": {},
+    "kustomize": {},  # installed without Helm, with the same image and interval
+}
+#: These bring their own database.
+DEMO: Final[Values] = {"demo": {"enabled": True}}
+
+
+def merged(base: Values, change: Values) -> dict[str, Any]:
+    """As Helm merges values: mappings key by key, everything else replaced."""
+    result = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def image_values(image: str) -> dict[str, Any]:
+    """An image's name as the chart takes it."""
+    name, _, digest = image.partition("@")
+    repository, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:  # that was a registry's port
+        repository, tag = name, ""
+    if not tag and not digest:
+        tag = "latest"
+    return {"repository": repository, "tag": tag, "digest": digest, "pullPolicy": "IfNotPresent"}
+
+
+def values_for(purpose: str, image: str, *, ipv6: bool = False) -> dict[str, Any]:
+    """What the suite installs for a purpose."""
+    own = {"image": image_values(image), **({"http": {"host": "[::]"}} if ipv6 else {})}
+    return merged(merged(BASE, PURPOSES[purpose]), own)
+
+
+def demo_values(image: str, postgres_image: str, postgres_uid: int, *, ipv6: bool = False) -> dict[str, Any]:
+    """What it installs to try the demo."""
+    own = {"image": image_values(image), **({"http": {"host": "[::]"}} if ipv6 else {})}
+    return merged(merged(DEMO, own), {"demo": {"postgresql": {"image": postgres_image, "uid": postgres_uid}}})

@@ -1,0 +1,160 @@
+"""A small installation whose every cent is known beforehand, and the proof that a fault has cost none.
+
+The price clock is computed here a second time, in Python, from the design and not from the migration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import dict_row
+
+from controller.billing.audit import audit
+from controller.postgres import queries
+
+PRICES: Final = (Decimal("5.00"), Decimal("12.50"), Decimal("3.99"), Decimal("0.50"))
+HOUR: Final = timedelta(hours=1)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+WALLET: Final = Decimal("1000.00")
+
+_ORGANIZATIONS: Final = """
+with owner as (
+    insert into users (email, password_hash) values (gen_random_uuid() || '@example.test', '-') returning id
+), organization as (
+    insert into organizations (name, slug, owner_id)
+    select 'organization ' || n, gen_random_uuid()::text, owner.id from generate_series(1, %s) n, owner
+    returning id
+)
+insert into wallets (organization_id, balance) select id, %s from organization returning organization_id
+"""
+
+
+def price_clock(monthly_price: Decimal, moment: datetime) -> Decimal:
+    """F(t) of the design: round(P * h(t) / 730, 2), exactly."""
+    microseconds = (moment - EPOCH) // timedelta(microseconds=1)
+    exact = monthly_price * microseconds / (730 * 3_600_000_000)
+    return exact.quantize(Decimal("0.01"), ROUND_HALF_UP)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a fault has cost: hours that were due and not billed, and hours billed more than once."""
+
+    hours_lost: int
+    hours_doubled: int
+
+
+@dataclass
+class Books:
+    """Rows of a test database, and what must have become of them."""
+
+    conn: psycopg.Connection[Any]
+    expected_hours: dict[UUID, int] = field(default_factory=dict)
+    expected_amount: dict[UUID, Decimal] = field(default_factory=dict)
+    starts: dict[UUID, datetime] = field(default_factory=dict)
+
+    def add(self, organizations: int = 6, instances: int = 3, hours: int = 5) -> None:
+        """More organizations, each instance with so many whole hours due, and half an hour more that is not."""
+        with self.conn.transaction(), self.conn.cursor(row_factory=dict_row) as cursor:
+            plans = self._plans(cursor)
+            added = cursor.execute(_ORGANIZATIONS, [organizations, WALLET]).fetchall()
+            now = datetime.now(UTC)
+            for row in added:
+                organization = row["organization_id"]
+                amount = Decimal(0)
+                for number in range(instances):
+                    start = now - hours * HOUR - timedelta(minutes=30, seconds=number, microseconds=number * 7)
+                    price = PRICES[number % len(PRICES)]
+                    made = cursor.execute(
+                        "insert into vps_instances (organization_id, plan_id, label, created_at)"
+                        " values (%s, %s, %s, %s) returning id",
+                        [organization, str(plans[price]), f"vps {number}", start],
+                    ).fetchone()
+                    assert made is not None
+                    self.starts[made["id"]] = start
+                    self.expected_hours[made["id"]] = hours
+                    amount += price_clock(price, start + hours * HOUR) - price_clock(price, start)
+                self.expected_amount[organization] = amount
+
+    @property
+    def all_billed(self) -> bool:
+        """Whether every instance has been charged for all that was due, by its own row."""
+        row = self.conn.execute(
+            "select count(*) from vps_instances where last_billed_at is null"
+            " or last_billed_at < clock_timestamp() - interval '1 hour'"
+        ).fetchone()
+        return row is not None and row[0] == 0
+
+    @property
+    def billed_instances(self) -> int:
+        """How many have been charged at all."""
+        row = self.conn.execute("select count(*) from vps_instances where last_billed_at is not null").fetchone()
+        return int(row[0]) if row else 0
+
+    def judge(self) -> Verdict:
+        """Raises AssertionError unless the audit is clean and every wallet, instance and period is exact."""
+        verdict = self.verdict()
+        assert (verdict.hours_lost, verdict.hours_doubled) == (0, 0), verdict
+        with self.conn.cursor(row_factory=dict_row) as cursor:
+            for row in cursor.execute("select organization_id, balance from wallets").fetchall():
+                organization = row["organization_id"]
+                charged = WALLET - row["balance"]
+                assert charged == self.expected_amount[organization], f"{organization} was charged {charged}"
+            for row in cursor.execute("select id, last_billed_at from vps_instances").fetchall():
+                assert row["last_billed_at"] == self.starts[row["id"]] + self.expected_hours[row["id"]] * HOUR
+        assert_audit_clean(self.conn)
+        return verdict
+
+    def verdict(self) -> Verdict:
+        """Counts the hours of every instance that periods cover never, and more than once."""
+        billed: dict[UUID, list[datetime]] = {instance: [] for instance in self.expected_hours}
+        with self.conn.cursor(row_factory=dict_row) as cursor:
+            rows = cursor.execute(
+                "select vps_instance_id, billing_period_start, billing_period_end from vps_billing_cycles"
+                " where status = 'billed'"
+            ).fetchall()
+        for row in rows:
+            moment = row["billing_period_start"]
+            while moment < row["billing_period_end"]:
+                billed[row["vps_instance_id"]].append(moment)
+                moment += HOUR
+        lost = sum(
+            max(hours - len(set(billed[instance])), 0) for instance, hours in self.expected_hours.items()
+        )
+        doubled = sum(len(moments) - len(set(moments)) for moments in billed.values())
+        return Verdict(lost, doubled)
+
+    def rows(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
+        """Whatever a test asks."""
+        with self.conn.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(sql.encode(), parameters).fetchall()
+
+    def one(self, sql: str, *parameters: object) -> Any:  # noqa: ANN401 - any column
+        """The first column of the only row."""
+        (row,) = self.rows(sql, *parameters)
+        return next(iter(row.values()))
+
+    def _plans(self, cursor: psycopg.Cursor[dict[str, Any]]) -> Mapping[Decimal, UUID]:
+        rows = cursor.execute("select id, base_price + markup_price as price from vps_plans").fetchall()
+        if not rows:
+            for price in PRICES:
+                cursor.execute(
+                    "insert into vps_plans (name, provider_plan_id, base_price, markup_price)"
+                    " values (%s, %s, %s, 0.25)",
+                    [f"plan {price}", f"p-{price}", price - Decimal("0.25")],
+                )
+            return self._plans(cursor)
+        return {row["price"]: row["id"] for row in rows}
+
+
+def assert_audit_clean(conn: psycopg.Connection[Any]) -> None:
+    """Every invariant, by the controller's own audit, on a session of its own."""
+    with psycopg.connect(conn.info.dsn, row_factory=dict_row, autocommit=True) as own:
+        report = audit(own, queries.load())
+    assert report.clean, [finding for finding in report.findings if finding.violations]

@@ -1,0 +1,78 @@
+"""PgBouncer between the replicas and the server: harmless in session mode, refused in transaction mode."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from controller.demo.server import Server
+from tests.faults.books import Books
+from tests.faults.conftest import StartReplica
+from tests.faults.pooler import PROGRAM, Pooler
+from tests.faults.replica import clean_environment, command
+from tests.faults.standing import lock_holders, wait_until_standing_by
+from tests.faults.timings import Timings, seconds_to_next_term
+from tests.faults.waiting import through
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no PgBouncer here: apt-get install pgbouncer")
+
+
+@pytest.fixture
+def by_transaction(server: Server, database: str) -> Iterator[str]:
+    with Pooler(server, "transaction") as pooler:
+        yield through(database, pooler.port)
+
+
+@pytest.fixture
+def by_session(server: Server, database: str) -> Iterator[str]:
+    with Pooler(server, "session") as pooler:
+        yield through(database, pooler.port)
+
+
+def test_transaction_mode_is_refused_with_the_remedy(by_transaction: str, start: StartReplica, books: Books) -> None:
+    replica = start(by_transaction)
+    assert replica.wait() == 2
+    (told,) = [line for line in replica.events() if line["level"] == "error"]
+    assert "DATABASE_DIRECT_URL" in told["error"]
+    assert "exception" not in told.fields
+    assert not replica.events("leader.elected")
+    assert lock_holders(books) == 0
+
+
+def test_bill_through_transaction_mode_is_refused_with_the_remedy(by_transaction: str, books: Books) -> None:
+    done = subprocess.run(
+        command("bill"), env=clean_environment(DATABASE_URL=by_transaction), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "DATABASE_DIRECT_URL" in done.stderr
+
+
+def test_direct_url_leads_past_the_pooler_while_workers_go_through_it(
+    by_transaction: str, database: str, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    leader = start(by_transaction, DATABASE_DIRECT_URL=database)
+    leader.wait_for("cycle.completed")
+    standby = start(by_transaction, DATABASE_DIRECT_URL=database)
+    wait_until_standing_by(books, standby)
+    assert lock_holders(books) == 1
+    killed_at = leader.kill()
+    standby.wait_for("leader.elected")
+    seconds = seconds_to_next_term(books, killed_at)
+    assert timings.record("killed, workers behind a transaction pooler", seconds, books.judge()) < 2
+
+
+def test_session_mode_elects_bills_and_fails_over(
+    by_session: str, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    leader = start(by_session)
+    leader.wait_for("cycle.completed")
+    standby = start(by_session)
+    wait_until_standing_by(books, standby)
+    killed_at = leader.kill()
+    standby.wait_for("leader.elected")
+    seconds = seconds_to_next_term(books, killed_at)
+    assert timings.record("killed behind a session pooler", seconds, books.judge()) < 2
+    assert standby.terminate() == 0
+    assert lock_holders(books) == 0

@@ -1,0 +1,116 @@
+"""A streaming replica of the database: nobody leads on it, until it is promoted."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+import psycopg
+import pytest
+
+from controller.demo.server import Server
+from tests.faults.books import Books
+from tests.faults.conftest import StartReplica
+from tests.faults.replica import clean_environment, command
+from tests.faults.waiting import eventually, through
+
+#: Tries a second that a server which can't be led on may see of a replica.
+MOST_TRIES: Final = 5
+
+
+@pytest.fixture
+def standby_server(own_server: Server, own_database: str) -> Iterator[Server]:
+    """A hot standby of `own_server`, made by pg_basebackup, with what is in `own_database` by then."""
+    standby = Server(own_server.installation)
+    with standby:
+        standby.stop()
+        data = standby.folder / "data"
+        shutil.rmtree(data)
+        status, text = standby._account.output(
+            standby.installation.program("pg_basebackup"),
+            f"--pgdata={data}",
+            f"--dbname={own_server.url()}",
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+        )
+        assert status == 0, text
+        with (data / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
+            file.write(f"unix_socket_directories = '{standby.folder}'\n")
+        standby.start()
+        yield standby
+
+
+@pytest.fixture
+def own_books(own_database: str) -> Iterator[Books]:
+    with psycopg.connect(own_database, autocommit=True) as conn:
+        books = Books(conn)
+        books.add()
+        yield books
+
+
+def promote(server: Server) -> None:
+    with psycopg.connect(server.url(), autocommit=True) as conn:
+        assert conn.execute("select pg_promote(true, 20)").fetchone() == (True,)
+
+
+def test_standby_server_elects_nobody_until_it_is_promoted(
+    own_database: str, own_books: Books, standby_server: Server, start: StartReplica
+) -> None:
+    url = through(own_database, standby_server.port)
+    replica = start(url)
+    replica.wait_until(lambda line: "recovery" in str(line.fields.get("error")), "refusal to lead in recovery")
+    assert replica.count_for(2.0, "session.lost", "election.joined", "database.unreachable") <= 2, "once for each outage"
+    assert not replica.events("leader.elected")
+    with psycopg.connect(standby_server.url(), autocommit=True) as conn:
+        before = conn.execute("select sum(sessions)::int from pg_stat_database").fetchone()
+        replica.count_for(2.0)
+        after = conn.execute("select sum(sessions)::int from pg_stat_database").fetchone()
+        assert before is not None
+        assert after is not None
+        assert after[0] - before[0] <= 2 * MOST_TRIES, "it hammers the server with new sessions"
+    promote(standby_server)
+    replica.wait_for("cycle.completed")
+    with psycopg.connect(url, autocommit=True) as conn:
+        own_books.conn = conn
+        own_books.judge()
+
+
+def test_bill_on_a_standby_server_says_why_it_can_not(
+    own_database: str, own_books: Books, standby_server: Server
+) -> None:
+    url = through(own_database, standby_server.port)
+    done = subprocess.run(
+        command("bill"), env=clean_environment(DATABASE_URL=url), capture_output=True, text=True, check=False
+    )
+    assert "another replica" not in done.stderr
+    assert "recovery" in done.stderr
+    assert done.returncode in {1, 3}
+
+
+def test_several_hosts_follow_a_promotion(
+    own_server: Server, own_database: str, own_books: Books, standby_server: Server, start: StartReplica
+) -> None:
+    name = own_database.rpartition("/")[2]
+    hosts = f"127.0.0.1:{own_server.port},127.0.0.1:{standby_server.port}"
+    replica = start(f"postgresql://postgres@{hosts}/{name}?target_session_attrs=read-write")
+    replica.wait_for("cycle.completed")
+    caught_up = "select replay_lsn = pg_current_wal_lsn() from pg_stat_replication"
+    eventually(lambda: bool(own_books.one(caught_up)), "the standby has replayed everything")
+    try:
+        own_server.stop("immediate")
+        promote(standby_server)
+        elected = replica.wait_until(
+            lambda line: line.event == "leader.elected" and line["term"] > 1, "election on the promoted server"
+        )
+        assert elected["term"] == 2
+        with psycopg.connect(through(own_database, standby_server.port), autocommit=True) as conn:
+            own_books.conn = conn
+            own_books.judge()
+    finally:
+        with suppress(psycopg.Error):
+            own_books.conn.close()
+        own_server.start()

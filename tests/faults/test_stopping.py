@@ -1,0 +1,177 @@
+"""SIGTERM, wherever it meets a replica: work ends, the lock goes, the successor is there, nobody's heartbeat lies."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from typing import Final
+
+import pytest
+
+from tests.faults.books import Books
+from tests.faults.conftest import StartReplica
+from tests.faults.proxy import Proxy
+from tests.faults.replica import Replica
+from tests.faults.standing import lock_holders, status_row, wait_until_standing_by
+from tests.faults.test_sessions_lost import starts_with
+from tests.faults.timings import Timings
+from tests.faults.waiting import eventually, through
+
+SMALL_BATCHES: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3"}
+HANDOVER_SECONDS: Final = 0.3
+CHARGE: Final = "insert into billing_wallet_baselines"
+
+
+def handover_seconds(books: Books) -> float:
+    """From the last write of the cycle that ended to the next leader's term."""
+    return float(
+        books.one(
+            "select extract(epoch from max(t.minted_at) - max(r.finished_at))::float8 from billing_terms t,"
+            " billing_runs r where r.term < (select max(term) from billing_terms)"
+        )
+    )
+
+
+def assert_stopped_honestly(books: Books, replica: Replica, outcome: str) -> None:
+    """Its status row says so, with its last run's figures, and its heartbeat is older than its end."""
+    row = status_row(books, replica)
+    assert row is not None
+    assert row["status"] == "stopped"
+    (run,) = books.rows("select * from billing_runs where holder = %s order by id desc limit 1", replica.instance)
+    assert run["outcome"] == outcome
+    assert (row["instances_billed"], row["total_amount"]) == (run["instances"], run["amount"])
+    assert row["heartbeat_at"] < run["finished_at"], "the heartbeat was refreshed on the way out"
+
+
+def test_leader_stopped_inside_a_batch_finishes_its_cycle_first(
+    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
+        leader = start(through(database, proxy.port), **SMALL_BATCHES, BILLING_HEARTBEAT_SECONDS="1800")
+        hold.wait()
+        standby = start(database)
+        wait_until_standing_by(books, standby)
+        leader.signal(signal.SIGTERM)
+        leader.wait_for("drain.started", reason="SIGTERM")
+    assert leader.wait() == 0
+    standby.wait_for("leader.elected")
+    steps = ("drain.started", "cycle.completed", "leader.resigned", "drain.completed", "controller.stopped")
+    assert [line.event for line in leader.events(*steps)] == list(steps)
+    assert books.all_billed
+    assert_stopped_honestly(books, leader, "completed")
+    assert timings.record("stopped inside a batch", handover_seconds(books), books.judge()) < HANDOVER_SECONDS
+
+
+def test_leader_keeps_lock_and_heartbeat_while_it_drains_and_says_nothing_else(
+    database: str, proxy: Proxy, start: StartReplica, books: Books
+) -> None:
+    with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
+        leader = start(through(database, proxy.port), **SMALL_BATCHES, BILLING_HEARTBEAT_SECONDS="0.2")
+        hold.wait()
+        leader.signal(signal.SIGTERM)
+        started = leader.wait_for("drain.started")
+
+        def heartbeat() -> object:
+            row = status_row(books, leader)
+            return row and row["heartbeat_at"]
+
+        before = heartbeat()
+        eventually(lambda: heartbeat() != before, "a heartbeat during the drain", 3)
+        assert lock_holders(books) == 1
+        assert leader.count_for(0.6, "service.stuck") == 0
+        assert leader.events()[leader.events().index(started) + 1 :] == []
+    assert leader.wait() == 0
+    books.judge()
+
+
+def test_drain_that_outlasts_its_deadline_stops_after_the_batch_and_the_successor_goes_on(
+    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
+        leader = start(through(database, proxy.port), **SMALL_BATCHES, BILLING_DRAIN_TIMEOUT_SECONDS="0.2")
+        hold.wait()
+        standby = start(database)
+        wait_until_standing_by(books, standby)
+        leader.signal(signal.SIGTERM)
+        leader.wait_for("drain.timed_out")
+    assert leader.wait() == 0
+    assert leader.events("cycle.stopped")[0]["instances"] == 3
+    assert_stopped_honestly(books, leader, "stopped")
+    standby.wait_for("cycle.completed")
+    assert timings.record("drain outlasts its deadline", handover_seconds(books), books.judge()) < HANDOVER_SECONDS
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_stops_after_the_batch_in_hand(
+    database: str, proxy: Proxy, start: StartReplica, books: Books, second: signal.Signals
+) -> None:
+    with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
+        leader = start(through(database, proxy.port), **SMALL_BATCHES)
+        hold.wait()
+        leader.signal(signal.SIGTERM)
+        leader.wait_for("drain.started")
+        leader.signal(second)
+        leader.wait_for("drain.timed_out")
+    assert leader.wait() == 0
+    assert leader.events("cycle.stopped")[0]["instances"] == 3
+    assert_stopped_honestly(books, leader, "stopped")
+
+
+def test_two_signals_in_the_same_moment_are_two(
+    database: str, proxy: Proxy, start: StartReplica, books: Books
+) -> None:
+    with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
+        leader = start(through(database, proxy.port), **SMALL_BATCHES)
+        hold.wait()
+        leader.freeze()
+        leader.signal(signal.SIGTERM)
+        leader.signal(signal.SIGINT)
+        leader.thaw()
+        leader.wait_for("drain.timed_out", within=3)
+    assert leader.wait() == 0
+
+
+def test_idle_leader_stopped_hands_over(
+    database: str, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    leader = start(database, BILLING_HEARTBEAT_SECONDS="1800")
+    leader.wait_for("cycle.completed")
+    standby = start(database)
+    wait_until_standing_by(books, standby)
+    eventually(lambda: (status_row(books, leader) or {}).get("instances_billed") == 18, "the cycle's heartbeat")
+    beat = (status_row(books, leader) or {})["heartbeat_at"]
+    leader.signal(signal.SIGTERM)
+    elected = standby.wait_for("leader.elected")
+    resigned = leader.wait_for("leader.resigned")
+    assert leader.wait() == 0
+    row = status_row(books, leader)
+    assert row is not None
+    assert (row["status"], row["heartbeat_at"]) == ("stopped", beat)
+    seconds = max(elected.read_at - resigned.read_at, 0.0)
+    assert timings.record("stopped while idle", seconds, books.judge()) < HANDOVER_SECONDS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_standby_stops_at_once_and_leaves_no_trace(
+    database: str, start: StartReplica, books: Books, number: signal.Signals
+) -> None:
+    leader = start(database)
+    leader.wait_for("cycle.completed")
+    standby = start(database)
+    wait_until_standing_by(books, standby)
+    sent_at = standby.signal(number)
+    stopped = standby.wait_for("controller.stopped")
+    assert standby.wait() == 0
+    assert stopped.read_at - sent_at < 1.5
+    assert status_row(books, standby) is None
+    assert not leader.events("leader.deposed", "leader.resigned")
+
+
+def test_replica_that_waits_for_a_server_which_never_answers_stops(start: StartReplica) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(10)
+        replica = start(f"postgresql://user@127.0.0.1:{mute.getsockname()[1]}/database")
+        peer, _ = mute.accept()
+        with peer:
+            assert peer.recv(1024)
+            assert replica.terminate(within=12) == 0

@@ -1,0 +1,94 @@
+"""Between the leader and the server nothing passes, without a FIN or RST: both know by themselves when it is over."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+import pytest
+
+from tests.faults.books import Books
+from tests.faults.conftest import StartReplica
+from tests.faults.proxy import Proxy, Way
+from tests.faults.replica import LOW_BOUNDS
+from tests.faults.standing import wait_until_standing_by
+from tests.faults.test_sessions_lost import starts_with
+from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.faults.waiting import through
+
+BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
+LOW_DEADLINE_SECONDS: Final = 1.0
+#: For a thread to be told, on a busy machine.
+SLACK_SECONDS: Final = 0.5
+
+
+@pytest.mark.parametrize("ways", [("up", "down"), ("up",), ("down",)], ids=["both ways", "up", "down"])
+def test_unplugged_leader_stops_by_its_deadline_and_before_its_successor_starts(
+    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, ways: tuple[Way, ...]
+) -> None:
+    leader = start(through(database, proxy.port), **LOW_BOUNDS)
+    leader.wait_for("cycle.completed")
+    standby = start(database, **LOW_BOUNDS)
+    wait_until_standing_by(books, standby)
+    since, began = datetime.now(UTC), time.monotonic()
+    proxy.stall(*ways)
+    deposed = leader.wait_for("leader.deposed")
+    elected = standby.wait_for("leader.elected")
+    assert deposed.read_at - began < LOW_DEADLINE_SECONDS + SLACK_SECONDS
+    assert deposed.read_at < elected.read_at
+    seconds = seconds_to_next_term(books, since)
+    assert timings.record("unplugged while idle", seconds, books.judge()) < 4
+    proxy.resume()
+
+
+@pytest.mark.slow
+def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
+    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    leader = start(through(database, proxy.port))
+    leader.wait_for("cycle.completed")
+    standby = start(database)
+    wait_until_standing_by(books, standby)
+    since, began = datetime.now(UTC), time.monotonic()
+    proxy.stall()
+    deposed = leader.wait_for("leader.deposed")
+    standby.wait_for("leader.elected")
+    assert deposed.read_at - began < 6 + SLACK_SECONDS
+    assert timings.record("unplugged, default bounds", seconds_to_next_term(books, since), books.judge()) < 12
+
+
+@pytest.mark.parametrize("statement", ["with due as materialized", "COMMIT"])
+def test_leader_unplugged_inside_a_batch_loses_and_doubles_nothing(
+    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, statement: str
+) -> None:
+    leader = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS)
+    term = leader.wait_for("leader.elected")["term"]
+    leader.wait_for("cycle.completed")
+    standby = start(database, **BUSY, **LOW_BOUNDS)
+    wait_until_standing_by(books, standby)
+    with proxy.hold(f"worker {leader.instance}", starts_with(statement)) as hold:
+        books.add(organizations=3)
+        hold.wait()
+        since = datetime.now(UTC)
+        proxy.stall()
+    standby.wait_for("cycle.completed")
+    seconds = seconds_to_next_charge(books, since, term)
+    proxy.resume()  # what was under way arrives late, the batch's next statement among it
+    leader.wait_for("election.joined", after=leader.wait_for("leader.deposed"))
+    assert timings.record("unplugged inside a batch", seconds, books.judge()) < 8
+
+
+def test_replica_whose_old_connections_stay_silent_bills_again_once_new_ones_pass(
+    database: str, proxy: Proxy, start: StartReplica, books: Books
+) -> None:
+    """A proxy or a sidecar may keep dead connections open for ever: acknowledged, and never answered."""
+    replica = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS)
+    replica.wait_for("cycle.completed")
+    with proxy.hold(f"foreground {replica.instance}", starts_with("with due as")) as hold:
+        books.add(organizations=3)
+        hold.wait()
+        proxy.stall_present()
+        again = replica.wait_for("leader.elected", after=replica.wait_for("leader.deposed"))
+        replica.wait_for("cycle.completed", after=again, within=20)
+    books.judge()

@@ -1,0 +1,25 @@
+"""Waiting for what only the database can tell: conditions with a bound, no guesses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit, urlunsplit
+
+LOOK_AGAIN_SECONDS = 0.02
+
+
+def eventually(condition: Callable[[], bool], what: str, within: float = 30.0) -> None:
+    """Blocks until the condition holds. Raises: AssertionError when it does not in time."""
+    deadline = time.monotonic() + within
+    nothing = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
+        nothing.wait(LOOK_AGAIN_SECONDS)
+
+
+def through(url: str, port: int) -> str:
+    """The URL with another port: by way of a proxy or a pooler."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{port}"))

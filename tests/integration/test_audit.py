@@ -1,0 +1,236 @@
+"""Each invariant's violation is found where it is planted, and nothing else; what is older than us is told apart."""
+
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from controller.billing.audit import INVARIANTS, Finding
+from tests.integration.world import World
+from tests.model import HOUR, NOON
+
+D = Decimal
+OURS = "metadata ->> 'controller' = 'containerstacks-billing'"
+
+
+@pytest.fixture
+def billed(world: World) -> World:
+    """Two organizations with an instance each, billed twice; a third with a debt."""
+    plan = world.plan("7.30")
+    for balance in ("10.00", "10.00", "0.02"):
+        world.instance(world.organization(balance), plan, NOON - 9 * HOUR)
+    world.bill(NOON - 5 * HOUR)
+    world.bill(NOON)
+    assert world.violations() == {}
+    return world
+
+
+def first(world: World, table: str = "vps_instances") -> UUID:
+    order = "id" if table == "organizations" else "organization_id"
+    found: UUID = world.rows(f"select id from {table} order by {order} limit 1")[0]["id"]  # noqa: S608 - ours
+    return found
+
+
+PLANTS: dict[str, tuple[str, str]] = {
+    "a wallet changed without a transaction": (
+        "wallet_balance",
+        "update wallets set balance = balance - 0.01 where balance > 9",
+    ),
+    "a transaction without the wallet": (
+        "wallet_balance",
+        (
+            "insert into payment_transactions (organization_id, amount, status)"
+            " select min(id::text)::uuid, 5, 'completed' from organizations"
+        ),
+    ),
+    "a wallet twice": (
+        "wallet_state",
+        "insert into wallets (organization_id, balance) select min(id::text)::uuid, 0 from organizations",
+    ),
+    "a wallet that is not a number": ("wallet_state", "update wallets set balance = 'NaN' where balance > 9"),
+    "an hour billed twice": (
+        "periods",
+        (
+            "update vps_billing_cycles set billing_period_start = billing_period_start - interval '1 hour',"
+            " metadata = metadata || '{\"hours\": 6}' where status = 'billed' and (metadata ->> 'hours')::int = 5"
+        ),
+    ),
+    "an hour left out": (
+        "periods",
+        (
+            "update vps_billing_cycles set billing_period_start = billing_period_start + interval '1 hour',"
+            " metadata = metadata || '{\"hours\": 4}' where status = 'billed' and (metadata ->> 'hours')::int = 5"
+        ),
+    ),
+    "an hour that the application billed as well": (
+        "periods",
+        (
+            "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start,"
+            " billing_period_end, hourly_rate, total_amount, status) select vps_instance_id, organization_id,"
+            " billing_period_start, billing_period_end, 0.01, 0.05, 'billed' from vps_billing_cycles where (metadata ->> 'hours')::int = 5"
+        ),
+    ),
+    "last_billed_at moved on": (
+        "last_billed",
+        "update vps_instances set last_billed_at = last_billed_at + interval '1 hour'",
+    ),
+    "last_billed_at forgotten": ("last_billed", "update vps_instances set last_billed_at = null"),
+    "half an hour": (
+        "whole_hours",
+        (
+            "update vps_billing_cycles set billing_period_end = billing_period_end + interval '30 minutes'"
+            " where status = 'billed'"
+        ),
+    ),
+    "hours to come": (
+        "whole_hours",
+        "update vps_billing_cycles set billing_period_end = now() + interval '1 hour' where status = 'billed'",
+    ),
+    "a charge without its transaction": (
+        "transactions",
+        "update vps_billing_cycles set payment_transaction_id = null where status = 'billed'",
+    ),
+    "a charge that another organization paid": (
+        "transactions",
+        (
+            "update vps_billing_cycles set organization_id = (select min(id::text)::uuid from organizations)"
+            " where status = 'billed'"
+        ),
+    ),
+    "a transaction of another amount": ("transactions", "update payment_transactions set amount = amount - 0.01"),
+    "a transaction without its charge": (
+        "transactions",
+        "delete from vps_billing_cycles where status = 'billed' and (metadata ->> 'hours')::int = 5",
+    ),
+    "an amount that is not the clock's": (
+        "price_clock",
+        "update vps_billing_cycles set total_amount = total_amount + 0.01 where status = 'billed'",
+    ),
+    "two open debts": (
+        "open_debts",
+        (
+            "drop index billing_one_open_debt_an_instance; insert into vps_billing_cycles (vps_instance_id,"
+            " organization_id, billing_period_start, billing_period_end, hourly_rate, total_amount, status, metadata)"
+            " select vps_instance_id, organization_id, billing_period_start, billing_period_end, 0, 0, status, metadata"
+            " from vps_billing_cycles where status = 'failed'"
+        ),
+    ),
+    "a debt forgotten": ("overdue", "delete from vps_billing_cycles where status = 'failed'"),
+    "a batch written after its term": ("terms", "update billing_terms set minted_at = now() - interval '1 day'"),
+    "a charge under a term of another run": (
+        "terms",
+        "update vps_billing_cycles set metadata = metadata || '{\"term\": 99}' where status = 'billed'",
+    ),
+    "a charge of no run": (
+        "terms",
+        "update vps_billing_cycles set metadata = metadata - 'run' where status = 'billed'",
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_violation_is_found(billed: World, plant: str) -> None:
+    invariant, statement = PLANTS[plant]
+    for each in statement.split(";"):
+        billed.run(each.replace("%", "%%"))
+    report = billed.audit()
+    assert not report.clean
+    found = {each.invariant: each for each in report.findings if each.violations}
+    assert invariant in found
+    assert len(found[invariant].examples) == min(found[invariant].violations, 5)
+    assert found[invariant].meaning == INVARIANTS[invariant]
+
+
+def test_every_invariant_has_a_planted_violation() -> None:
+    assert {invariant for invariant, _ in PLANTS.values()} == set(INVARIANTS)
+
+
+def test_a_negative_wallet_is_a_violation_when_it_became_so_under_us(billed: World) -> None:
+    organization = first(billed, "organizations")
+    billed.top_up(organization, "-20.00")
+    assert list(billed.violations()) == ["wallet_state"]
+
+
+def test_examples_are_five_and_the_number_is_exact(world: World) -> None:
+    plan = world.plan("7.30")
+    for _ in range(8):
+        world.instance(world.organization(), plan, NOON - 9 * HOUR)
+    world.bill(NOON)
+    world.run("update vps_instances set last_billed_at = last_billed_at + interval '1 hour'")
+    (finding,) = (each for each in world.audit().findings if each.violations)
+    assert (finding.invariant, finding.violations, len(finding.examples)) == ("last_billed", 8, 5)
+
+
+def test_an_audit_writes_nothing(billed: World) -> None:
+    before = billed.dump()
+    billed.audit()
+    assert billed.dump() == before
+
+
+def apart(world: World) -> dict[str, int]:
+    report = world.audit()
+    assert report.clean, world.violations()
+    return {each.invariant: each.apart for each in report.findings if each.apart}
+
+
+def test_a_wallet_that_was_unusable_before_us_is_told_apart(world: World) -> None:
+    world.organization("-3.00")
+    world.organization("NaN")
+    world.wallet(world.organization("1.00"), "2.00")
+    assert apart(world) == {"wallet_state": 4}
+
+
+def test_what_the_application_billed_while_we_were_away_is_told_apart(billed: World) -> None:
+    """Its built-in billing took three hours, in its own way."""
+    instance = first(billed)
+    billed.run(
+        "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start, billing_period_end,"
+        " hourly_rate, total_amount, status, metadata) select id, organization_id, last_billed_at,"
+        " last_billed_at + interval '3 hours', 0.0068, 0.02, 'billed', '{}' from vps_instances where id = %s",
+        instance,
+    )
+    billed.run("update vps_instances set last_billed_at = last_billed_at + interval '3 hours' where id = %s", instance)
+    assert apart(billed) == {"last_billed": 1}
+    billed.bill(NOON + 6 * HOUR)
+    assert apart(billed) == {"periods": 1}
+    assert billed.audit().older_rows == 1
+
+
+def test_top_ups_refunds_and_deletions_leave_it_clean(billed: World) -> None:
+    organization = first(billed, "organizations")
+    billed.top_up(organization, "25.00")
+    billed.top_up(organization, "-5.00")  # a refund to the card, as a transaction of its own
+    billed.top_up(organization, "0.05")  # an hour given back
+    billed.run(
+        "insert into payment_transactions (organization_id, amount, status)"
+        " select %s, 99, s from unnest(array['pending', 'failed', 'refunded']) as s",
+        organization,
+    )
+    assert billed.violations() == {}
+    billed.run("delete from vps_instances where id = %s", first(billed))
+    assert billed.violations() == {}
+    billed.run("delete from organizations where id = (select max(id::text)::uuid from organizations)")
+    assert billed.violations() == {}
+
+
+def test_a_wallet_made_after_adoption_is_adopted_when_it_is_first_charged(billed: World) -> None:
+    organization = billed.organization(None)
+    billed.instance(organization, "p", NOON - 9 * HOUR)
+    billed.bill(NOON)
+    billed.wallet(organization, "5.00")
+    billed.top_up(organization, "3.00")
+    assert billed.bill(NOON).figures.amount == D("0.09")
+    (row,) = billed.rows(
+        "select baseline, adopted_balance from billing_wallet_baselines where organization_id = %s", organization
+    )
+    assert (row["baseline"], row["adopted_balance"]) == (D("5.00"), D("8.00"))
+    billed.top_up(organization, "1.00")
+    assert billed.violations() == {}
+
+
+def test_an_empty_database_is_clean(world: World) -> None:
+    report = world.audit()
+    assert report.clean
+    assert report.older_rows == 0
+    assert [each.invariant for each in report.findings] == list(INVARIANTS)
+    assert all(each == Finding(each.invariant, each.meaning, 0, 0, ()) for each in report.findings)

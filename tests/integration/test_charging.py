@@ -1,0 +1,218 @@
+"""What a cycle takes from a wallet that can pay, and what it writes down about it."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from controller.billing.values import Figures
+from tests.integration.world import World
+from tests.model import HOUR, NOON, charge_of
+
+D = Decimal
+
+
+def test_a_charge_moves_wallet_transaction_period_and_instance_together(world: World) -> None:
+    organization, plan = world.organization("10.00"), world.plan("4.00", "1.00")
+    instance = world.instance(organization, plan, NOON - 100 * HOUR - timedelta(minutes=59), label="web")
+    cost = charge_of(D("5.00"), NOON - 100 * HOUR - timedelta(minutes=59), 100)
+
+    result = world.bill(NOON)
+
+    assert result.figures == Figures(instances=1, hours=100, amount=cost)
+    assert world.balance(organization) == D("10.00") - cost
+    assert world.last_billed_at(instance) == NOON - timedelta(minutes=59)
+    (period,) = world.rows("select * from vps_billing_cycles")
+    (payment,) = world.rows("select * from payment_transactions")
+    assert (period["status"], period["total_amount"], period["hourly_rate"]) == ("billed", cost, D("0.0068"))
+    assert period["organization_id"] == payment["organization_id"] == organization
+    assert period["billing_period_start"] == NOON - 100 * HOUR - timedelta(minutes=59)
+    assert period["billing_period_end"] == NOON - timedelta(minutes=59)
+    assert period["payment_transaction_id"] == payment["id"]
+    assert period["metadata"] == {
+        "controller": "containerstacks-billing",
+        "hours": 100,
+        "monthly_price": 5.0,
+        "price_source": "plan",
+        "term": 1,
+        "run": result.run.id if result.run else None,
+    }
+    assert (payment["amount"], payment["status"], payment["currency"]) == (-cost, "completed", "USD")
+    assert (payment["payment_method"], payment["payment_provider"]) == ("wallet_debit", "internal")
+    assert "web" in payment["description"]
+    assert world.violations() == {}
+
+
+def test_nothing_is_written_when_nothing_is_due(world: World) -> None:
+    organization, plan = world.organization(), world.plan()
+    world.instance(organization, plan, NOON - HOUR + timedelta(microseconds=1))
+    world.instance(organization, plan, NOON - 99 * HOUR, last_billed_at=NOON - timedelta(minutes=59))
+    money = ("wallets", "vps_instances", "payment_transactions", "vps_billing_cycles", "billing_wallet_baselines")
+    before = world.dump(*money)
+    assert world.bill(NOON).figures == Figures()
+    assert world.dump(*money) == before
+
+
+def test_a_second_cycle_at_the_same_moment_charges_nothing(world: World) -> None:
+    organization = world.organization()
+    world.instance(organization, world.plan(), NOON - 9 * HOUR)
+    world.bill(NOON)
+    balance = world.balance(organization)
+    assert world.bill(NOON).figures == Figures()
+    assert world.bill(NOON + timedelta(minutes=59)).figures == Figures()
+    assert world.balance(organization) == balance
+
+
+@pytest.mark.parametrize("cadence", [1, 24, 100, 730])
+@pytest.mark.parametrize("start", [NOON - 730 * HOUR, NOON - 730 * HOUR + timedelta(microseconds=-123457)])
+def test_a_month_costs_its_price_whatever_the_cadence(world: World, cadence: int, start: datetime) -> None:
+    if cadence == 1:
+        cadence, hours = 5, 50  # each hour would be many cycles: the clock's own test has them
+    else:
+        hours = 730
+    plans = {price: world.plan(price) for price in ("0.01", "3.00", "5.00", "19.99")}
+    organization = world.organization("100.00")
+    instances = {price: world.instance(organization, plan, start) for price, plan in plans.items()}
+    leadership = world.lead()
+    for elapsed in [*range(cadence, hours, cadence), hours]:
+        world.bill(start + elapsed * HOUR, leadership)
+    for price, instance in instances.items():
+        periods = world.billed(instance)
+        assert sum(hours for _, hours, _ in periods) == hours
+        assert sum(amount for _, _, amount in periods) == charge_of(D(price), start, hours)
+        if hours == 730:
+            assert sum(amount for _, _, amount in periods) == D(price)
+    assert world.violations() == {}
+
+
+def test_an_hour_that_costs_nothing_is_billed_without_a_transaction(world: World) -> None:
+    organization, plan = world.organization("0.00"), world.plan("0.00", "0.00")
+    instance = world.instance(organization, plan, NOON - 5 * HOUR)
+    updated_at = world.one("select updated_at from wallets")
+    assert world.bill(NOON).figures == Figures(instances=1, hours=5, amount=D(0))
+    assert world.billed(instance) == [(NOON - 5 * HOUR, 5, D("0.00"))]
+    assert world.one("select payment_transaction_id from vps_billing_cycles") is None
+    assert world.one("select count(*) from payment_transactions") == 0
+    assert world.one("select updated_at from wallets") == updated_at
+    assert world.violations() == {}
+
+
+def test_a_changed_price_holds_for_the_hours_that_are_billed_after_it(world: World) -> None:
+    organization, plan = world.organization("500.00"), world.plan("5.00")
+    instance = world.instance(organization, plan, NOON - 30 * HOUR)
+    world.bill(NOON - 10 * HOUR)
+    world.run("update vps_plans set base_price = 73.00")
+    world.bill(NOON)
+    assert world.billed(instance) == [
+        (NOON - 30 * HOUR, 20, charge_of(D("5.00"), NOON - 30 * HOUR, 20)),
+        (NOON - 10 * HOUR, 10, D("1.00")),
+    ]
+    assert world.violations() == {}
+
+
+def test_an_instance_is_billed_whatever_its_power_state(world: World) -> None:
+    organization, plan = world.organization(), world.plan()
+    for status in ("running", "stopped", "suspended", "deleting", "error"):
+        instance = world.instance(organization, plan, NOON - 9 * HOUR)
+        world.run("update vps_instances set status = %s where id = %s", status, instance)
+    assert world.bill(NOON).figures.instances == 5
+
+
+@pytest.mark.parametrize("label", [None, "", "x" * 255, "'; drop table wallets; --", '100% {"a"} \\ ümläut 🧾'])
+def test_any_label_is_billed(world: World, label: str | None) -> None:
+    organization = world.organization()
+    instance = world.instance(organization, world.plan(), NOON - 9 * HOUR, label=label)
+    world.bill(NOON)
+    assert len(world.billed(instance)) == 1
+    assert (label or str(instance)) in world.one("select description from payment_transactions") or label == ""
+
+
+def test_a_lowercase_currency_is_the_same_currency(world: World) -> None:
+    organization = world.organization("10.00", "usd")
+    world.instance(organization, world.plan(), NOON - 9 * HOUR)
+    assert world.bill(NOON).figures.instances == 1
+    assert world.violations() == {}
+
+
+def plan_of(world: World, organization: UUID, plan: UUID | str | None) -> tuple[Decimal, str]:
+    """Which monthly price an instance of this plan is charged, and where it comes from."""
+    instance = world.instance(organization, plan, NOON - 9 * HOUR)
+    world.bill(NOON)
+    (row,) = world.rows(
+        "select (metadata ->> 'monthly_price')::numeric as p, metadata ->> 'price_source' as s"
+        " from vps_billing_cycles where vps_instance_id = %s and status = 'billed'",
+        instance,
+    )
+    return row["p"], row["s"]
+
+
+def test_a_plan_is_found_by_its_id_even_if_it_is_inactive(world: World) -> None:
+    organization = world.organization()
+    assert plan_of(world, organization, world.plan("8.00", "2.00", active=False)) == (D("10.00"), "plan")
+
+
+def test_a_plan_without_markup_costs_its_base(world: World) -> None:
+    organization = world.organization()
+    assert plan_of(world, organization, world.plan("8.00", None)) == (D("8.00"), "plan")
+
+
+def test_a_providers_plan_id_finds_the_active_plan_then_the_oldest(world: World) -> None:
+    organization = world.organization()
+    world.plan("1.00", provider="small", active=False)
+    world.plan("1.50", provider="small", active=None)
+    world.plan("2.00", provider="small", active=True)
+    world.plan("3.00", provider="small", active=True)
+    world.plan("4.00", provider="retired", active=False)
+    world.plan("5.00", provider="retired", active=False)
+    assert plan_of(world, organization, "small") == (D("2.00"), "provider_plan")
+    assert plan_of(world, organization, "retired") == (D("4.00"), "provider_plan")
+
+
+def test_a_plans_id_goes_before_a_providers_that_reads_the_same(world: World) -> None:
+    organization = world.organization()
+    mine = world.plan("7.00")
+    world.plan("1.00", provider=str(mine))
+    assert plan_of(world, organization, mine) == (D("7.00"), "plan")
+
+
+@pytest.mark.parametrize("kind", ["gone", "null", "free text", "no base price"])
+def test_without_a_priced_plan_the_default_rate_holds(world: World, kind: str) -> None:
+    organization = world.organization()
+    plan: UUID | str | None = {
+        "gone": "0e0e0e0e-0000-4000-8000-000000000000",
+        "null": None,
+        "free text": "no such plan",
+        "no base price": world.plan(None, "3.00"),
+    }[kind]
+    assert plan_of(world, organization, plan) == (D("19.71"), "default")
+    assert world.violations() == {}
+
+
+def test_a_default_rate_is_told_with_the_instance(world: World) -> None:
+    told: list[dict[str, str]] = []
+    instance = world.instance(world.organization(), "gone", NOON - 9 * HOUR, label="web")
+    world.cycle(NOON).run(world.lead(), on_charged=lambda charged: told.extend(charged.priced_by_default))
+    assert told == [{"vps_instance_id": str(instance), "label": "web", "plan_id": "gone"}]
+
+
+def test_years_of_hours_are_charged_in_one_period(world: World) -> None:
+    organization, plan = world.organization("99999999.99"), world.plan("99999.00", "999.99")
+    start = NOON - 200_000 * HOUR
+    instance = world.instance(organization, plan, start)
+    cost = charge_of(D("100998.99"), start, 200_000)
+    assert world.bill(NOON).figures == Figures(instances=1, hours=200_000, amount=cost)
+    assert world.balance(organization) == D("99999999.99") - cost
+    assert world.billed(instance) == [(start, 200_000, cost)]
+    assert world.violations() == {}
+
+
+def test_a_debt_larger_than_the_column_is_exact_in_its_metadata(world: World) -> None:
+    organization, plan = world.organization("0.00"), world.plan("99999999.00", "99999999.00")
+    instance = world.instance(organization, plan, NOON - 99_999 * HOUR)
+    world.bill(NOON)
+    row = world.open_row(instance)
+    assert row is not None
+    assert row["owed"] == charge_of(D("199999998.00"), NOON - 99_999 * HOUR, 99_999)
+    assert row["total_amount"] == D("99999999.99")
+    assert world.violations() == {}

@@ -1,0 +1,216 @@
+"""When a cycle is due, what the history says of each, and that sizes and workers make no difference to the money."""
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from controller.billing.values import Figures, Outcome
+from tests.integration.touchy import TouchyLedger
+from tests.integration.world import Term, World
+from tests.model import HOUR, NOON, Owed, settle
+
+D = Decimal
+
+
+class CrashError(BaseException):
+    """The process is gone: nothing of ours runs after it."""
+
+
+def seconds_until_due(world: World, interval_minutes: float = 60) -> float:
+    ledger = world.ledger()
+    with ledger.connection:
+        return ledger.seconds_until_due(interval_minutes)
+
+
+def begin_takeover(world: World, leadership: Term, seconds: float = 300) -> bool:
+    ledger = world.ledger()
+    with ledger.connection:
+        return ledger.begin_takeover(leadership.term, seconds)
+
+
+def town(world: World, organizations: int = 4) -> None:
+    """Each owes five cents."""
+    plan = world.plan("7.30")
+    for _ in range(organizations):
+        world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
+
+
+def test_a_database_that_was_never_billed_is_overdue(world: World) -> None:
+    assert seconds_until_due(world) < 0
+
+
+def test_a_cycle_is_due_an_interval_after_the_last_good_start(world: World) -> None:
+    world.bill()
+    assert 3590 < seconds_until_due(world) <= 3600
+    assert 590 < seconds_until_due(world, 10) <= 600
+    world.run("update billing_runs set started_at = started_at - interval '59 minutes'")
+    assert 50 < seconds_until_due(world) <= 60
+    world.run("update billing_runs set started_at = started_at - interval '3 days'")
+    assert seconds_until_due(world) < 0
+    world.bill()
+    world.run("update billing_runs set finished_at = finished_at + interval '20 minutes'")
+    assert 3590 < seconds_until_due(world) <= 3600, "by its start, not by its end"
+
+
+@pytest.mark.parametrize("outcome", ["failed", "stopped", "abandoned", "running"])
+def test_a_cycle_that_did_not_complete_is_followed_at_once(world: World, outcome: str) -> None:
+    world.bill()
+    world.run("update billing_runs set started_at = started_at - interval '61 minutes'")
+    world.run("insert into billing_runs (term, holder, started_at, outcome) values (1, 'test-1', now(), %s)", outcome)
+    assert seconds_until_due(world) < 0
+
+
+def test_without_a_heartbeat_the_first_cycle_waits_for_the_applications_own_billing(world: World) -> None:
+    assert begin_takeover(world, world.lead()) is True
+    assert 290 < seconds_until_due(world) <= 300
+
+
+def test_the_delay_outlives_the_leader_that_began_it(world: World) -> None:
+    begin_takeover(world, world.lead())
+    world.run("insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at) values ('a-1', 'x', now())")
+    assert begin_takeover(world, world.lead()) is False, "the successor finds a heartbeat of seconds ago"
+    assert 290 < seconds_until_due(world) <= 300, "but the delay goes on"
+
+
+@pytest.mark.parametrize(("minutes", "waits"), [(89, False), (91, True)])
+def test_the_delay_begins_when_the_newest_heartbeat_is_older_than_90_minutes(
+    world: World,
+    minutes: int,
+    waits: bool,  # noqa: FBT001 - a column of the table above
+) -> None:
+    world.run(
+        "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at)"
+        " values ('a-1', 'stopped', now() - %s * interval '1 minute'), ('b-2', 'stopped', now() - interval '9 days'),"
+        " ('c-3', 'stopped', null)",
+        minutes,
+    )
+    assert begin_takeover(world, world.lead()) is waits
+
+
+def test_a_delay_of_zero_bills_at_once(world: World) -> None:
+    begin_takeover(world, world.lead(), 0)
+    assert seconds_until_due(world) <= 0
+
+
+def test_a_run_records_who_when_and_what(world: World) -> None:
+    town(world)
+    leadership = world.lead()
+    result = world.bill(None, leadership)
+    (run,) = world.rows("select * from billing_runs")
+    assert (run["term"], run["holder"], run["outcome"], run["error"]) == (leadership.term, "test-1", "completed", None)
+    assert run["started_at"] <= run["finished_at"] <= world.one("select clock_timestamp()")
+    assert Figures.from_row(run) == result.figures
+    assert result.run is not None
+    assert result.run.id == run["id"]
+
+
+class Crashing(TouchyLedger):
+    """Dies before a chosen statement."""
+
+
+@pytest.fixture
+def crashing(world: World) -> World:
+    class Own(Crashing):
+        pass
+
+    world.ledger_class = Own
+    town(world)
+    return world
+
+
+def crash_before(world: World, statement: str, nth: int, **settings: Any) -> None:  # noqa: ANN401
+    """A cycle that ends as by `kill -9` before the nth statement of a name."""
+    kind = world.ledger_class
+    assert issubclass(kind, Crashing)
+    kind.counted = 0
+    kind.names.clear()
+    leadership = world.lead()
+    world.cycle(NOON, **settings).run(leadership, dry=True)
+    moment = [number for number, name in enumerate(kind.names) if name == statement][nth]
+
+    def crash(ledger: TouchyLedger) -> None:
+        ledger.connection.close()
+        raise CrashError
+
+    kind.counted, kind.before = 0, {moment: crash}
+    with pytest.raises(CrashError):
+        world.cycle(NOON, **settings).run(leadership)
+
+
+def test_an_abandoned_run_is_closed_with_what_its_batches_committed(crashing: World) -> None:
+    crash_before(crashing, "charge_batch", 2, batch_size=1)
+    (run,) = crashing.rows("select * from billing_runs")
+    assert (run["outcome"], run["finished_at"]) == ("running", None)
+    assert crashing.bill(NOON, batch_size=1).figures == Figures(instances=2, hours=10, amount=D("0.10"))
+    old, new = crashing.rows("select * from billing_runs order by id")
+    assert (old["outcome"], Figures.from_row(old)) == ("abandoned", Figures(instances=2, hours=10, amount=D("0.10")))
+    assert f"term {old['term']}" in old["error"]
+    assert new["outcome"] == "completed"
+    assert crashing.violations() == {}
+
+
+def test_a_stopped_cycle_keeps_its_batches_and_is_followed_at_once(world: World) -> None:
+    town(world)
+    batches = [True, True]
+    result = world.cycle(NOON, batch_size=1, may_go_on=lambda: bool(batches and batches.pop())).run(world.lead())
+    assert result.outcome is Outcome.STOPPED
+    (run,) = world.rows("select * from billing_runs")
+    assert (run["outcome"], run["instances"]) == ("stopped", result.figures.instances)
+    assert 0 < result.figures.instances < 4
+    assert seconds_until_due(world) < 0
+    assert world.bill(NOON).figures.instances == 4 - result.figures.instances
+    assert world.violations() == {}
+
+
+def test_a_leader_that_no_longer_believes_in_itself_starts_no_further_batch(world: World) -> None:
+    town(world)
+    leadership, believes = world.lead(), [True, True]
+    leadership.leads = lambda: bool(believes and believes.pop())
+    result = world.cycle(NOON, batch_size=1).run(leadership)
+    assert result.outcome is Outcome.DEPOSED
+    assert world.one("select count(*) from billing_batches") < 4
+    assert world.one("select outcome from billing_runs") == "running", "its successor closes it"
+    world.bill(NOON)
+    assert world.violations() == {}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [1, 4, 15, 2000])
+def test_results_do_not_depend_on_batches_and_workers(world: World, workers: int, batch_size: int) -> None:
+    prices = [D("0.00"), D("7.30"), D("19.99")]
+    plans = [world.plan(str(price)) for price in prices]
+    expected = Figures()
+    model: dict[UUID, tuple[Owed, int]] = {}
+    for number in range(20):
+        balance = {0: None, 1: "0.11", 2: "0.00"}.get(number % 7, "80.00")
+        organization, start = world.organization(balance), NOON - (2 + number) * HOUR - timedelta(minutes=number)
+        turns = [(number + each) % 3 for each in range(1 + number % 6)]
+        instances = [
+            world.instance(organization, plans[turn], NOON - (500 - place) * HOUR, start)
+            for place, turn in enumerate(turns)
+        ]
+        if balance is None:
+            expected += Figures(failures=len(turns))
+            continue
+        owed = [Owed(prices[turn], start, 2 + number) for turn in turns]
+        model |= dict(zip(instances, zip(owed, settle(D(balance), owed), strict=True), strict=True))
+    for each, hours in model.values():
+        expected += Figures(int(hours > 0), hours, each.cost(hours), int(hours < each.hours), 0)
+    assert world.bill(NOON, workers=workers, batch_size=batch_size).figures == expected
+    for instance, (each, hours) in model.items():
+        assert world.billed(instance) == ([(each.start, hours, each.cost(hours))] if hours else [])
+    assert world.violations() == {}
+
+
+def test_old_batches_are_pruned_and_runs_are_kept(world: World) -> None:
+    town(world)
+    world.bill(NOON)
+    world.run("update billing_batches set written_at = now() - interval '31 days'")
+    world.instance(world.organization(), "p", NOON - 5 * HOUR)
+    world.bill(NOON)
+    assert world.one("select count(*) from billing_batches") == 1
+    assert world.one("select sum(instances) from billing_runs") == 5
+    assert world.violations() == {}

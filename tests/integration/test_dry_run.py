@@ -1,0 +1,109 @@
+"""A dry run tells what a real one would do, because it does it, and leaves no trace."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+
+from controller.billing.values import CycleResult, Figures, Outcome
+from controller.demo.sample import Size, create_data
+from tests.integration.touchy import TouchyLedger
+from tests.integration.world import World
+from tests.model import HOUR, NOON
+
+
+def dry(world: World, as_of: datetime | None, **settings: Any) -> CycleResult:  # noqa: ANN401
+    """Under the newest term, whoever's it is."""
+    leadership = world.term()
+    result = world.cycle(as_of, **settings).run(leadership, dry=True)
+    assert result.outcome is Outcome.COMPLETED, result.error
+    return result
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 2000])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_figures_equal_the_real_runs_and_nothing_changes(world: World, batch_size: int, workers: int) -> None:
+    plans = [world.plan(price) for price in ("0.00", "7.30", "73.00")]
+    for number in range(12):
+        balance = {0: None, 1: "0.00", 2: "0.37", 3: "-1.00"}.get(number % 6, "90.00")
+        organization = world.organization(balance)
+        for each in range(1 + 5 * (number % 4 == 2)):
+            start = NOON - (number + each + 1) * HOUR - timedelta(microseconds=number)
+            world.instance(organization, plans[(number + each) % 3] if number < 11 else "gone", start)
+    world.lead()
+    before = world.dump()
+    tried = dry(world, NOON, batch_size=batch_size, workers=workers)
+    assert world.dump() == before
+    real = world.bill(NOON, batch_size=batch_size, workers=workers)
+    assert tried.figures == real.figures
+    assert tried.obstacles == real.obstacles
+    assert real.figures.debts > 0
+    assert real.figures.failures > 0
+    assert world.violations() == {}
+
+
+def test_it_counts_a_debts_second_step_with_what_the_first_has_left(world: World) -> None:
+    """The steps of a large organization see each other, although none is kept."""
+    organization, plan = world.organization("0.25"), world.plan("7.30")
+    for number in range(10):
+        world.instance(organization, plan, NOON - (100 - number) * HOUR, NOON - 5 * HOUR)
+    world.lead()
+    assert dry(world, NOON, batch_size=3).figures == Figures(5, 25, Decimal("0.25"), 5, 0)
+    assert world.bill(NOON, batch_size=3).figures == Figures(5, 25, Decimal("0.25"), 5, 0)
+
+
+def test_it_tells_the_same_of_the_sample_database(world: World) -> None:
+    with psycopg.connect(world.url, autocommit=True) as connection:
+        create_data(connection, Size(organizations=30, instances=300))
+    moment: datetime = world.one("select now()")
+    world.lead()
+    before = world.dump()
+    tried = dry(world, moment, workers=2, batch_size=20)
+    assert world.dump() == before
+    real = world.bill(moment, workers=2, batch_size=20)
+    assert (tried.figures, tried.obstacles) == (real.figures, real.obstacles)
+    assert world.violations() == {}
+
+
+def test_it_works_while_a_leader_is_in_the_middle_of_a_cycle(database: str) -> None:
+    class Own(TouchyLedger):
+        pass
+
+    with World(database, Own) as world:
+        plan = world.plan("7.30")
+        for _ in range(4):
+            world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
+        world.lead()
+        found: list[CycleResult] = []
+        with World(database) as other:
+            dry(world, NOON, batch_size=2)
+            second = [number for number, name in enumerate(Own.names) if name == "fence"][2]
+            Own.counted = 0
+            Own.before[second] = lambda _ledger: found.append(dry(other, NOON))
+            result = world.bill(NOON, batch_size=2)
+        assert result.figures.instances == 4
+        assert [each.figures.instances for each in found] == [2]
+        assert world.violations() == {}
+
+
+def test_a_trigger_that_refuses_is_found_by_a_dry_run_too(world: World) -> None:
+    plan, organizations = world.plan("7.30"), [world.organization("1.00") for _ in range(5)]
+    for each in organizations:
+        world.instance(each, plan, NOON - 5 * HOUR)
+    world.run(f"alter table wallets add check (balance = 1 or organization_id <> '{organizations[2]}')")
+    world.lead()
+    before = world.dump()
+    tried = dry(world, NOON)
+    assert world.dump() == before
+    assert tried.figures == world.bill(NOON).figures
+    assert (tried.figures.instances, tried.figures.failures) == (4, 1)
+
+
+def test_it_stops_when_a_new_leader_is_elected_and_says_so(world: World) -> None:
+    world.instance(world.organization(), world.plan(), NOON - 5 * HOUR)
+    stale = world.term()
+    world.lead()
+    result = world.cycle(NOON).run(stale, dry=True)
+    assert (result.outcome, result.figures) == (Outcome.DEPOSED, Figures())

@@ -1,0 +1,301 @@
+"""Who is no longer the leader writes nothing, whatever it still has in flight; and whoever is comes to its turn."""
+
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+from psycopg.rows import dict_row
+
+from controller.billing.errors import DeposedError
+from controller.billing.heartbeat import Heart
+from controller.billing.values import Figures, Outcome
+from controller.postgres import queries
+from tests.integration.touchy import TouchyLedger
+from tests.integration.world import MONEY, Term, World
+from tests.model import HOUR, NOON
+
+D = Decimal
+QUERIES = queries.load()
+
+
+@pytest.fixture
+def touchy(database: str) -> Iterator[World]:
+    """Four organizations, five cents each."""
+
+    class Own(TouchyLedger):
+        pass
+
+    with World(database, Own) as world:
+        plan = world.plan("7.30")
+        for _ in range(4):
+            world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
+        yield world
+
+
+def hooks(world: World) -> type[TouchyLedger]:
+    assert issubclass(world.ledger_class, TouchyLedger)
+    return world.ledger_class
+
+
+def session(world: World) -> psycopg.Connection[dict[str, Any]]:
+    return psycopg.connect(world.url, autocommit=True, row_factory=dict_row)
+
+
+def waits_for_a_lock(world: World, pid: int) -> None:
+    """Returns when a session waits for a lock."""
+    while not world.rows("select from pg_stat_activity where pid = %s and wait_event_type = 'Lock'", pid):
+        pass
+
+
+class Mint:
+    """A new leader's mint, on a thread of its own."""
+
+    def __init__(self, world: World) -> None:
+        self.term: int | None = None
+        self._connection = session(world)
+        self.pid = self._connection.info.backend_pid
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with self._connection, self._connection.transaction():
+            self._connection.execute(QUERIES["close_leadership"].encode())
+            minted = self._connection.execute(QUERIES["mint_term"].encode(), {"holder": "test-2", "lock_name": "test"})
+            row = minted.fetchone()
+            self.term = row["term"] if row else None
+
+    def join(self) -> int:
+        self._thread.join(20)
+        assert self.term is not None
+        return self.term
+
+    @property
+    def done(self) -> bool:
+        return self.term is not None
+
+
+def test_a_deposed_leader_cannot_begin(touchy: World) -> None:
+    old = touchy.lead()
+    touchy.lead()
+    before = touchy.dump()
+    result = touchy.cycle(NOON).run(old)
+    assert result.outcome is Outcome.DEPOSED
+    assert result.figures == Figures()
+    assert touchy.dump() == before
+
+
+def test_a_deposed_leader_cannot_commit(touchy: World) -> None:
+    """At every statement of a cycle a successor tries to mint. It succeeds between transactions, and from then on
+    nothing is written under the old term; within one it has to wait.
+    """
+    kind = hooks(touchy)
+    touchy.bill(NOON, batch_size=2)
+    statements = kind.names.copy()
+    minted_before, waited_at = set(), set()
+    for moment, name in enumerate(statements):
+        touchy.run("truncate billing_runs, billing_batches, payment_transactions, vps_billing_cycles")
+        touchy.run("update vps_instances set last_billed_at = null")
+        touchy.run("truncate billing_wallet_baselines")
+        after: dict[str, list[str]] = {}
+
+        def usurp(_ledger: TouchyLedger, moment: int = moment, name: str = name, after: dict[str, Any] = after) -> None:
+            try:
+                with session(touchy) as successor, successor.transaction():
+                    successor.execute("set local lock_timeout = '50ms'")
+                    successor.execute(QUERIES["close_leadership"].encode())
+                    successor.execute(QUERIES["mint_term"].encode(), {"holder": "test-2", "lock_name": "test"})
+            except errors.LockNotAvailable:
+                waited_at.add(name)
+            else:
+                minted_before.add(name)
+                after |= touchy.dump()
+
+        kind.counted, kind.before = 0, {moment: usurp}
+        result = touchy.cycle(NOON, batch_size=2).run(touchy.lead())
+        if after:
+            assert result.outcome is Outcome.DEPOSED, name
+            assert touchy.dump() == after, name
+        else:
+            assert result.outcome is Outcome.COMPLETED, name
+        touchy.bill(NOON)
+        assert touchy.one("select count(*) from vps_billing_cycles") == 4
+        assert touchy.one("select sum(amount) from payment_transactions") == D("-0.20")
+        assert touchy.violations() == {}
+    assert minted_before == {"fence", "plan_cycle"}
+    assert waited_at == {*statements} - minted_before
+    assert {"begin_run", "lock_batch", "adopt_wallets", "charge_batch", "finish_run"} <= waited_at
+
+
+def test_a_batch_in_flight_delays_the_mint_and_commits_before_it(touchy: World) -> None:
+    kind = hooks(touchy)
+    touchy.cycle(NOON, batch_size=2).run(touchy.lead(), dry=True)
+    mints: list[Mint] = []
+
+    def mint(_ledger: TouchyLedger) -> None:
+        mints.append(Mint(touchy))
+        waits_for_a_lock(touchy, mints[0].pid)
+
+    kind.before, kind.counted = {kind.names.index("charge_batch"): mint}, 0
+    old = touchy.lead()
+    result = touchy.cycle(NOON, batch_size=2).run(old)
+    new = mints[0].join()
+    assert result.outcome is Outcome.DEPOSED
+    assert new == old.term + 1
+    (batch,) = touchy.rows("select * from billing_batches")
+    assert (batch["term"], batch["amount"]) == (old.term, D("0.10"))
+    assert batch["written_at"] < touchy.one("select minted_at from billing_terms where term = %s", new)
+    assert touchy.bill(NOON, Term(new)).figures == Figures(instances=2, hours=10, amount=D("0.10"))
+    assert touchy.violations() == {}
+
+
+def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
+    """The workers of a deposed leader that does not know it: one always begins before the other ends."""
+    term = world.lead().term
+    fence, parameters = QUERIES["fence"].encode(), {"term": term}
+    with session(world) as first, session(world) as second:
+        first.execute("begin")
+        first.execute(fence, parameters)
+        mint = Mint(world)
+        waits_for_a_lock(world, mint.pid)
+        second.execute("begin")
+        second.execute("set local lock_timeout = '50ms'")
+        with pytest.raises(errors.LockNotAvailable):
+            second.execute(fence, parameters)
+        second.execute("rollback")
+        assert not mint.done
+        first.execute("commit")
+        assert mint.join() == term + 1
+        assert second.execute(fence, parameters).fetchone() is None
+
+
+def test_a_plain_update_would_be_starved(world: World) -> None:
+    """Why `close_leadership` locks the table: row locks that are shared let each other pass a waiting update."""
+    term = world.lead().term
+    fence, parameters = QUERIES["fence"].encode(), {"term": term}
+    with session(world) as first, session(world) as second, session(world) as successor:
+        workers = [first, second]
+        first.execute("begin")
+        first.execute(fence, parameters)
+        update = threading.Thread(target=successor.execute, args=("update billing_leadership set term = term + 1",))
+        update.start()
+        waits_for_a_lock(world, successor.info.backend_pid)
+        for _ in range(5):
+            workers[1].execute("begin")
+            assert workers[1].execute(fence, parameters).fetchone() is not None
+            workers[0].execute("commit")
+            assert update.is_alive()
+            workers.reverse()
+        workers[0].execute("commit")
+        update.join(20)
+        assert not update.is_alive()
+
+
+def test_a_ledgers_every_write_is_fenced(touchy: World) -> None:
+    old = touchy.lead()
+    run = touchy.cycle(NOON).run(old).run
+    assert run is not None
+    touchy.lead()
+    before = touchy.dump()
+    ledger = touchy.ledger()
+    with ledger.connection:
+        for write in (
+            lambda: ledger.begin_run(old.term, "test-1"),
+            lambda: ledger.finish_run(run, Outcome.COMPLETED, None),
+            lambda: ledger.plan(run, 10),
+        ):
+            with pytest.raises(DeposedError), ledger.fenced(old.term):
+                write()
+        assert ledger.begin_takeover(old.term, 300) is False
+    assert touchy.dump() == before
+
+
+def test_a_heartbeat_is_written_by_the_newest_term_alone(world: World) -> None:
+    old, new = world.lead(), world.lead()
+
+    def heart(name: str, leadership: Term) -> Heart:
+        heart = Heart(
+            connect=world.database.connect,
+            statements=QUERIES,
+            instance_id=name,
+            metadata={},
+            interval_seconds=60,
+            retention_days=30,
+        )
+        heart.take_office(leadership)
+        return heart
+
+    young = heart("young-2", new)
+    before = world.dump("billing_daemon_status")
+    stale = heart("stale-1", old)
+    stale.beat()
+    stale.leave_office()
+    assert world.dump("billing_daemon_status") == before
+    assert young.beat()
+    assert world.one("select daemon_instance_id from billing_daemon_status") == "young-2"
+    for each in (young, stale):
+        each.stop()
+        each.run()
+
+
+def test_a_changed_instance_is_not_charged_over(touchy: World) -> None:
+    """Compare and swap: someone moves `last_billed_at` of an instance that came too late to be locked."""
+    kind = hooks(touchy)
+    touchy.cycle(NOON).run(touchy.lead(), dry=True)
+    organization, plan = touchy.one("select min(id::text)::uuid from organizations"), touchy.plan("7.30")
+    others: list[threading.Thread] = []
+
+    def interfere(ledger: TouchyLedger) -> None:
+        late = touchy.instance(organization, plan, NOON - 3 * HOUR)
+        other = psycopg.connect(touchy.url)
+        other.execute("update vps_instances set last_billed_at = %s where id = %s", (NOON - HOUR, late))
+
+        def commit_when_waited_for() -> None:
+            waits_for_a_lock(touchy, ledger.connection.info.backend_pid)
+            with other:
+                other.commit()
+
+        others.append(threading.Thread(target=commit_when_waited_for))
+        others[0].start()
+
+    kind.before, kind.counted = {kind.names.index("charge_batch"): interfere}, 0
+    pauses: list[float] = []
+    assert touchy.bill(NOON, pause=pauses.append).figures == Figures(instances=5, hours=21, amount=D("0.21"))
+    others[0].join(10)
+    assert len(pauses) == 1, "the first attempt was rolled back as a whole"
+
+
+def test_the_same_cycle_twice_at_once_charges_once(world: World) -> None:
+    plans = [world.plan(price) for price in ("5.00", "0.00", "73.00")]
+    for number in range(24):
+        organization = world.organization("0.05" if number % 5 == 0 else "50.00")
+        for plan in plans[: 1 + number % 3]:
+            world.instance(organization, plan, NOON - (3 + number) * HOUR)
+    leadership, never = world.lead(), threading.Event()
+    results: list[Figures] = []
+
+    def pause(seconds: float) -> None:
+        never.wait(seconds)
+
+    def bill() -> None:
+        cycle = world.cycle(NOON, workers=2, batch_size=3, pause=pause)
+        results.append(cycle.run(leadership).figures)
+
+    threads = [threading.Thread(target=bill) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 3
+    assert world.violations() == {}
+    assert world.one("select sum(amount) from billing_batches") == -world.one(
+        "select sum(amount) from payment_transactions"
+    )
+    before = world.dump(*MONEY)
+    assert world.bill(NOON).figures.amount == 0
+    assert world.dump("wallets", "payment_transactions", "vps_instances") == {
+        table: before[table] for table in ("wallets", "payment_transactions", "vps_instances")
+    }

@@ -1,0 +1,280 @@
+"""Any interleaving of cycles, crashes at any statement, stale leaders, top-ups, price changes, new and deleted
+instances: after each step every wallet equals the model to the cent, no hour is billed twice, and the audit is clean.
+
+A cycle that was cut short leaves each organization as if its instances had been dealt with up to some place in their
+order; where, is read from the database, and everything that follows from it is checked against the model.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from controller.billing.values import Outcome
+from tests.integration.touchy import TouchyAtCommit, TouchyLedger
+from tests.integration.world import MONEY, Term, World
+from tests.model import DEFAULT_PRICE, HOUR, NOON, Owed, whole_hours
+
+PRICES = ("0.00", "0.01", "3.65", "5.00", "7.30", "73.00", "2400.00")
+BATCH_SIZES = st.sampled_from([1, 2, 3, 100])
+MOST_ORGANIZATIONS, MOST_INSTANCES = 4, 8
+
+
+class CrashError(BaseException):
+    """The process is gone."""
+
+
+class Touchy(TouchyAtCommit):
+    """What a machine's cycles use."""
+
+
+@dataclass
+class Instance:
+    """What the model knows of one: `debt` is the hours that its open row says."""
+
+    id: UUID
+    organization: UUID
+    plan: UUID | None
+    created_at: datetime
+    paid_until: datetime
+    debt: int = 0
+
+
+class Money(RuleBasedStateMachine):
+    """Time only moves on. Plans have a price each; an instance whose plan is gone costs the default."""
+
+    url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(self.url, Touchy)
+        self.now = NOON
+        self.prices: dict[UUID, Decimal] = {}
+        self.balances: dict[UUID, Decimal] = {}
+        self.instances: dict[UUID, Instance] = {}
+        self.stale: list[Term] = []
+
+    def teardown(self) -> None:
+        """The next example finds an empty database."""
+        with self.world as world:
+            world.run(
+                "truncate organizations, users, vps_plans, billing_runs, billing_batches, billing_terms,"
+                " billing_wallet_baselines, billing_daemon_status cascade"
+            )
+
+    @initialize()
+    def begin(self) -> None:
+        self.leader = self.world.lead()
+        self.prices[self.world.plan("7.30", provider="p0")] = Decimal("7.30")
+        self.add_organization(Decimal("0.25"))
+
+    # --- what the application and its people do
+
+    @precondition(lambda self: len(self.balances) < MOST_ORGANIZATIONS)
+    @rule(balance=st.decimals("0", "3", places=2))
+    def add_organization(self, balance: Decimal) -> None:
+        self.balances[self.world.organization(str(balance))] = balance
+
+    @precondition(lambda self: len(self.instances) < MOST_INSTANCES)
+    @rule(data=st.data(), age=st.integers(0, 72), microseconds=st.sampled_from([0, 1, 3_599_999_999]))
+    def add_instance(self, data: st.DataObject, age: int, microseconds: int) -> None:
+        organization = data.draw(st.sampled_from(list(self.balances)), "organization")
+        plan = data.draw(st.sampled_from([*self.prices, None]), "plan")
+        created_at = self.now - age * HOUR - timedelta(microseconds=microseconds)
+        instance = self.world.instance(organization, plan, created_at)
+        self.instances[instance] = Instance(instance, organization, plan, created_at, created_at)
+
+    @precondition(lambda self: self.instances)
+    @rule(data=st.data())
+    def delete_instance(self, data: st.DataObject) -> None:
+        instance = data.draw(st.sampled_from(list(self.instances)), "instance")
+        self.world.run("delete from vps_instances where id = %s", instance)
+        del self.instances[instance]
+
+    @rule(data=st.data(), amount=st.decimals("0.01", "4", places=2))
+    def top_up(self, data: st.DataObject, amount: Decimal) -> None:
+        organization = data.draw(st.sampled_from(list(self.balances)), "organization")
+        self.world.top_up(organization, str(amount))
+        self.balances[organization] += amount
+
+    @rule(data=st.data(), price=st.sampled_from(PRICES), new=st.booleans())
+    def change_price(self, data: st.DataObject, price: str, new: bool) -> None:  # noqa: FBT001 - drawn
+        if new and len(self.prices) < len(PRICES):
+            self.prices[self.world.plan(price, provider=f"p{len(self.prices)}")] = Decimal(price)
+            return
+        plan = data.draw(st.sampled_from(list(self.prices)), "plan")
+        self.world.run("update vps_plans set base_price = %s where id = %s", price, plan)
+        self.prices[plan] = Decimal(price)
+
+    @rule(minutes=st.sampled_from([1, 30, 60, 61, 180, 24 * 60]))
+    def time_passes(self, minutes: int) -> None:
+        self.now += timedelta(minutes=minutes)
+
+    # --- what we do
+
+    @rule(batch_size=BATCH_SIZES)
+    def cycle(self, batch_size: int) -> None:
+        self._calm()
+        self.world.bill(self.now, self.leader, batch_size=batch_size)
+        self._follow(complete=True, batch_size=batch_size)
+
+    @rule(batch_size=BATCH_SIZES, batches=st.integers(0, 5))
+    def interrupted_cycle(self, batch_size: int, batches: int) -> None:
+        left = [True] * batches
+        self._calm()
+        cycle = self.world.cycle(self.now, batch_size=batch_size, may_go_on=lambda: bool(left and left.pop()))
+        outcome = cycle.run(self.leader).outcome
+        assert outcome in {Outcome.STOPPED, Outcome.COMPLETED}
+        self._follow(complete=outcome is Outcome.COMPLETED, batch_size=batch_size)
+
+    @rule(batch_size=BATCH_SIZES, statement=st.integers(0, 24), elect=st.booleans())
+    def crash(self, batch_size: int, statement: int, elect: bool) -> None:  # noqa: FBT001 - drawn
+        """`kill -9` before some statement; whatever transaction is open is rolled back by the server."""
+        self._calm()
+        Touchy.before[statement] = _die
+        self._cycle_that_may_die(batch_size)
+        if elect:
+            self.elect()
+
+    @rule(batch_size=BATCH_SIZES, statement=st.integers(0, 24))
+    def lost_connection(self, batch_size: int, statement: int) -> None:
+        """A session breaks; a worker goes on with another one."""
+        self._calm()
+        Touchy.before[statement] = lambda ledger: ledger.connection.close()
+        self._cycle_that_may_die(batch_size)
+
+    @rule(batch_size=BATCH_SIZES, charge=st.integers(0, 4), early=st.booleans(), die=st.booleans())
+    def end_at_commit(self, batch_size: int, charge: int, early: bool, die: bool) -> None:  # noqa: FBT001 - drawn
+        """The process or the connection ends just before a commit is sent, or just before its answer arrives."""
+
+        def end(ledger: TouchyLedger, before: bool) -> None:  # noqa: FBT001
+            if before is early:
+                ledger.connection.close()
+                raise CrashError if die else psycopg.OperationalError("connection lost")
+
+        self._calm()
+        Touchy.commits[charge] = end
+        self._cycle_that_may_die(batch_size)
+
+    @rule()
+    def elect(self) -> None:
+        self.stale.append(self.leader)
+        self.leader = self.world.lead()
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data(), batch_size=BATCH_SIZES)
+    def stale_leader_tries(self, data: st.DataObject, batch_size: int) -> None:
+        stale = data.draw(st.sampled_from(self.stale), "term")
+        before = self.world.dump()
+        self._calm()
+        assert self.world.cycle(self.now, batch_size=batch_size).run(stale).outcome is Outcome.DEPOSED
+        assert self.world.dump() == before
+
+    @rule(batch_size=BATCH_SIZES)
+    def dry_run(self, batch_size: int) -> None:
+        before = self.world.dump()
+        self._calm()
+        self.world.cycle(self.now, batch_size=batch_size).run(self.leader, dry=True)
+        assert self.world.dump() == before
+
+    # --- what has to hold
+
+    @invariant()
+    def wallets_equal_the_model(self) -> None:
+        rows = self.world.rows("select organization_id as o, balance as b from wallets")
+        assert {row["o"]: row["b"] for row in rows} == self.balances
+
+    @invariant()
+    def the_audit_is_clean(self) -> None:
+        # since the last completed cycle an instance may have been made that is older than it
+        self.world.run("update billing_runs set started_at = %s where outcome = 'completed'", self.now - 9999 * HOUR)
+        assert self.world.violations() == {}
+
+    def _calm(self) -> None:
+        """Before a cycle: nothing happens in it unless it is said."""
+        Touchy.calm()
+        self.run_before = self.world.one("select coalesce(max(id), 0) from billing_runs")
+
+    def _cycle_that_may_die(self, batch_size: int) -> None:
+        outcome = None
+        with suppress(CrashError):
+            outcome = self.world.cycle(self.now, batch_size=batch_size).run(self.leader).outcome
+        self._follow(complete=outcome is Outcome.COMPLETED, batch_size=batch_size)
+
+    def _follow(self, *, complete: bool, batch_size: int) -> None:
+        """Brings the model to where the database is, checking that the model allows it to be there."""
+        for organization in self.balances:
+            ordered = sorted(
+                (each for each in self.instances.values() if each.organization == organization),
+                key=lambda each: (each.created_at, each.id),
+            )
+            due = [each for each in ordered if whole_hours(each.paid_until, self.now)]
+            done = len(due) if complete else self._dealt_with(due)
+            assert len(due) <= batch_size or done in {len(due), *range(0, len(due), batch_size)}
+            assert len(due) > batch_size or done in {0, len(due)}
+            for each in due[:done]:
+                self._charge(each)
+            for each in ordered:
+                assert (self.world.last_billed_at(each.id) or each.created_at) == each.paid_until
+                row = self.world.open_row(each.id)
+                assert (row["hours"] if row else 0) == each.debt
+
+    def _charge(self, each: Instance) -> None:
+        price = DEFAULT_PRICE if each.plan is None else self.prices[each.plan]
+        owed = Owed(price, each.paid_until, whole_hours(each.paid_until, self.now))
+        hours = owed.affordable(self.balances[each.organization])
+        self.balances[each.organization] -= owed.cost(hours)
+        each.paid_until += hours * HOUR
+        each.debt = owed.hours - hours
+
+    def _dealt_with(self, due: list[Instance]) -> int:
+        """How many of them, in order: this run has paid hours of each, or left the reason why not."""
+        done = 0
+        for number, each in enumerate(due, 1):
+            row = self.world.open_row(each.id)
+            paid_until = self.world.last_billed_at(each.id) or each.created_at
+            if paid_until > each.paid_until or (row and row["metadata"]["run"] > self.run_before):
+                done = number
+        return done
+
+
+def _die(ledger: TouchyLedger) -> None:
+    ledger.connection.close()
+    raise CrashError
+
+
+@pytest.mark.timeout(300)
+def test_money_is_right_whatever_happens(database: str) -> None:
+    class Here(Money):
+        url = database
+
+    run_state_machine_as_test(
+        Here,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=25,
+            deadline=None,
+            print_blob=True,
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink takes minutes; the seed is printed
+            report_multiple_bugs=False,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
+    with World(database) as world:
+        assert not any(world.dump(*MONEY).values())

@@ -1,0 +1,180 @@
+"""What passes by itself is tried again; what lies with the server ends the cycle, and the next one goes on."""
+
+import threading
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+
+import psycopg
+import pytest
+
+from controller.billing.values import Batch, Charged, Figures, Outcome, Position, Run
+from tests.integration.touchy import TouchyLedger
+from tests.integration.world import LedgerAt, World
+from tests.model import HOUR, NOON
+
+D = Decimal
+BILLED = Figures(instances=4, hours=20, amount=D("0.20"))
+
+
+@pytest.fixture
+def touchy(database: str) -> Iterator[World]:
+    """Four organizations; batches of two."""
+
+    class Own(TouchyLedger):
+        pass
+
+    with World(database, Own) as world:
+        plan = world.plan("7.30")
+        for _ in range(4):
+            world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
+        yield world
+
+
+def before(world: World) -> dict[int, Callable[[TouchyLedger], None]]:
+    assert issubclass(world.ledger_class, TouchyLedger)
+    return world.ledger_class.before
+
+
+def statements_of_a_cycle(world: World) -> list[str]:
+    """The names of the statements of a cycle of two batches, found by a dry run of the same."""
+    assert issubclass(world.ledger_class, TouchyLedger)
+    names = world.ledger_class.names
+    world.cycle(NOON, batch_size=2).run(world.lead(), dry=True)
+    found = names.copy()
+    names.clear()
+    world.ledger_class.counted = 0
+    return found
+
+
+def terminate(world: World) -> Callable[[TouchyLedger], None]:
+    return lambda ledger: world.run("select pg_terminate_backend(%s, 2000)", ledger.connection.info.backend_pid)
+
+
+def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(touchy: World) -> None:
+    names = statements_of_a_cycle(touchy)
+    moment = names.index("fence", names.index("plan_cycle"))
+    batch = names[moment : names.index("charge_batch") + 1]
+    assert batch == ["fence", "lock_batch", "adopt_wallets", "charge_batch"]
+    for statements_before in range(len(batch)):
+        before(touchy)[moment + statements_before] = terminate(touchy)
+        moment += statements_before + 1  # the next attempt begins
+    assert touchy.bill(NOON, batch_size=2).figures == BILLED
+    assert before(touchy) == {}
+    assert touchy.violations() == {}
+    assert touchy.bill(NOON).figures == Figures()
+
+
+def test_a_session_that_is_lost_before_the_commit_charges_once(touchy: World) -> None:
+    """The statement has run; its transaction has not committed."""
+    names = statements_of_a_cycle(touchy)
+    world = touchy
+
+    class Lost(LedgerAt):
+        left = 2
+
+        def charge(
+            self, run: Run, batch: Batch, after: Position | None, limit: int | None, *, cautious: bool = False
+        ) -> Charged:
+            charged = super().charge(run, batch, after, limit, cautious=cautious)
+            if Lost.left:
+                Lost.left -= 1
+                world.run("select pg_terminate_backend(%s, 2000)", self.connection.info.backend_pid)
+            return charged
+
+    assert "charge_batch" in names
+    world.ledger_class = Lost
+    assert world.bill(NOON, batch_size=2).figures == BILLED
+    assert world.violations() == {}
+
+
+SQLSTATES = {"serialization failure": "40001", "deadlock": "40P01", "too many connections": "53300", "lock": "55P03"}
+
+
+@pytest.mark.parametrize("sqlstate", SQLSTATES.values(), ids=SQLSTATES.keys())
+def test_a_passing_error_of_the_server_is_tried_again(touchy: World, sqlstate: str) -> None:
+    """Raised by the server itself, in the transaction that is being tried."""
+    moment = statements_of_a_cycle(touchy).index("charge_batch")
+
+    def fail(ledger: TouchyLedger) -> None:
+        ledger.connection.execute(f"do $$ begin raise sqlstate '{sqlstate}'; end $$".encode())
+
+    before(touchy)[moment] = fail
+    pauses: list[float] = []
+    assert touchy.bill(NOON, batch_size=2, pause=pauses.append).figures == BILLED
+    assert len(pauses) == 1
+    assert touchy.violations() == {}
+
+
+def test_a_real_deadlock_is_tried_again(touchy: World) -> None:
+    """Someone locks a wallet's transaction row first and then waits for ours; the server ends one of the two."""
+    moment = statements_of_a_cycle(touchy).index("charge_batch")
+    first = touchy.one("select min(id::text)::uuid from organizations")
+    done = threading.Event()
+
+    def top_up_late() -> None:
+        with psycopg.connect(touchy.url) as other, other.transaction():
+            other.execute("set local deadlock_timeout = '10s'")  # so that it is not the one that is ended
+            other.execute("select from organizations where id = %s for update", (first,))
+            holding.set()
+            go_on.wait(10)
+            other.execute("update wallets set balance = balance where organization_id = %s", (first,))
+        done.set()
+
+    holding, go_on = threading.Event(), threading.Event()
+    thread = threading.Thread(target=top_up_late)
+    thread.start()
+    assert holding.wait(10)
+
+    def let_it_wait_for_us(ledger: TouchyLedger) -> None:
+        ledger.connection.execute("set local deadlock_timeout = '10ms'")
+        go_on.set()
+        while not touchy.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
+            pass
+
+    before(touchy)[moment] = let_it_wait_for_us
+    result = touchy.bill(NOON, batch_size=2, pause=lambda _seconds: bool(done.wait(10)))
+    thread.join(10)
+    assert result.figures == BILLED
+    assert touchy.violations() == {}
+
+
+def test_a_statement_that_takes_too_long_is_halved(touchy: World) -> None:
+    """A cancelled statement is one that a smaller batch may not suffer."""
+    moment = statements_of_a_cycle(touchy).index("charge_batch")
+
+    def fail(ledger: TouchyLedger) -> None:
+        ledger.connection.execute("set local statement_timeout = '1ms'")
+        ledger.connection.execute("select pg_sleep(5)")
+
+    before(touchy)[moment] = fail
+    assert touchy.bill(NOON, batch_size=4).figures == BILLED
+    assert touchy.one("select count(*) from billing_batches") == 2
+    assert touchy.violations() == {}
+
+
+def test_an_error_that_is_nobodys_data_fails_the_cycle_and_the_next_goes_on(touchy: World) -> None:
+    moment = statements_of_a_cycle(touchy).index("charge_batch")
+
+    def fail(ledger: TouchyLedger) -> None:
+        ledger.connection.execute("do $$ begin raise sqlstate '53100' using message = 'disk full'; end $$")
+
+    before(touchy)[moment + 4] = fail
+    result = touchy.cycle(NOON, batch_size=2).run(touchy.lead())
+    assert (result.outcome, result.error) == (Outcome.FAILED, "disk full")
+    (run,) = touchy.rows("select outcome, error, instances from billing_runs")
+    assert run == {"outcome": "failed", "error": "disk full", "instances": 2}
+    assert touchy.bill(NOON).figures == Figures(instances=2, hours=10, amount=D("0.10"))
+    assert touchy.violations() == {}
+
+
+def test_a_missing_privilege_fails_the_cycle_with_its_reason(touchy: World) -> None:
+    moment = statements_of_a_cycle(touchy).index("charge_batch")
+
+    def fail(ledger: TouchyLedger) -> None:
+        ledger.connection.execute("set local role pg_monitor")
+
+    before(touchy)[moment] = fail
+    result = touchy.cycle(NOON, batch_size=2).run(touchy.lead())
+    assert result.outcome is Outcome.FAILED
+    assert result.error is not None
+    assert result.error.startswith("permission denied for table")

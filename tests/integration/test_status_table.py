@@ -1,0 +1,193 @@
+"""What the application reads: `billing_daemon_status`, and the query of its health page."""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from controller.billing.heartbeat import Heart
+from controller.postgres import queries
+from tests.integration.world import Term, World
+from tests.model import HOUR, NOON
+
+#: As the application asks.
+HEALTH = "select * from billing_daemon_status order by heartbeat_at desc nulls last, updated_at desc limit 1"
+
+MakeHeart = Callable[..., Heart]
+
+
+@pytest.fixture
+def heart_of(world: World) -> Iterator[MakeHeart]:
+    """Hearts that are stopped afterwards."""
+    made: list[Heart] = []
+
+    def make(instance_id: str = "node-1", retention_days: int = 30) -> Heart:
+        made.append(
+            Heart(
+                connect=world.database.connect,
+                statements=queries.load(),
+                instance_id=instance_id,
+                metadata={"version": "1", "os": "Linux"},
+                interval_seconds=60,
+                retention_days=retention_days,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for heart in made:
+        heart.stop()
+        heart.run()
+
+
+def status(world: World) -> dict[str, Any]:
+    (row,) = world.rows(HEALTH)
+    return row
+
+
+def bill_five_cents(world: World) -> None:
+    world.instance(world.organization("1.00"), world.plan("7.30"), NOON - 5 * HOUR)
+    world.bill(NOON, world.term())
+
+
+def test_taking_office_writes_the_first_heartbeat_before_any_cycle(world: World, heart_of: MakeHeart) -> None:
+    leadership = world.lead()
+    before: datetime = world.one("select clock_timestamp()")
+    heart_of().take_office(leadership)
+    row = status(world)
+    assert (row["daemon_instance_id"], row["status"], row["last_run_at"]) == ("node-1", "running", None)
+    assert row["heartbeat_at"] >= before
+    assert row["metadata"] == {"version": "1", "os": "Linux", "term": leadership.term}
+    assert row["started_at"] is not None
+
+
+def test_a_beat_carries_the_last_runs_figures(world: World, heart_of: MakeHeart) -> None:
+    heart = heart_of()
+    heart.take_office(world.lead())
+    bill_five_cents(world)
+    assert heart.beat()
+    row = status(world)
+    assert (row["instances_billed"], row["total_amount"], row["total_hours"]) == (1, Decimal("0.05"), 5)
+    assert (row["last_run_success"], row["last_run_at"], row["error_message"]) == (True, NOON, None)
+
+
+def test_stopping_keeps_the_figures_and_does_not_refresh_the_heartbeat(world: World, heart_of: MakeHeart) -> None:
+    heart = heart_of()
+    heart.take_office(world.lead())
+    bill_five_cents(world)
+    heart.beat()
+    world.run("update billing_daemon_status set heartbeat_at = heartbeat_at - interval '50 seconds'")
+    before = status(world)
+    heart.leave_office()
+    after = status(world)
+    assert after["status"] == "stopped"
+    assert after["heartbeat_at"] == before["heartbeat_at"]
+    kept = ("last_run_at", "last_run_success", "instances_billed", "total_amount", "total_hours", "started_at")
+    assert [after[name] for name in kept] == [before[name] for name in kept]
+    assert heart.beat() is False
+    assert status(world)["heartbeat_at"] == before["heartbeat_at"]
+
+
+def test_a_run_that_ended_during_the_drain_is_told_without_a_heartbeat(world: World, heart_of: MakeHeart) -> None:
+    heart = heart_of()
+    heart.take_office(world.lead())
+    before = status(world)["heartbeat_at"]
+    bill_five_cents(world)
+    heart.leave_office()
+    row = status(world)
+    assert (row["status"], row["total_amount"], row["heartbeat_at"]) == ("stopped", Decimal("0.05"), before)
+
+
+def test_a_failed_run_is_an_error_with_its_reason_until_one_completes(world: World, heart_of: MakeHeart) -> None:
+    heart = heart_of()
+    leadership = world.lead()
+    heart.take_office(leadership)
+    world.run(
+        "insert into billing_runs (term, holder, started_at, finished_at, outcome, error)"
+        " values (%s, 'x', %s, now(), 'failed', 'disk full')",
+        leadership.term,
+        NOON - HOUR,
+    )
+    heart.beat()
+    row = status(world)
+    assert (row["status"], row["error_message"], row["last_run_success"]) == ("error", "disk full", False)
+    bill_five_cents(world)
+    heart.beat()
+    row = status(world)
+    assert (row["status"], row["error_message"], row["last_run_success"]) == ("running", None, True)
+
+
+def test_a_cycle_under_way_does_not_hide_the_last_ones_figures(world: World, heart_of: MakeHeart) -> None:
+    heart = heart_of()
+    leadership = world.lead()
+    bill_five_cents(world)
+    world.run("insert into billing_runs (term, holder, started_at) values (%s, 'x', now())", leadership.term)
+    heart.take_office(leadership)
+    assert status(world)["total_amount"] == Decimal("0.05")
+
+
+def test_a_successor_carries_the_figures_on_and_closes_the_rows_of_others(world: World, heart_of: MakeHeart) -> None:
+    heart_of("node-1").take_office(world.lead())
+    bill_five_cents(world)
+    heart_of("node-2").take_office(world.lead())
+    row = status(world)
+    assert (row["daemon_instance_id"], row["total_amount"], row["status"]) == ("node-2", Decimal("0.05"), "running")
+    other = world.rows("select * from billing_daemon_status where daemon_instance_id = 'node-1'")[0]
+    assert other["status"] == "stopped"
+    assert other["heartbeat_at"] < row["heartbeat_at"]
+
+
+def test_rows_of_the_dead_are_pruned_after_their_retention(world: World, heart_of: MakeHeart) -> None:
+    world.run(
+        "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at, updated_at, created_at)"
+        " values ('old', 'stopped', now() - interval '8 days', now(), now()),"
+        " ('young', 'stopped', now() - interval '6 days', now(), now()),"
+        " ('never', 'stopped', null, now() - interval '8 days', now())"
+    )
+    heart_of("node-1", retention_days=7).take_office(world.lead())
+    names = {row["daemon_instance_id"] for row in world.rows("select daemon_instance_id from billing_daemon_status")}
+    assert names == {"young", "node-1"}
+
+
+def test_a_large_catch_up_fits(world: World, heart_of: MakeHeart) -> None:
+    leadership = world.lead()
+    world.run(
+        "insert into billing_runs (term, holder, started_at, finished_at, outcome, instances, hours, amount)"
+        " values (%s, 'x', now(), now(), 'completed', 2000000000, 99999999999, 123456789012.34)",
+        leadership.term,
+    )
+    heart_of().take_office(leadership)
+    assert status(world)["total_amount"] == Decimal("123456789012.34")
+
+
+def test_a_heart_that_does_not_lead_writes_nothing(world: World, heart_of: MakeHeart) -> None:
+    heart = heart_of()
+    assert heart.beat() is False
+    heart.take_office(Term(world.lead().term, leads=lambda: False))
+    assert world.rows("select from billing_daemon_status") == []
+
+
+def test_a_heart_finds_back_after_its_session_was_ended(world: World, heart_of: MakeHeart) -> None:
+    heart = heart_of()
+    heart.take_office(world.lead())
+    world.run(
+        "select pg_terminate_backend(pid, 2000) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()"
+    )
+    heart.beat()
+    assert heart.beat()
+    assert world.one("select now()") - status(world)["heartbeat_at"] < timedelta(seconds=10)
+
+
+def test_a_heartbeat_does_not_wait_for_a_batch_nor_for_a_mint(world: World, heart_of: MakeHeart) -> None:
+    heart = heart_of()
+    leadership = world.lead()
+    heart.take_office(leadership)
+    ledger = world.ledger()
+    with ledger.connection, ledger.fenced(leadership.term):
+        assert heart.beat()
+    with World(world.url) as other, other.conn.transaction():
+        other.run(queries.load()["close_leadership"])
+        assert heart.beat()

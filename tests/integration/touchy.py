@@ -1,0 +1,69 @@
+"""Ledgers that let a test act at a chosen statement, or around a chosen commit, of a real cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from controller.billing.values import Batch, Charged, Position, Run
+from tests.integration.world import LedgerAt
+
+
+class TouchyLedger(LedgerAt):
+    """Acts before chosen statements, counted over all sessions. Subclass it, so that the count is a test's own."""
+
+    counted: int
+    names: list[str]
+    before: dict[int, Callable[[TouchyLedger], None]]
+
+    def __init_subclass__(cls) -> None:
+        """A count of its own."""
+        cls.counted, cls.names, cls.before = 0, [], {}
+
+    def _execute(self, name: str, **parameters: Any) -> psycopg.Cursor[dict[str, Any]]:  # noqa: ANN401
+        kind = type(self)
+        kind.names.append(name)
+        act = kind.before.pop(kind.counted, None)
+        kind.counted += 1
+        if act is not None:
+            act(self)
+        return super()._execute(name, **parameters)
+
+
+Act = Callable[[TouchyLedger, bool], None]
+
+
+class TouchyAtCommit(TouchyLedger):
+    """`commits[n]` is called around the nth charge's commit: with True before it and with False after it."""
+
+    charges = 0
+    _act: Act | None = None
+    commits: dict[int, Act] = {}  # noqa: RUF012 - set for each cycle
+
+    @classmethod
+    def calm(cls) -> None:
+        """Nothing happens in the next cycle."""
+        cls.charges, cls.counted, cls.before, cls.commits = 0, 0, {}, {}
+
+    def charge(
+        self, run: Run, batch: Batch, after: Position | None, limit: int | None, *, cautious: bool = False
+    ) -> Charged:
+        charged = super().charge(run, batch, after, limit, cautious=cautious)
+        self._act = type(self).commits.get(type(self).charges)
+        type(self).charges += 1
+        return charged
+
+    @contextmanager
+    def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
+        self._act = None
+        with super().fenced(term, keep=keep):
+            yield
+            self._around_commit(True)
+        self._around_commit(False)
+
+    def _around_commit(self, before: bool) -> None:  # noqa: FBT001 - as commits has it
+        if self._act is not None:
+            self._act(self, before)

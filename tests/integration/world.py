@@ -1,0 +1,272 @@
+"""A small ContainerStacks to bill in, and a leader that bills it with the real statements on a real server."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, Self
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.rows import dict_row
+
+from controller.billing.audit import AuditReport, audit
+from controller.billing.cycle import Cycle, CycleSettings
+from controller.billing.ledger import Ledger
+from controller.billing.values import CycleResult, Outcome, Pricing, Run
+from controller.postgres import queries
+from controller.postgres.connections import FOREGROUND, WORKER, Database, SessionSettings
+from tests.model import DEFAULT_PRICE, HOUR, NOON
+
+TABLES: Final = (
+    "organizations",
+    "wallets",
+    "vps_plans",
+    "vps_instances",
+    "payment_transactions",
+    "vps_billing_cycles",
+    "billing_daemon_status",
+    "billing_leadership",
+    "billing_terms",
+    "billing_runs",
+    "billing_batches",
+    "billing_wallet_baselines",
+    "billing_schema_migrations",
+)
+#: What billing writes, and what a cycle that finds nothing to do leaves as it is.
+MONEY: Final = ("wallets", "vps_instances", "payment_transactions", "vps_billing_cycles", "billing_wallet_baselines")
+
+
+@dataclass
+class Term:
+    """A leadership of a test's own; `leads` decides what it believes of itself."""
+
+    term: int
+    leads: Callable[[], bool] = field(default=lambda: True)
+
+    def still_leads(self) -> bool:
+        """Asked before each step."""
+        return self.leads()
+
+
+class LedgerAt(Ledger):
+    """A ledger whose runs begin at a chosen moment; None is now."""
+
+    as_of: datetime | None = None
+
+    def begin_run(self, term: int, holder: str) -> Run:
+        """As the real one, but the run's start is moved."""
+        run = super().begin_run(term, holder)
+        if self.as_of is None:
+            return run
+        self.connection.execute("update billing_runs set started_at = %s where id = %s", (self.as_of, run.id))
+        return replace(run, as_of=self.as_of)
+
+
+class World:
+    """A database with organizations, plans and instances in it, and a leader that bills them."""
+
+    def __init__(self, url: str, ledger_class: type[LedgerAt] = LedgerAt) -> None:
+        self.url = url
+        self.database = Database(lambda: url, "DATABASE_URL", "test-1")
+        self.conn = psycopg.connect(url, autocommit=True, row_factory=dict_row)
+        self.pricing = Pricing(DEFAULT_PRICE, "USD")
+        self.ledger_class = ledger_class
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.conn.close()
+
+    # --- asking
+
+    def rows(self, query: str, *parameters: object) -> list[dict[str, Any]]:
+        """Rows as mappings."""
+        return self.conn.execute(query.encode(), parameters).fetchall()
+
+    def one(self, query: str, *parameters: object) -> Any:  # noqa: ANN401 - whatever the query gives
+        """The first column of the only row."""
+        (row,) = self.rows(query, *parameters)
+        return next(iter(row.values()))
+
+    def run(self, statement: str, *parameters: object) -> None:
+        """Executes a statement."""
+        self.conn.execute(statement.encode(), parameters)
+
+    def balance(self, organization: UUID) -> Decimal:
+        """Of its only wallet."""
+        return Decimal(self.one("select balance from wallets where organization_id = %s", organization))
+
+    def billed(self, instance: UUID) -> list[tuple[datetime, int, Decimal]]:
+        """Start, hours and amount of each billed period, oldest first."""
+        rows = self.rows(
+            "select billing_period_start as s, (metadata ->> 'hours')::int as h, total_amount as a"
+            " from vps_billing_cycles where vps_instance_id = %s and status = 'billed' order by 1",
+            instance,
+        )
+        return [(row["s"], row["h"], row["a"]) for row in rows]
+
+    def open_row(self, instance: UUID) -> dict[str, Any] | None:
+        """Its open debt or failure."""
+        rows = self.rows(
+            "select *, metadata ->> 'reason' as reason, (metadata ->> 'hours')::int as hours,"
+            " (metadata ->> 'owed')::numeric as owed"
+            " from vps_billing_cycles where vps_instance_id = %s and status = 'failed'"
+            " and metadata ->> 'controller' = 'containerstacks-billing'",
+            instance,
+        )
+        assert len(rows) <= 1, f"{len(rows)} open rows"
+        return rows[0] if rows else None
+
+    def reason(self, instance: UUID) -> str | None:
+        """Of its open row."""
+        row = self.open_row(instance)
+        return row["reason"] if row else None
+
+    def last_billed_at(self, instance: UUID) -> datetime | None:
+        """Until when it has been billed."""
+        moment: datetime | None = self.one("select last_billed_at from vps_instances where id = %s", instance)
+        return moment
+
+    def dump(self, *tables: str) -> dict[str, list[str]]:
+        """Every row of every table, as text."""
+        return {
+            table: sorted(row["t"] for row in self.rows(f"select t::text as t from {table} as t"))  # noqa: S608 - ours
+            for table in tables or TABLES
+        }
+
+    # --- making
+
+    def organization(self, balance: str | None = "1000.00", currency: str | None = "USD") -> UUID:
+        """With a wallet, or without one where the balance is None. Later ones have larger ids."""
+        number = next(self._numbers)
+        organization = UUID(int=(number << 64) | uuid4().int >> 64)
+        self.run(
+            "insert into users (email, password_hash) values ('owner@example.com', '!') on conflict do nothing",
+        )
+        self.run(
+            "insert into organizations (id, name, slug, owner_id) select %s, 'Org', %s, id from users limit 1",
+            organization,
+            f"org-{number}",
+        )
+        if balance is not None:
+            self.wallet(organization, balance, currency)
+        return organization
+
+    def wallet(self, organization: UUID, balance: str | None, currency: str | None = "USD") -> UUID:
+        """A wallet, perhaps one more."""
+        wallet: UUID = self.one(
+            "insert into wallets (organization_id, balance, currency) values (%s, %s, %s) returning id",
+            organization,
+            balance,
+            currency,
+        )
+        return wallet
+
+    def plan(
+        self, base: str | None = "5.00", markup: str | None = "0.00", provider: str = "p", *, active: bool | None = True
+    ) -> UUID:
+        """A plan; later ones are younger."""
+        plan: UUID = self.one(
+            "insert into vps_plans (name, provider_plan_id, base_price, markup_price, active, created_at)"
+            " values ('Plan', %s, %s, %s, %s, %s) returning id",
+            provider,
+            base,
+            markup,
+            active,
+            NOON - timedelta(days=400) + next(self._numbers) * HOUR,
+        )
+        return plan
+
+    def instance(
+        self,
+        organization: UUID,
+        plan: UUID | str | None,
+        created_at: datetime | str | None,
+        last_billed_at: datetime | str | None = None,
+        label: str | None = "vps-1",
+    ) -> UUID:
+        """An instance."""
+        instance: UUID = self.one(
+            "insert into vps_instances (organization_id, plan_id, created_at, last_billed_at, label)"
+            " values (%s, %s, %s, %s, %s) returning id",
+            organization,
+            None if plan is None else str(plan),
+            created_at,
+            last_billed_at,
+            label,
+        )
+        return instance
+
+    def top_up(self, organization: UUID, amount: str) -> None:
+        """As the application does it: the wallet and a completed transaction, together."""
+        with self.conn.transaction():
+            self.run(
+                "update wallets set balance = balance + %s::numeric where organization_id = %s", amount, organization
+            )
+            self.run(
+                "insert into payment_transactions (organization_id, amount, status, payment_method)"
+                " values (%s, %s, 'completed', 'card')",
+                organization,
+                amount,
+            )
+
+    # --- billing
+
+    def ledger(self, settings: SessionSettings = FOREGROUND, as_of: datetime | None = None) -> LedgerAt:
+        """On a session of its own."""
+        ledger = self.ledger_class(self.database.connect(settings), queries.load(), self.pricing)
+        ledger.as_of = as_of
+        return ledger
+
+    def lead(self, holder: str = "test-1") -> Term:
+        """Mints a term as the election does."""
+        statements: Mapping[str, str] = queries.load()
+        with self.conn.transaction():
+            self.run(statements["close_leadership"])
+            minted = self.conn.execute(statements["mint_term"].encode(), {"holder": holder, "lock_name": "test"})
+            row = minted.fetchone()
+        assert row is not None
+        return Term(row["term"])
+
+    def term(self) -> Term:
+        """The newest, whoever's."""
+        return Term(self.one("select term from billing_leadership"))
+
+    def cycle(
+        self,
+        as_of: datetime | None = None,
+        *,
+        workers: int = 1,
+        batch_size: int = 2000,
+        may_go_on: Callable[[], bool] = lambda: True,
+        pause: Callable[[float], None] = lambda _seconds: None,
+    ) -> Cycle:
+        """A real cycle, on sessions as a replica opens them; it does not really wait."""
+        return Cycle(
+            lambda: self.ledger(FOREGROUND, as_of),
+            lambda: self.ledger(WORKER, as_of),
+            CycleSettings(workers, batch_size, "test-1"),
+            may_go_on,
+            pause,
+        )
+
+    def bill(self, as_of: datetime | None = None, leadership: Term | None = None, **settings: Any) -> CycleResult:  # noqa: ANN401
+        """One whole cycle that has to complete, under a new term if no leadership is given."""
+        result = self.cycle(as_of, **settings).run(leadership or self.lead())
+        assert result.outcome is Outcome.COMPLETED, result.error
+        return result
+
+    def audit(self) -> AuditReport:
+        """As the command does it."""
+        with self.database.connect() as connection:
+            return audit(connection, queries.load())
+
+    def violations(self) -> dict[str, tuple[str, ...]]:
+        """What the audit found, by invariant."""
+        return {each.invariant: each.examples for each in self.audit().findings if each.violations}

@@ -1,0 +1,68 @@
+"""An independent model of the money, in whole numbers and fractions.
+
+It is written from the words of the design and shares nothing with the SQL that it judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from math import floor
+from typing import Final
+
+HOUR: Final = timedelta(hours=1)
+MICROSECOND: Final = timedelta(microseconds=1)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+#: A past moment at which tests bill, and one at which most of their instances were made.
+NOON: Final = datetime(2025, 3, 1, 12, tzinfo=UTC)
+HOURS_A_MONTH: Final = 730
+DEFAULT_PRICE: Final = Decimal("19.71")  # 0.027 an hour
+
+
+def clock_cents(monthly_price: Decimal, moment: datetime) -> int:
+    """F(t): what a monthly price has cost since the Unix epoch, in whole cents, half up."""
+    hours = Fraction((moment - EPOCH) // MICROSECOND, HOUR // MICROSECOND)
+    return floor(Fraction(monthly_price) * 100 * hours / HOURS_A_MONTH + Fraction(1, 2))
+
+
+def charge_of(monthly_price: Decimal, start: datetime, hours: int) -> Decimal:
+    """F(end) - F(start)."""
+    cents = clock_cents(monthly_price, start + hours * HOUR) - clock_cents(monthly_price, start)
+    return Decimal(cents).scaleb(-2)
+
+
+def whole_hours(since: datetime, until: datetime) -> int:
+    """Whole elapsed hours."""
+    return (until - since) // HOUR
+
+
+@dataclass(frozen=True)
+class Owed:
+    """What an instance owes: hours at a price, from a moment on."""
+
+    monthly_price: Decimal
+    start: datetime
+    hours: int
+
+    def cost(self, hours: int) -> Decimal:
+        """Of the oldest hours."""
+        return charge_of(self.monthly_price, self.start, hours)
+
+    def affordable(self, balance: Decimal) -> int:
+        """How many of its oldest hours a balance pays: a search, hour by hour."""
+        hours = 0
+        while hours < self.hours and self.cost(hours + 1) <= max(balance, Decimal(0)):
+            hours += 1
+        return hours
+
+
+def settle(balance: Decimal, owed: Sequence[Owed]) -> list[int]:
+    """How many of its oldest hours each instance gets paid, one instance after the other."""
+    paid = []
+    for each in owed:
+        paid.append(each.affordable(balance))
+        balance -= each.cost(paid[-1])
+    return paid

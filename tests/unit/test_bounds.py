@@ -1,0 +1,69 @@
+"""The three bounds are in their order or refused, and a deadline counts from before the ping was sent."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.election import Bounds, BoundsError, Deadline
+
+seconds = st.floats(0.1, 700, allow_nan=False)
+
+
+def test_defaults_are_two_six_and_ten_seconds() -> None:
+    bounds = Bounds()
+    assert (bounds.ping_interval_seconds, bounds.leader_deadline_seconds, bounds.session_timeout_seconds) == (2, 6, 10)
+
+
+@given(seconds, seconds, seconds)
+def test_bounds_that_are_not_refused_leave_room_in_their_order(ping: float, deadline: float, timeout: float) -> None:
+    try:
+        Bounds(ping, deadline, timeout)
+    except BoundsError:
+        assert ping * 2 > deadline or deadline + 1 > timeout
+    else:
+        assert 2 * ping <= deadline <= timeout - 1
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wrong", "other"),
+    [
+        ((4.0, 6.0, 10.0), "BILLING_LEADER_DEADLINE_SECONDS=6", "BILLING_PING_INTERVAL_SECONDS=4"),
+        ((2.0, 9.5, 10.0), "BILLING_SESSION_TIMEOUT_SECONDS=10", "BILLING_LEADER_DEADLINE_SECONDS=9.5"),
+        ((2.0, 6.0, 6.0), "BILLING_SESSION_TIMEOUT_SECONDS=6", "BILLING_LEADER_DEADLINE_SECONDS=6"),
+    ],
+)
+def test_wrong_order_is_one_line_that_names_both_settings(
+    bounds: tuple[float, float, float], wrong: str, other: str
+) -> None:
+    with pytest.raises(BoundsError) as refused:
+        Bounds(*bounds)
+    assert str(refused.value).startswith(wrong)
+    assert other in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_status == 2
+
+
+def test_deadline_passes_at_its_moment_and_not_before() -> None:
+    now = [100.0]
+    deadline = Deadline(lambda: now[0], 6.0, since=100.0)
+    now[0] = 105.999
+    assert not deadline.passed
+    now[0] = 106.0
+    assert deadline.passed
+    assert deadline.remaining_seconds() == 0
+
+
+def test_deadline_counts_from_when_the_ping_was_sent() -> None:
+    now = [100.0]
+    deadline = Deadline(lambda: now[0], 6.0, since=100.0)
+    now[0] = 103.0  # a ping that was sent at 101 comes back
+    deadline.extend(101.0)
+    assert deadline.remaining_seconds() == 4.0
+
+
+def test_older_ping_does_not_shorten_a_deadline() -> None:
+    deadline = Deadline(lambda: 100.0, 6.0, since=100.0)
+    deadline.extend(90.0)
+    assert deadline.remaining_seconds() == 6.0

@@ -1,0 +1,255 @@
+"""The control socket: one request, one answer, and nothing that arrives there can hurt the controller."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from controller.lifecycle.control import MAX_LINE_BYTES, ControlError, ControlSocket, ask_to_drain
+from controller.lifecycle.drain import Drain, DrainSteps
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short one: a socket's path has at most 104 bytes on macOS."""
+    with tempfile.TemporaryDirectory(prefix="csb-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def path(folder: Path) -> Path:
+    return folder / "private" / "control.sock"
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+class Served:
+    """A control socket on its thread, and a drain that is carried out when it is asked for."""
+
+    def __init__(self, path: Path, *, carry_out: bool = True) -> None:
+        self.asked = threading.Event()
+        self.steps: list[str] = []
+        steps = DrainSteps(
+            refuse_traffic=lambda: self.steps.append("refuse"),
+            finish_work=lambda _seconds: True,
+            stop_after_batch=lambda: None,
+            resign=lambda _seconds: True,
+        )
+        self.drain = Drain(steps, 30.0, lambda: 0.0, self.asked.set)
+        self.control = ControlSocket(path, self.drain)
+        self.threads = [threading.Thread(target=self.control.run)]
+        if carry_out:
+            self.threads.append(threading.Thread(target=self._carry_out))
+        for thread in self.threads:
+            thread.start()
+        while self.threads[0].is_alive() and not listens(path):
+            self.threads[0].join(0.01)
+
+    def _carry_out(self) -> None:
+        while not self.asked.wait(0.1):
+            if not self.threads[0].is_alive():
+                return
+        self.drain.carry_out()
+
+    def stop(self) -> None:
+        self.control.stop()
+        for thread in self.threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def served(path: Path) -> Iterator[Served]:
+    made = Served(path)
+    yield made
+    made.stop()
+
+
+def say(path: Path, request: bytes) -> bytes:
+    """What is answered to raw bytes."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(10)
+        peer.connect(str(path))
+        peer.sendall(request)
+        peer.shutdown(socket.SHUT_WR)
+        answer = b""
+        while chunk := peer.recv(4096):
+            answer += chunk
+        return answer
+
+
+def test_drain_is_answered_when_it_is_done(path: Path, served: Served) -> None:
+    assert ask_to_drain(path, 5.0) == "completed"
+    assert served.drain.reason == "drain command"
+    assert served.steps == ["refuse"]
+
+
+def test_two_who_ask_are_both_answered_for_one_drain(path: Path, served: Served) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: ask_to_drain(path, 5.0), range(8))) == {"completed"}
+    assert served.steps == ["refuse"]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"",
+        b"\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xfe\x00\n",
+        b"null\n",
+        b"[]\n",
+        b'"drain"\n',
+        b'{"drain": 1}\n',
+        b'{"drain": {}}\n',
+        b'{"drain": {"timeout_seconds": -1}}\n',
+        b'{"drain": {"timeout_seconds": NaN}}\n',
+        b'{"drain": {"timeout_seconds": Infinity}}\n',
+        b'{"drain": {"timeout_seconds": "soon"}}\n',
+        b'{"drain": {"timeout_seconds": [1]}}\n',
+        b'{"drain": {"timeout_seconds": 1' + b"0" * 400 + b"}}\n",
+        b'{"drain": {"timeout_seconds": 1} \n',
+        b"[" * 4000 + b"\n",
+    ],
+    ids=lambda request: repr(request[:40]),
+)
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_garbage_is_refused_and_drains_nothing(path: Path, served: Served, request_bytes: bytes) -> None:
+    answer = json.loads(say(path, request_bytes))
+    assert answer["error"].startswith("not understood")
+    assert not served.drain.asked
+    assert ask_to_drain(path, 1.0) == "completed", "it still serves"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"x" * (3 * MAX_LINE_BYTES),
+        b'{"drain": {"timeout_seconds": null}, "x": "' + b"x" * MAX_LINE_BYTES + b'"}\n',
+    ],
+    ids=["noise", "JSON"],
+)
+def test_line_that_is_too_long_is_not_read_to_its_end(path: Path, served: Served, request_bytes: bytes) -> None:
+    with contextlib.suppress(ConnectionError):  # it may be closed before it is answered
+        assert b"not understood" in say(path, request_bytes)
+    assert not served.drain.asked
+    assert ask_to_drain(path, 1.0) == "completed", "it still serves"
+
+
+def test_client_that_says_nothing_keeps_nobody_waiting(path: Path, served: Served) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.connect(str(path))
+        assert ask_to_drain(path, 1.0) == "completed"
+
+
+def test_client_that_goes_away_during_the_drain_hurts_nobody(path: Path) -> None:
+    served = Served(path, carry_out=False)
+    with socket.socket(socket.AF_UNIX) as hasty:
+        hasty.connect(str(path))
+        hasty.sendall(b'{"drain": {"timeout_seconds": null}}\n')
+        assert served.asked.wait(10)
+    served.drain.carry_out()
+    assert ask_to_drain(path, 1.0) == "completed"
+    served.stop()
+
+
+def test_request_may_arrive_in_pieces(path: Path, served: Served) -> None:
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(10)
+        peer.connect(str(path))
+        for byte in b'{"drain": {"timeout_seconds": null}}\n':
+            peer.sendall(bytes([byte]))
+        assert json.loads(peer.recv(4096)) == {"outcome": "completed"}
+
+
+def test_socket_and_its_folder_are_for_this_user_alone(path: Path, served: Served) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_socket_is_gone_after_the_stop(path: Path) -> None:
+    Served(path).stop()
+    assert not path.exists()
+
+
+def test_socket_that_a_killed_controller_left_is_replaced(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    served = Served(path)
+    assert ask_to_drain(path, 1.0) == "completed"
+    served.stop()
+
+
+def test_path_of_a_running_controller_is_left_to_it(path: Path, served: Served) -> None:
+    with capture_logs() as logs:
+        ControlSocket(path, served.drain).run()
+    assert [line["event"] for line in logs] == ["control.unavailable"]
+    assert ask_to_drain(path, 1.0) == "completed", "the first one still answers"
+
+
+def test_file_that_is_no_socket_is_not_removed(folder: Path, served: Served) -> None:
+    file = folder / "precious"
+    file.write_text("data")
+    with capture_logs() as logs:
+        other = ControlSocket(file, served.drain)
+        other.stop()
+        other.run()
+    assert file.exists()
+    assert file.read_text() == "data"
+    assert [line["event"] for line in logs] == ["control.unavailable"]
+
+
+@pytest.mark.parametrize("name", ["file/control.sock", "x" * 200])
+def test_impossible_path_is_one_warning_with_the_remedy(folder: Path, served: Served, name: str) -> None:
+    (folder / "file").touch()
+    with capture_logs() as logs:
+        ControlSocket(folder / name, served.drain).run()
+    (told,) = logs
+    assert (told["event"], told["log_level"]) == ("control.unavailable", "warning")
+    assert "BILLING_CONTROL_SOCKET" in told["remedy"]
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_that_can_not_be_written_is_one_warning(folder: Path, served: Served) -> None:
+    closed = folder / "closed"
+    closed.mkdir(0o500)
+    with capture_logs() as logs:
+        ControlSocket(closed / "control.sock", served.drain).run()
+    assert [line["event"] for line in logs] == ["control.unavailable"]
+
+
+def test_asking_nobody_is_one_line_with_the_path(path: Path) -> None:
+    with pytest.raises(ControlError, match="no controller listens at") as refused:
+        ask_to_drain(path, 1.0)
+    assert str(path) in str(refused.value)
+    assert refused.value.exit_status == 1
+
+
+def test_controller_that_ends_without_an_answer_is_told(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        asking = ThreadPoolExecutor(1).submit(ask_to_drain, path, 5.0)
+        peer, _ = listener.accept()
+        peer.recv(4096)
+        peer.close()
+        with pytest.raises(ControlError, match="ended before it answered"):
+            asking.result(10)

@@ -1,0 +1,162 @@
+"""A drain: one path whoever asks, work before leadership, every wait with a bound."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from structlog.testing import capture_logs
+
+from controller.lifecycle.drain import GRACE_SECONDS, Drain, DrainOutcome, DrainSteps
+
+
+@dataclass
+class Replica:
+    """Work that ends `work_seconds` after a drain has begun, or with the batch in hand, on a clock of the test's own."""
+
+    work_seconds: float = 0.0
+    batch_seconds: float = 0.0
+    timeout_seconds: float = 270.0
+    during_work: Callable[[], None] = lambda: None
+    now: float = 1000.0
+    did: list[str] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    woken: int = 0
+
+    def __post_init__(self) -> None:
+        self.ends_at = self.now + self.work_seconds
+        steps = DrainSteps(
+            refuse_traffic=lambda: self.did.append("refuse"),
+            finish_work=self._finish,
+            stop_after_batch=self._stop_after_batch,
+            resign=self._resign,
+        )
+        self.drain = Drain(steps, self.timeout_seconds, lambda: self.now, self._wake)
+
+    def _finish(self, seconds: float) -> bool:
+        if self.did[-1] != "finish":
+            self.did.append("finish")
+        self.waits.append(seconds)
+        self.during_work()
+        self.now = min(self.now + seconds, max(self.ends_at, self.now))
+        return self.now >= self.ends_at
+
+    def _stop_after_batch(self) -> None:
+        self.did.append("stop after batch")
+        self.ends_at = min(self.ends_at, self.now + self.batch_seconds)
+
+    def _resign(self, seconds: float) -> bool:
+        self.did.append("resign")
+        self.waits.append(seconds)
+        return True
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+
+def test_work_ends_before_the_leadership_does() -> None:
+    replica = Replica(work_seconds=60)
+    replica.drain.ask("SIGTERM")
+    assert replica.drain.carry_out() is DrainOutcome.COMPLETED
+    assert replica.did == ["refuse", "finish", "resign"]
+    assert replica.now == pytest.approx(1060)
+
+
+def test_deadline_stops_the_work_after_the_batch_in_hand() -> None:
+    replica = Replica(work_seconds=600, batch_seconds=1, timeout_seconds=270)
+    replica.drain.ask("SIGTERM")
+    assert replica.drain.carry_out() is DrainOutcome.TIMED_OUT
+    assert replica.did == ["refuse", "finish", "stop after batch", "finish", "resign"]
+    assert replica.now == pytest.approx(1271)
+
+
+@pytest.mark.parametrize("timeout_seconds", [0.0, 0.1, 270.0])
+def test_whole_drain_is_bounded_even_when_nothing_ends(timeout_seconds: float) -> None:
+    replica = Replica(work_seconds=1e9, batch_seconds=1e9, timeout_seconds=timeout_seconds)
+    replica.drain.ask("SIGTERM")
+    replica.drain.carry_out()
+    assert replica.did[-1] == "resign"
+    assert replica.waits[-1] == GRACE_SECONDS
+    assert replica.now - 1000 <= timeout_seconds + GRACE_SECONDS + 0.01
+
+
+def test_no_time_at_all_is_enough_for_work_that_has_ended() -> None:
+    replica = Replica(timeout_seconds=0)
+    replica.drain.ask("SIGTERM")
+    assert replica.drain.carry_out() is DrainOutcome.COMPLETED
+
+
+def test_second_signal_stops_after_the_batch_in_hand() -> None:
+    replica = Replica(work_seconds=60, batch_seconds=1)
+
+    def hurry() -> None:
+        if replica.now > 1005:
+            replica.drain.hurry()
+
+    replica.during_work = hurry
+    replica.drain.ask("SIGTERM")
+    assert replica.drain.carry_out() is DrainOutcome.TIMED_OUT
+    assert 1005 < replica.now < 1008
+
+
+def test_further_request_brings_the_deadline_forward_and_never_back() -> None:
+    replica = Replica(work_seconds=600, timeout_seconds=270)
+
+    def ask_again() -> None:
+        replica.drain.ask("drain command", 5)
+        replica.drain.ask("drain command", 3000)
+
+    replica.during_work = ask_again
+    replica.drain.ask("SIGTERM")
+    replica.drain.carry_out()
+    assert 1005 <= replica.now < 1007
+
+
+def test_request_without_a_time_takes_the_configured_one() -> None:
+    replica = Replica(work_seconds=600, timeout_seconds=30)
+    replica.drain.ask("drain command", None)
+    replica.drain.carry_out()
+    assert replica.now == pytest.approx(1030)
+
+
+def test_first_reason_stays_and_everyone_who_asks_wakes_the_main_thread() -> None:
+    replica = Replica()
+    replica.drain.ask("SIGTERM")
+    replica.drain.ask("drain command")
+    assert replica.drain.reason == "SIGTERM"
+    assert replica.drain.asked
+    assert replica.woken == 2
+
+
+def test_drain_is_done_only_when_the_leadership_is_given_up() -> None:
+    replica = Replica()
+    done_at_resigning: list[bool] = []
+    assert not replica.drain.wait_until_done(0)
+    replica.drain.ask("SIGTERM")
+    replica.during_work = lambda: done_at_resigning.append(replica.drain.wait_until_done(0))
+    replica.drain.carry_out()
+    assert done_at_resigning == [False]
+    assert replica.drain.wait_until_done(0)
+
+
+def test_waiting_for_it_ends_with_it() -> None:
+    replica = Replica()
+    replica.drain.ask("SIGTERM")
+    ended: list[bool] = []
+    waiting = threading.Thread(target=lambda: ended.append(replica.drain.wait_until_done(10)))
+    waiting.start()
+    replica.drain.carry_out()
+    waiting.join(10)
+    assert ended == [True]
+
+
+def test_each_step_is_told_once() -> None:
+    replica = Replica(work_seconds=600, batch_seconds=1, timeout_seconds=10)
+    replica.drain.ask("SIGTERM")
+    with capture_logs() as logs:
+        replica.drain.carry_out()
+    assert [line["event"] for line in logs] == ["drain.started", "drain.timed_out", "drain.completed"]
+    assert logs[0]["reason"] == "SIGTERM"
+    assert logs[-1]["outcome"] == "timed_out"

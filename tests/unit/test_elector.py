@@ -1,0 +1,353 @@
+"""The elector keeps its specification (the docstring of `controller.election`), on a clock of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from controller.election import Bounds, Elector, Leadership, LockSessionError, Ping, Role
+
+HELD = Ping(held=True)
+NOT_HELD = Ping(held=False)
+
+
+@dataclass
+class World:
+    """A clock, sessions in the order in which they are opened, and everything that was done with them.
+
+    When the sessions are used up the elector is stopped, so that `run` returns.
+    """
+
+    sessions: list[Session | Exception] = field(default_factory=list)
+    now: float = 1000.0
+    calls: list[tuple[float, int, str]] = field(default_factory=list)
+    opened: int = 0
+    terms: int = 0
+    elected: list[Leadership] = field(default_factory=list)
+    deposed: list[Leadership] = field(default_factory=list)
+    led_when_told: list[bool] = field(default_factory=list)
+    jitter: Callable[[], float] = lambda: -0.5  # a retry after a failure then waits no time
+    freeze_at: int = 0
+    reads: int = 0
+    seen: list[tuple[int, bool]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.elector = Elector(
+            connect=self.connect,
+            bounds=Bounds(),
+            clock=self.clock,
+            on_elected=self._on_elected,
+            on_deposed=self.deposed.append,
+            jitter=lambda: self.jitter(),
+        )
+
+    def clock(self) -> float:
+        """At the read that a test names, the process has been frozen for seven seconds."""
+        self.reads += 1
+        self.now += 7 * (self.reads == self.freeze_at)
+        return self.now
+
+    def connect(self) -> Session:
+        if not self.sessions:
+            self.elector.stop()
+            raise LockSessionError("no more sessions")
+        session = self.sessions.pop(0)
+        if isinstance(session, Exception):
+            raise session
+        self.opened += 1
+        session.world, session.number = self, self.opened
+        return session
+
+    def run(self, *sessions: Session | Exception) -> World:
+        self.sessions += sessions
+        self.elector.run()
+        return self
+
+    def did(self, session: int = 1) -> list[str]:
+        """What was asked of a session, in order."""
+        return [call for _, number, call in self.calls if number == session]
+
+    def _on_elected(self, leadership: Leadership) -> None:
+        self.elected.append(leadership)
+        self.led_when_told.append(leadership.still_leads())
+
+
+class Session:
+    """A lock session that answers from a script: values, errors to raise, or callables; then as if all were well.
+
+    A `wait` beyond the script stops the elector.
+    """
+
+    def __init__(self, **script: list[Any]) -> None:
+        self.script = script
+        self.world = World.__new__(World)
+        self.number = 0
+        self.closed = False
+
+    def try_lock(self) -> bool:
+        return bool(self._answer("try_lock", True))
+
+    def mint(self) -> int:
+        self.world.terms += 1
+        return int(self._answer("mint", self.world.terms))
+
+    def ping(self) -> Ping:
+        answer = self._answer("ping", HELD)
+        assert isinstance(answer, Ping)
+        return answer
+
+    def wait(self, timeout_seconds: float) -> None:
+        self.world.now += timeout_seconds
+        self._answer("wait", stop)
+
+    def wake(self) -> None:
+        self._answer("wake", None)
+
+    def resign(self) -> None:
+        self._answer("resign", None)
+
+    def close(self) -> None:
+        self.closed = True
+        self._answer("close", None)
+
+    def _answer(self, name: str, otherwise: object) -> object:
+        assert name in {"close", "wake"} or not self.closed, f"{name} on a closed session"
+        self.world.calls.append((self.world.now, self.number, name))
+        self.world.seen += [(leadership.term, leadership.still_leads()) for leadership in self.world.elected]
+        answers = self.script.get(name, [])
+        answer = answers.pop(0) if answers else otherwise
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(self.world) if callable(answer) else answer
+
+
+def later(seconds: float, answer: object = HELD) -> Callable[[World], object]:
+    """An answer that takes so long."""
+
+    def answered(world: World) -> object:
+        world.now += seconds
+        return answer
+
+    return answered
+
+
+def stop(world: World) -> None:
+    world.elector.stop()
+
+
+def test_first_to_come_leads_and_resigns_when_it_is_stopped() -> None:
+    world = World().run(Session(wait=[None, stop]))
+    assert world.did() == ["try_lock", "mint", "ping", "wait", "ping", "wait", "wake", "resign", "close"]
+    assert [leadership.term for leadership in world.elected] == [1]
+    assert world.led_when_told == [True]
+    assert not world.elected[0].still_leads()
+    assert world.deposed == []
+    assert world.elector.role is Role.STOPPED
+
+
+def test_standby_polls_and_never_resigns_what_it_does_not_hold() -> None:
+    world = World().run(Session(try_lock=[False, False, False], wait=[None, None, stop]))
+    assert world.did() == ["try_lock", "wait", "try_lock", "wait", "try_lock", "wait", "wake", "close"]
+    assert world.elected == []
+
+
+def test_standby_tries_again_at_once_when_a_resignation_ends_its_wait() -> None:
+    world = World().run(Session(try_lock=[False], wait=[None, stop]))
+    assert world.did()[:4] == ["try_lock", "wait", "try_lock", "mint"]
+
+
+@pytest.mark.parametrize(("jitter", "seconds"), [(0.0, 0.6), (0.5, 0.85), (1.0, 1.1)])
+def test_polls_are_about_a_second_apart_with_jitter(jitter: float, seconds: float) -> None:
+    world = World(jitter=lambda: jitter)
+    world.run(Session(try_lock=[False, False], wait=[None, stop]))
+    first, second = [moment for moment, _, call in world.calls if call == "try_lock"]
+    assert second - first == pytest.approx(seconds)
+
+
+def test_roles_follow_the_states() -> None:
+    seen: list[Role] = []
+
+    def look(world: World) -> None:
+        seen.append(world.elector.role)
+
+    def look_and_stop(world: World) -> None:
+        look(world)
+        stop(world)
+
+    World().run(Session(try_lock=[False], wait=[look, look, look_and_stop]))
+    assert seen == [Role.STANDBY, Role.LEADER, Role.LEADER]
+
+
+def test_leadership_is_believed_from_before_the_lock_was_asked_for() -> None:
+    moments: list[float] = []
+    world = World()
+    world.run(
+        Session(
+            try_lock=[later(1.0, True)],
+            mint=[later(2.0, 1)],
+            ping=[lambda w: (moments.append(w.elected[0].remaining_seconds), stop(w), HELD)[-1]],
+        )
+    )
+    assert moments == [pytest.approx(6.0 - 3.0)]
+
+
+def test_leadership_ends_by_its_deadline_while_a_ping_is_unanswered() -> None:
+    believed: list[tuple[float, bool]] = []
+
+    def slow(world: World) -> Ping:
+        for _ in range(7):
+            world.now += 1
+            believed.append((world.now, world.elected[0].still_leads()))
+        return HELD
+
+    world = World().run(Session(ping=[HELD, slow], wait=[None]))
+    sent_at = world.calls[2][0]  # the first ping, which was good
+    assert believed == [(moment, moment < sent_at + 6) for moment, _ in believed]
+    assert [leadership.term for leadership in world.deposed] == [1]
+
+
+def test_ping_that_comes_back_after_the_deadline_deposes() -> None:
+    world = World().run(Session(ping=[later(6.0)]))
+    assert world.did() == ["try_lock", "mint", "ping", "close"]
+    assert len(world.deposed) == 1
+
+
+def test_ping_that_comes_back_in_time_counts_from_when_it_was_sent() -> None:
+    remaining: list[float] = []
+    world = World()
+    world.run(Session(ping=[later(5.0)], wait=[lambda w: (remaining.append(w.elected[0].remaining_seconds), stop(w))[1]]))
+    assert remaining == [pytest.approx(6.0 - 5.0 - 2.0)]
+
+
+def test_pings_are_an_interval_apart() -> None:
+    world = World().run(Session(wait=[None, None, stop]))
+    pings = [moment for moment, _, call in world.calls if call == "ping"]
+    assert [later - earlier for earlier, later in zip(pings, pings[1:], strict=False)] == [2.0, 2.0]
+
+
+def test_wait_that_outlasts_the_deadline_deposes_without_another_ping() -> None:
+    world = World().run(Session(wait=[later(10.0)]))
+    assert world.did() == ["try_lock", "mint", "ping", "wait", "close"]
+    assert len(world.deposed) == 1
+
+
+@pytest.mark.parametrize("freeze_at", range(1, 40))
+def test_leadership_that_is_over_never_comes_back(freeze_at: int) -> None:
+    """A process may be frozen at any point, also between its look at the clock and the next ping."""
+    world = World(freeze_at=freeze_at).run(Session(wait=[None] * 4 + [stop]), Session(wait=[None, stop]))
+    for leadership in world.elected:
+        states = [led for term, led in world.seen if term == leadership.term]
+        assert states == sorted(states, reverse=True), "it believed again after others had seen its end"
+
+
+def test_mint_that_outlasts_the_deadline_elects_nobody() -> None:
+    """Whoever works under it has given up before it began, and would never look again."""
+    world = World().run(Session(mint=[later(7.0, 1)], wait=[None, None]), Session())
+    assert world.elected == [] or world.deposed == world.elected
+    assert all(world.led_when_told)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"try_lock": [LockSessionError("x")]},
+        {"mint": [LockSessionError("x")]},
+        {"ping": [LockSessionError("x")]},
+        {"ping": [NOT_HELD]},
+        {"wait": [LockSessionError("x")]},
+        {"try_lock": [False], "wait": [LockSessionError("x")]},
+    ],
+    ids=["try", "mint", "ping", "lock gone", "leader's wait", "standby's wait"],
+)
+def test_after_any_error_the_session_is_closed_and_a_new_one_contends(script: dict[str, list[Any]]) -> None:
+    world = World().run(Session(**script), Session(wait=[stop]))
+    assert world.did(1)[-1] == "close"
+    assert world.did(1).count("close") == 1
+    assert world.did(1).count("mint") <= 1
+    assert world.did(2)[:2] == ["try_lock", "mint"]
+    terms = [leadership.term for leadership in world.elected]
+    assert terms == sorted(set(terms))
+    assert not any(leadership.still_leads() for leadership in world.elected)
+
+
+def test_lock_is_never_taken_twice_on_a_session() -> None:
+    world = World().run(Session(ping=[NOT_HELD]), Session(wait=[lambda w: w.elector.step_down(0)]), Session(wait=[stop]))
+    for session in (1, 2, 3):
+        assert world.did(session).count("mint") <= 1
+        taken = world.did(session).index("mint")
+        assert "try_lock" not in world.did(session)[taken:]
+
+
+def test_unexpected_exception_ends_the_leadership_and_the_session() -> None:
+    world = World()
+    with pytest.raises(ZeroDivisionError):
+        world.run(Session(ping=[HELD, ZeroDivisionError()], wait=[None]))
+    assert world.did()[-1] == "close"
+    assert not world.elected[0].still_leads()
+
+
+def test_failing_resignation_still_closes() -> None:
+    world = World().run(Session(wait=[stop], resign=[LockSessionError("gone")]))
+    assert world.did()[-1] == "close"
+    assert world.deposed == []
+
+
+def test_stepping_down_resigns_and_lets_others_try_for_a_while() -> None:
+    world = World()
+    world.run(Session(wait=[lambda w: w.elector.step_down(60)]), Session(wait=[None] * 200))
+    assert world.did(1)[-3:] == ["wake", "resign", "close"]
+    stepped_down_at = next(moment for moment, _, call in world.calls if call == "resign")
+    tried_again_at = next(moment for moment, number, call in world.calls if number > 1 and call == "try_lock")
+    assert 60 <= tried_again_at - stepped_down_at <= 62
+    assert world.deposed == []
+
+
+def test_session_is_never_silent_for_as_long_as_the_server_bears() -> None:
+    world = World()
+    world.run(Session(wait=[lambda w: w.elector.step_down(60)]), Session(wait=[None] * 100))
+    spoken = [moment for moment, _, call in world.calls if call in {"try_lock", "mint", "ping", "resign"}]
+    assert max(b - a for a, b in zip(spoken, spoken[1:], strict=False)) < Bounds().session_timeout_seconds
+
+
+def test_stepping_down_from_an_earlier_term_does_not_end_the_next() -> None:
+    world = World()
+    world.run(
+        Session(ping=[NOT_HELD]),
+        Session(try_lock=[lambda w: (w.elector.step_down(0), True)[1]], wait=[None, None, stop]),
+    )
+    assert world.did(2).count("ping") == 3
+
+
+def test_stop_before_it_runs_means_that_it_never_connects() -> None:
+    world = World()
+    world.elector.stop()
+    world.run(Session())
+    assert world.opened == 0
+    assert world.elector.role is Role.STOPPED
+
+
+def test_outage_is_told_once_however_long_it_lasts() -> None:
+    away = LockSessionError("connection refused")
+    with capture_logs() as logs:
+        World().run(away, away, Session(mint=[away]), away, Session(wait=[None, away]), away, away)
+    told = [(line["log_level"], line["event"]) for line in logs if line.get("error") == "connection refused"]
+    assert told.count(("warning", "session.failed")) == 2
+    assert {level for level, _ in told} == {"warning", "debug"}
+
+
+def test_another_reason_for_being_unable_to_contend_is_told_too() -> None:
+    with capture_logs() as logs:
+        World().run(LockSessionError("connection refused"), LockSessionError("migrations not applied"))
+    told = [line["error"] for line in logs if line["log_level"] == "warning"]
+    assert told[:2] == ["connection refused", "migrations not applied"]
+
+
+def test_events_are_those_of_a_term() -> None:
+    with capture_logs() as logs:
+        World().run(Session(ping=[NOT_HELD]), Session(try_lock=[False], wait=[None, stop]))
+    events = [line["event"] for line in logs if line["log_level"] != "debug"]
+    assert events == ["leader.elected", "leader.deposed", "election.joined", "leader.elected", "leader.resigned"]

@@ -1,0 +1,136 @@
+"""A log line is JSON for machines and one line for people; no password gets through, in whatever it hides."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any, Literal
+
+import pytest
+import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller import log
+
+PASSWORD = "s3cr%t p@ss/w?rd"
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """The configuration of structlog is the process's: later tests find it as it was."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+def lines(
+    tell: Callable[[Any], object],
+    *,
+    level: str = "debug",
+    style: Literal["json", "console"] | None = "json",
+    secrets: Callable[[], list[str]] = lambda: [PASSWORD],
+) -> list[str]:
+    """What is written when `tell` logs."""
+    stream = io.StringIO()
+    log.configure(level, style, "host-1", secrets, stream)
+    tell(structlog.get_logger(part="test"))
+    return stream.getvalue().splitlines()
+
+
+def test_json_line_has_time_level_event_instance_and_values() -> None:
+    (line,) = lines(lambda logger: logger.info("cycle.completed", term=3, amount="1.50"))
+    fields = json.loads(line)
+    assert datetime.fromisoformat(fields.pop("time")).utcoffset() is not None
+    assert fields == {
+        "event": "cycle.completed", "level": "info", "instance": "host-1", "part": "test", "term": 3, "amount": "1.50",
+    }  # fmt: skip
+
+
+def test_time_is_utc_to_the_microsecond() -> None:
+    (line,) = lines(lambda logger: logger.info("x.done"))
+    text = json.loads(line)["time"]
+    assert text.endswith("Z")
+    assert len(text) == len("2026-11-22T21:43:23.210267Z")
+
+
+@pytest.mark.parametrize(
+    ("level", "told"), [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)]
+)
+def test_level_leaves_out_what_is_below(level: str, told: int) -> None:
+    def tell(logger: Any) -> None:  # noqa: ANN401 - structlog's
+        for each in (logger.error, logger.warning, logger.info, logger.debug):
+            each("x.done")
+
+    assert len(lines(tell, level=level)) == told
+
+
+def test_text_with_line_breaks_stays_one_json_line() -> None:
+    assert len(lines(lambda logger: logger.error("x.failed", error="one\ntwo\r\nthree"))) == 1
+
+
+def test_without_a_terminal_it_is_json() -> None:
+    (line,) = lines(lambda logger: logger.info("x.done"), style=None)
+    assert json.loads(line)["event"] == "x.done"
+
+
+def test_console_line_is_for_people_and_without_colours_in_a_file() -> None:
+    (line,) = lines(lambda logger: logger.info("x.done", term=3), style="console")
+    assert "x.done" in line
+    assert "term=3" in line
+    assert "\x1b" not in line
+
+
+def raise_with(text: str) -> Exception:
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda logger: logger.error("x.failed", error=f"password {PASSWORD} refused"),
+        lambda logger: logger.error("x.failed", error=ValueError(PASSWORD)),
+        lambda logger: logger.error("x.failed", exc_info=raise_with(PASSWORD)),
+        lambda logger: logger.warning("x.failed", reason=PASSWORD),
+        lambda logger: logger.debug("x.failed", error=[PASSWORD]),
+    ],
+    ids=["text", "exception", "traceback", "reason", "list"],
+)
+def test_password_in_text_from_elsewhere_becomes_stars(
+    tell: Callable[[Any], object], style: Literal["json", "console"]
+) -> None:
+    written = "\n".join(lines(tell, style=style))
+    assert PASSWORD not in written
+    assert "***" in written
+
+
+def test_password_that_a_file_has_had_since_is_hidden_too() -> None:
+    now = ["first-secret"]
+
+    def tell(logger: Any) -> None:  # noqa: ANN401 - structlog's
+        logger.error("x.failed", error="first-secret")
+        now[0] = "second-secret"
+        logger.error("x.failed", error="first-secret and second-secret")
+
+    assert [json.loads(line)["error"] for line in lines(tell, secrets=lambda: list(now))] == ["***", "*** and ***"]
+
+
+def test_longer_password_is_hidden_whole_when_another_is_a_part_of_it() -> None:
+    (line,) = lines(
+        lambda logger: logger.error("x.failed", error="hunter2-extended"), secrets=lambda: ["hunter2", "hunter2-extended"]
+    )
+    assert json.loads(line)["error"] == "***"
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=4, max_size=30), st.text(max_size=30), st.text(max_size=30))
+@settings(max_examples=150, deadline=None)
+def test_no_password_survives_wherever_it_stands(password: str, before: str, after: str) -> None:
+    (line,) = lines(lambda logger: logger.error("x.failed", error=before + password + after), secrets=lambda: [password])
+    shown = json.loads(line)["error"]
+    assert password not in shown or password in "***"

@@ -1,0 +1,84 @@
+"""Named threads: none dies in silence, every wait for one is bounded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from controller.lifecycle.services import Service, Services
+
+
+def loop(name: str, run: Callable[[], None] | None = None) -> tuple[Service, threading.Event]:
+    """A service that runs until it is stopped."""
+    stopping = threading.Event()
+    return Service(name, run or (lambda: None if stopping.wait(10) else None), stopping.set), stopping
+
+
+def services(*made: Service, crashes: list[tuple[str, BaseException]] | None = None) -> Services:
+    kept = crashes if crashes is not None else []
+    return Services(made, lambda name, error: kept.append((name, error)))
+
+
+def test_each_service_runs_on_a_thread_of_its_name() -> None:
+    names: list[str] = []
+    done = threading.Barrier(3)
+
+    def run() -> None:
+        names.append(threading.current_thread().name)
+        done.wait(10)
+
+    services(loop("one", run)[0], loop("two", run)[0]).start()
+    done.wait(10)
+    assert sorted(names) == ["one", "two"]
+
+
+def test_stop_waits_for_the_end_and_says_so() -> None:
+    one, stopping = loop("one")
+    running = services(one)
+    running.start()
+    assert running.stop("one", 10)
+    assert stopping.is_set()
+    assert running.stop("one", 0), "a second time is harmless"
+
+
+def test_service_that_does_not_end_in_time_is_not_waited_for_longer() -> None:
+    free = threading.Event()
+    stuck, _ = loop("stuck", lambda: None if free.wait(10) else None)
+    running = services(stuck)
+    running.start()
+    assert not running.stop("stuck", 0.01)
+    free.set()
+    assert running.stop("stuck", 10)
+
+
+def test_service_that_was_never_started_has_ended() -> None:
+    one, _ = loop("one")
+    assert services(one).stop("one", 10)
+
+
+def test_crash_is_told_with_its_name_once_and_the_others_run_on() -> None:
+    crashes: list[tuple[str, BaseException]] = []
+    error = ZeroDivisionError("by hand")
+
+    def crash() -> None:
+        raise error
+
+    other, stopping = loop("other")
+    running = services(loop("broken", crash)[0], other, crashes=crashes)
+    running.start()
+    assert running.stop("broken", 10)
+    assert crashes == [("broken", error)]
+    assert not stopping.is_set()
+    assert running.stop("other", 10)
+
+
+def test_even_an_exit_out_of_a_thread_is_told() -> None:
+    crashes: list[tuple[str, BaseException]] = []
+
+    def leave() -> None:
+        raise SystemExit(3)
+
+    running = services(loop("leaving", leave)[0], crashes=crashes)
+    running.start()
+    running.stop("leaving", 10)
+    assert [name for name, _ in crashes] == ["leaving"]

@@ -1,0 +1,126 @@
+"""Signals are caught from the first instruction on, kept in order, and given back to commands that end at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from controller.lifecycle.signals import Signals
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
+
+#: Stands between the signals and everything heavy, so that a test can tell how far a process has come.
+MARKED_START = """
+import os, sys
+from controller.lifecycle import signals
+kept = signals.Signals
+def marked():
+    made = kept()
+    os.write(1, b"caught\\n")
+    return made
+signals.Signals = marked
+import controller.__main__ as entry
+entry.Signals = marked
+sys.argv = ["containerstacks-billing", "run"]
+entry.main()
+"""
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    made = Signals()
+    yield made
+    made.restore()
+    made._reader.close()
+    made._writer.close()
+
+
+def test_signal_ends_the_wait_and_is_given(signals: Signals) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.wait(10) == [signal.SIGTERM]
+
+
+def test_signals_are_kept_until_they_are_read_in_their_order(signals: Signals) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        signal.raise_signal(number)
+    assert signals.wait(None) == [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]
+    assert signals.wait(0) == []
+
+
+def test_wait_without_a_signal_ends_in_time(signals: Signals) -> None:
+    assert signals.wait(0.01) == []
+
+
+def test_another_thread_ends_the_wait(signals: Signals) -> None:
+    waker = threading.Thread(target=signals.wake)
+    waker.start()
+    assert signals.wait(10) == []
+    waker.join(10)
+
+
+def test_any_number_of_wakes_never_blocks_nor_hides_a_signal(signals: Signals) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    for _ in range(5000):
+        signals.wake()
+    assert signals.wait(10) == [signal.SIGTERM]
+
+
+def test_restored_interrupt_interrupts(signals: Signals) -> None:
+    signals.restore()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "BILLING_", "DATABASE_"))}
+    return {
+        **kept,
+        "DATABASE_URL": "postgresql://user@127.0.0.1:1/nowhere",
+        "BILLING_CONTROL_SOCKET": "none",
+        "BILLING_HTTP_ADDRESS": "none",
+        "BILLING_KUBERNETES": "off",
+        "LOG_FORMAT": "json",
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_during_the_imports_drains(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", MARKED_START], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"caught\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b""), out
+    assert b"drain.completed" in out
+    assert b"controller.stopped" in out
+
+
+@pytest.mark.parametrize("attempt", range(12))
+def test_signal_at_any_moment_after_exec_ends_a_replica_cleanly(attempt: int) -> None:
+    """Before Python itself has started nobody can catch it: then, and only then, the signal itself is the end."""
+    delay_seconds = random.Random(attempt).uniform(0.0, 0.6)
+    never = threading.Event()
+    with subprocess.Popen(
+        [sys.executable, "-m", "controller", "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        never.wait(delay_seconds)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert err == b"", f"after {delay_seconds:.3f} s"
+    if process.returncode == -signal.SIGTERM:
+        assert out == b"", f"after {delay_seconds:.3f} s it had started"
+    else:
+        assert process.returncode == 0, f"after {delay_seconds:.3f} s: {out!r}"
+        assert b"controller.stopped" in out
