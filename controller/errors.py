@@ -2,9 +2,12 @@
 
 
 class BillingError(Exception):
-    """Root of every error that this controller raises on purpose; its text is one line."""
+    """Root of every error that this controller raises on purpose; its text is one line, whatever it quotes."""
 
     exit_status = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.split()))
 
 
 class SettingsError(BillingError):

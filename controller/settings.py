@@ -12,7 +12,6 @@ import tempfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -66,10 +65,9 @@ class Settings(BaseSettings):
     workers: Annotated[int, _env("BILLING_WORKERS"), Field(ge=1, le=16)] = 2
     batch_size: Annotated[int, _env("BILLING_BATCH_SIZE"), Field(ge=1, le=20000)] = 2000
     default_hourly_rate: Annotated[
-        Decimal | None,
+        Annotated[Decimal, Field(ge=0, le=100000, allow_inf_nan=False)] | None,
         BeforeValidator(_none),
         _env("BILLING_DEFAULT_HOURLY_RATE"),
-        Field(ge=0, le=100000, allow_inf_nan=False),
     ] = Decimal("0.027")
     currency: Annotated[str, _env("BILLING_CURRENCY"), Field(pattern="^[A-Z]{3}$")] = "USD"
     lock_name: Annotated[str, _env("BILLING_LOCK_NAME"), Field(min_length=1, max_length=200)] = (
@@ -177,6 +175,8 @@ def load(env_file: Path | None = ENV_FILE) -> Settings:
     """
     try:
         return Settings(_env_file=env_file if env_file and env_file.is_file() else None)
+    except UnicodeDecodeError:
+        raise SettingsError(f"{env_file} is not UTF-8 text") from None
     except ValidationError as error:
         messages = [_one_line(e) for e in error.errors(include_url=False, include_input=False)]
         more = f" (and {len(messages) - 1} more: {'; '.join(messages[1:])})" if len(messages) > 1 else ""
@@ -210,36 +210,36 @@ def check_url(url: str, setting: str) -> None:
     Raises:
         SettingsError: without a word of the value.
     """
+    if not url.isprintable():  # line breaks, NUL, and what is no text at all
+        raise SettingsError(f"{setting} holds characters that can't be part of a URL; is it the right value?")
     if "://" in url:
         scheme, _, rest = url.partition("://")
         if scheme not in {"postgresql", "postgres"}:
             raise SettingsError(f"{setting} must begin with postgresql://, or be a libpq connection string")
-        authority = re.split(r"[/?]", rest, maxsplit=1)[0]
-        if rest.count("@") > authority.count("@") and "@" in rest.split("?", 1)[0]:
-            raise SettingsError(_encode(setting))
-        if authority.count("@") > 1 or "#" in rest:
-            raise SettingsError(_encode(setting))
-        if re.search(r"%(?![0-9a-fA-F]{2})", rest):
-            raise SettingsError(_encode(setting))
-        hosts = authority.rpartition("@")[2]
-        if not re.fullmatch(r"[\w.\-,:\[\]%]*", hosts) or re.search(r":(?!\d*(,|$))", re.sub(r"\[[^\]]*\]", "", hosts)):
-            raise SettingsError(_encode(setting))
-        if not (hosts or urlsplit(url).query):
+        authority, path = re.fullmatch(r"([^/?]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr] # matches all
+        userinfo, _, hosts = authority.rpartition("@")
+        bare_hosts = re.sub(r"\[[^\]]*\]", "", hosts)
+        if (
+            "#" in rest
+            or re.search(r"%(?![0-9a-fA-F]{2})", rest)
+            or "@" in path.partition("?")[0]
+            or re.search(r"[@\[\]]", userinfo)
+            or not re.fullmatch(r"[\w.\-,:%]*", bare_hosts)
+            or re.search(r":(?!\d*(,|$))", bare_hosts)
+        ):
+            raise SettingsError(
+                f"{setting} can't be read: percent-encode the characters @ : / ? # [ ] % in the user name and the"
+                " password (@ is %40, # is %23, / is %2F)"
+            )
+        if not hosts and "host" not in path.partition("?")[2]:
             raise SettingsError(f"{setting} names no host: postgresql://user:password@host:5432/database")
     try:
         conninfo_to_dict(url)
-    except ProgrammingError:
+    except (ProgrammingError, UnicodeError):
         raise SettingsError(
             f"{setting} can't be read as a PostgreSQL URL or connection string:"
             " postgresql://user:password@host:5432/database, the password percent-encoded"
         ) from None
-
-
-def _encode(setting: str) -> str:
-    return (
-        f"{setting} can't be read: percent-encode the characters @ : / ? # [ ] % in the user name and the password"
-        " (@ is %40, # is %23, / is %2F)"
-    )
 
 
 def _read(setting: str, url: SecretStr | None, file: Path | None) -> str:
@@ -269,7 +269,9 @@ def _one_line(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     cause = (error.get("ctx") or {}).get("error")
     if isinstance(cause, SettingsError):
         return str(cause)
-    name = str(error["loc"][0]) if error["loc"] else "settings"
+    if not error["loc"]:
+        return "the settings contradict each other"  # said without a value: it could be a secret
+    name = str(error["loc"][0])
     message = str(error["msg"]).removeprefix("Value error, ")
     value = os.environ.get(name)
     shown = f"={value}" if value is not None and not name.startswith(tuple(_DATABASE)) else ""

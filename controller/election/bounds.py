@@ -41,10 +41,7 @@ class Bounds:
 
 
 class Deadline:
-    """Until when a leader may believe that it leads.
-
-    Written by the elector's thread, read by every other; a single float needs no lock.
-    """
+    """Until when a leader may believe that it leads."""
 
     def __init__(self, clock: Clock, seconds: float, since: float) -> None:
         self._clock = clock

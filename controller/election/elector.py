@@ -30,19 +30,27 @@ class Leadership:
     def __init__(self, term: int, deadline: Deadline) -> None:
         self.term = term
         self._deadline = deadline
-        self._over = threading.Event()
+        self._over = False
+        self._judging = threading.Lock()
 
     def still_leads(self) -> bool:
-        """False from the moment at which the deadline passes, whatever the elector's thread is blocked in."""
-        return not self._over.is_set() and not self._deadline.passed
+        """False from the moment at which the deadline passes, whatever blocks the elector's thread, and for ever."""
+        with self._judging:
+            self._over = self._over or self._deadline.passed
+            return not self._over
 
     def end(self) -> None:
         """There is no way back."""
-        self._over.set()
+        with self._judging:
+            self._over = True
 
-    def extend(self, sent_at: float) -> None:
-        """A ping that was sent at `sent_at` came back good."""
-        self._deadline.extend(sent_at)
+    def extend(self, sent_at: float) -> bool:
+        """A ping that was sent at `sent_at` came back good; whether in time. A late one revives nothing."""
+        with self._judging:
+            self._over = self._over or self._deadline.passed
+            if not self._over:
+                self._deadline.extend(sent_at)
+            return not self._over
 
     @property
     def remaining_seconds(self) -> float:
@@ -113,7 +121,6 @@ class Elector:
                     self._session = None
             except LockSessionError as error:
                 self.role = Role.CONNECTING
-                self.trouble = str(error)
                 self._tell_failed(error)
                 self._stopping.wait(RETRY_SECONDS * (0.5 + self._jitter()))
         self.role = Role.STOPPED
@@ -137,6 +144,8 @@ class Elector:
         """From the lock to the end of the term. `sent_at`: when the statement that took the lock was sent."""
         term = session.mint()
         leadership = Leadership(term, Deadline(self._clock, self._bounds.leader_deadline_seconds, sent_at))
+        if not leadership.still_leads():
+            raise LockSessionError("minting the term took longer than a leader may believe without a ping")
         self._stepping_down.clear()
         self._failing = False
         self.role, self.trouble = Role.LEADER, None
@@ -162,8 +171,7 @@ class Elector:
             try:
                 if not session.ping().held:
                     return "the lock session no longer holds the lock"
-                leadership.extend(sent_at)
-                if not leadership.still_leads():
+                if not leadership.extend(sent_at):
                     return "the last ping came back after the deadline"
                 session.wait(self._bounds.ping_interval_seconds)
             except LockSessionError as error:
@@ -177,7 +185,8 @@ class Elector:
             session.wake()
 
     def _tell_failed(self, error: LockSessionError) -> None:
-        """A warning for each outage, and the rest of it at debug."""
-        tell = self._log.debug if self._failing else self._log.warning
-        tell("session.failed", error=str(error))
-        self._failing = True
+        """A warning for each outage and each new reason, the rest of it at debug."""
+        reason = str(error)
+        tell = self._log.debug if self._failing and reason == self.trouble else self._log.warning
+        tell("session.failed", error=reason)
+        self._failing, self.trouble = True, reason

@@ -64,6 +64,8 @@ class ControlSocket:
     def _listen(self) -> socket.socket:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._path.exists():
+            if not self._path.is_socket():
+                raise OSError("a file that is no socket is there")
             if _answers(self._path):
                 raise OSError("another controller of this host listens there")
             self._path.unlink()
@@ -71,9 +73,12 @@ class ControlSocket:
         previous = os.umask(0o177)
         try:
             listener.bind(str(self._path))
+            listener.listen(4)
+        except OSError:
+            listener.close()
+            raise
         finally:
             os.umask(previous)
-        listener.listen(4)
         listener.settimeout(0.5)
         return listener
 
@@ -83,7 +88,7 @@ class ControlSocket:
             try:
                 request = json.loads(_read_line(peer))
                 timeout_seconds = _seconds(request["drain"]["timeout_seconds"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
                 peer.sendall(json.dumps({"error": f"not understood: {error}"}).encode() + b"\n")
                 return
             self._drain.ask(DRAIN_COMMAND, timeout_seconds)
