@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def make_template(server: Server, instances: int) -> str:
     with psycopg.connect(url) as connection:
         sample.create_schema(connection)
         sample.create_data(connection, sample.Size(max(40, instances // 20), instances))
-        connection.execute("delete from organizations o where not exists (select from wallets w where w.organization_id = o.id)")
+        connection.execute(
+            "delete from organizations o where not exists (select from wallets w where w.organization_id = o.id)"
+        )
         connection.execute("update wallets set balance = balance + 1000000")
         connection.execute("update vps_plans set base_price = 5 where base_price is null")
         connection.execute(
@@ -147,15 +150,17 @@ def main() -> None:
         template = make_template(server, arguments.instances)
         contenders: dict[str, Callable[[str], tuple[int, float]]] = {"floor": run_floor}
         for workers in arguments.workers:
-            contenders[f"{workers} worker{'s' if workers > 1 else ''}"] = (
-                lambda url, workers=workers: run_cycle(url, workers, arguments.batch_size)
-            )
+            name = f"{workers} worker{'s' if workers > 1 else ''}"
+            contenders[name] = partial(run_cycle, workers=workers, batch_size=arguments.batch_size)
         figures = {name: Figure(name, 0, []) for name in contenders}
         for turn in range(arguments.rounds + 1):
             for name, contender in contenders.items():
                 with fresh_copy(server, template) as url:
                     instances, seconds = contender(url)
-                print(f"{'warm-up' if turn == 0 else f'round {turn}'}  {name:<10} {instances} in {seconds:.2f} s", flush=True)
+                print(
+                    f"{'warm-up' if turn == 0 else f'round {turn}'}  {name:<10} {instances} in {seconds:.2f} s",
+                    flush=True,
+                )
                 if turn:
                     figures[name] = Figure(name, instances, [*figures[name].seconds, seconds])
     report(figures, installation.title, arguments.instances, arguments.json)
@@ -164,7 +169,7 @@ def main() -> None:
 def report(figures: dict[str, Figure], server: str, instances: int, to: Path | None) -> None:
     """The table, and the same as JSON."""
     floor = figures["floor"].per_second
-    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}, {server}"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {server}"
     print(f"\n{instances} instances; {machine}\n")
     print(f"{'':<12}{'min s':>8}{'median s':>10}{'max s':>8}{'a second':>10}{'x floor':>9}")
     rows: list[dict[str, Any]] = []
@@ -174,7 +179,9 @@ def report(figures: dict[str, Figure], server: str, instances: int, to: Path | N
         print(f"{figure.name:<12}{low:>8.2f}{middle:>10.2f}{high:>8.2f}{figure.per_second:>10.0f}{ratio:>9.2f}")
         rows.append({"name": figure.name, "seconds": figure.seconds, "per_second": figure.per_second, "ratio": ratio})
     if to:
-        to.write_text(json.dumps({"machine": machine, "instances": instances, "figures": rows}, indent=2) + "\n", "utf-8")
+        to.write_text(
+            json.dumps({"machine": machine, "instances": instances, "figures": rows}, indent=2) + "\n", "utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from uuid import UUID
 class Leadership(Protocol):
     """Under what a cycle works; implemented by the election."""
 
-    term: int
+    @property
+    def term(self) -> int:
+        """The newest term, as far as is known."""
 
     def still_leads(self) -> bool:
         """Asked before each step."""

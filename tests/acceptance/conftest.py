@@ -71,4 +71,3 @@ def replica(database: str) -> Iterator[Replica]:
         yield running
     finally:
         running.remove()
-

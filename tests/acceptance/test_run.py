@@ -55,7 +55,9 @@ def test_no_log_level_shows_a_password(database: str, start: Start, level: str) 
     replica = start(url, LOG_LEVEL=level)
     other = start(url, LOG_LEVEL=level)
     if level in {"info", "debug"}:
-        replica.wait_until(lambda _line: bool(other.events("cycle.completed") or replica.events("cycle.completed")), "a cycle")
+        replica.wait_until(
+            lambda _line: bool(other.events("cycle.completed") or replica.events("cycle.completed")), "a cycle"
+        )
     else:
         assert replica.count_for(2.0) == 0
     assert (replica.terminate(), other.terminate()) == (0, 0)
@@ -79,7 +81,9 @@ def test_events_of_a_quiet_replica_are_few(database: str, start: Start) -> None:
     replica.wait_for("cycle.completed")
     assert replica.count_for(1.5, *{line.event for line in replica.events()}) == 0
     assert replica.terminate() == 0
-    told = [line.event for line in replica.events() if line.event not in {"instance.priced_by_default", "takeover.begun"}]
+    told = [
+        line.event for line in replica.events() if line.event not in {"instance.priced_by_default", "takeover.begun"}
+    ]
     assert told == [
         "controller.started", "leader.elected", "cycle.started", "cycle.completed", "drain.started", "leader.resigned",
         "drain.completed", "controller.stopped",

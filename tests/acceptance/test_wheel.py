@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -17,7 +16,7 @@ STARTER = "import sys; sys.argv[0] = 'containerstacks-billing'; from controller.
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from this checkout with the backend that is installed; nothing is downloaded."""
     target = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
@@ -30,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     assert built.returncode == 0, built.stderr
     (found,) = target.glob("containerstacks_billing-*.whl")
-    yield found
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -124,9 +124,7 @@ class Books:
             while moment < row["billing_period_end"]:
                 billed[row["vps_instance_id"]].append(moment)
                 moment += HOUR
-        lost = sum(
-            max(hours - len(set(billed[instance])), 0) for instance, hours in self.expected_hours.items()
-        )
+        lost = sum(max(hours - len(set(billed[instance])), 0) for instance, hours in self.expected_hours.items())
         doubled = sum(len(moments) - len(set(moments)) for moments in billed.values())
         return Verdict(lost, doubled)
 

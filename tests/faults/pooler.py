@@ -75,5 +75,3 @@ ignore_startup_parameters = extra_float_digits
         assert self._process.poll() is None, (self._folder / "log").read_text(errors="replace")
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-

@@ -218,9 +218,7 @@ class Proxy:
             self._state.notify_all()
 
     @contextlib.contextmanager
-    def hold(
-        self, session: str, matches: Callable[[Statement], bool], when: When = "before"
-    ) -> Iterator[Hold]:
+    def hold(self, session: str, matches: Callable[[Statement], bool], when: When = "before") -> Iterator[Hold]:
         """Holds the first statement that matches; releases it at the end."""
         hold = Hold(session, matches, when)
         with self._state:

@@ -36,9 +36,7 @@ def test_drain_command_waits_for_the_cycle_and_the_replica_then_ends_by_itself(
     books.judge()
 
 
-def test_drain_asked_for_by_many_is_done_once(
-    database: str, proxy: Proxy, start: StartReplica, books: Books
-) -> None:
+def test_drain_asked_for_by_many_is_done_once(database: str, proxy: Proxy, start: StartReplica, books: Books) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
         leader = start(through(database, proxy.port), **SMALL_BATCHES)
         hold.wait()

@@ -28,6 +28,7 @@ DEFAULT_BOUND_SECONDS: Final = 12.0
 )
 @pytest.mark.parametrize("statement", ["with due as materialized", "COMMIT"])
 def test_leader_frozen_inside_a_batch_is_replaced_and_cannot_commit_when_it_goes_on(
+    *,
     database: str,
     proxy: Proxy,
     start: StartReplica,
@@ -63,7 +64,13 @@ def test_leader_frozen_inside_a_batch_is_replaced_and_cannot_commit_when_it_goes
     ids=["low", "defaults"],
 )
 def test_idle_leader_frozen_is_replaced_and_knows_it_when_it_goes_on(
-    database: str, start: StartReplica, books: Books, timings: Timings, settings: dict[str, str], bound_seconds: float
+    *,
+    database: str,
+    start: StartReplica,
+    books: Books,
+    timings: Timings,
+    settings: dict[str, str],
+    bound_seconds: float,
 ) -> None:
     leader = start(database, **settings)
     leader.wait_for("cycle.completed")

@@ -12,8 +12,8 @@ from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy, When
 from tests.faults.replica import Replica
-from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.faults.standing import wait_until_standing_by
+from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.faults.waiting import eventually, through
 from tests.faults.wire import Statement
 
@@ -26,11 +26,16 @@ MINT: Final = ("select pg_try_advisory_lock", "BEGIN", "lock table billing_leade
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.timeout(180)
 def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, when: When
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, when: When
 ) -> None:
     url = through(database, proxy.port)
     statements: list[Statement] = []
-    with proxy.hold(" worker ", lambda statement: bool(statements.append(statement))):
+
+    def record(statement: Statement) -> bool:
+        statements.append(statement)
+        return False
+
+    with proxy.hold(" worker ", record):
         leader = start(url, **BUSY)
         leader.wait_for("cycle.completed")
     begins = [each.number for each in statements if each.sql == "BEGIN"]
@@ -102,7 +107,7 @@ def test_idle_leader_killed_is_replaced(
     ],
 )
 def test_winner_killed_inside_its_mint_leaves_the_next_one_free(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, step: str, when: When
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, step: str, when: When
 ) -> None:
     winner = start(through(database, proxy.port))
     with proxy.hold(f"elector {winner.instance}", lambda statement: statement.sql.startswith(step), when) as hold:
@@ -120,7 +125,7 @@ def test_winner_killed_inside_its_mint_leaves_the_next_one_free(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_leader_killed_at_random_moments(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, seed: int
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, seed: int
 ) -> None:
     chance = random.Random(seed)
     url = through(database, proxy.port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
@@ -24,38 +25,40 @@ BOUND_SECONDS: Final = 3.0
 @pytest.fixture
 def own_books(own_database: str) -> Books:
     with psycopg.connect(own_database, autocommit=True) as conn:
-        books = Books(conn)
-        books.add()
-    return books
+        made = Books(conn)
+        made.add()
+    return made
 
 
-def reconnect(books: Books, url: str) -> Iterator[Books]:
+@contextmanager
+def reconnected(books: Books, url: str) -> Iterator[None]:
     with psycopg.connect(url, autocommit=True) as conn:
         books.conn = conn
-        yield books
+        yield
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_idle_replicas_elect_again_after_a_restart(
-    own_server: Server, own_database: str, start: StartReplica, own_books: Books, timings: Timings, mode: StopMode
+    *, own_server: Server, own_database: str, start: StartReplica, own_books: Books, timings: Timings, mode: StopMode
 ) -> None:
     replicas = [start(own_database), start(own_database)]
     eventually(lambda: any(each.events("cycle.completed") for each in replicas), "the first cycle")
     own_server.stop(mode)
-    eventually(lambda: all(each.events("database.unreachable") for each in replicas), "both have noticed")
+    eventually(lambda: all(each.events("session.failed") for each in replicas), "both have noticed")
     own_server.start()
     since = datetime.now(UTC)
     eventually(lambda: sum(len(each.events("leader.elected")) for each in replicas) == 2, "a new leader")
-    for books in reconnect(own_books, own_database):
-        seconds = seconds_to_next_term(books, since)
-        assert timings.record(f"server restarted ({mode}) while idle", seconds, books.judge()) < BOUND_SECONDS
+    with reconnected(own_books, own_database):
+        seconds = seconds_to_next_term(own_books, since)
+        assert timings.record(f"server restarted ({mode}) while idle", seconds, own_books.judge()) < BOUND_SECONDS
     for each in replicas:
-        assert len(each.events("database.unreachable")) == 1, each.tail()
+        assert len(each.events("session.failed")) == 1, each.tail()
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 @pytest.mark.parametrize("statement", ["with due as materialized", "COMMIT"])
 def test_cycle_cut_short_by_a_restart_is_finished_after_it(
+    *,
     own_server: Server,
     own_database: str,
     own_proxy: Proxy,
@@ -71,15 +74,13 @@ def test_cycle_cut_short_by_a_restart_is_finished_after_it(
         own_server.stop(mode)
     own_server.start()
     since = datetime.now(UTC)
-    replica.wait_until(
-        lambda line: line.event == "leader.elected" and line["term"] > 1, "election after the restart"
-    )
-    for books in reconnect(own_books, own_database):
-        eventually(lambda: books.all_billed, "the rest of the cycle")
+    replica.wait_until(lambda line: line.event == "leader.elected" and line["term"] > 1, "election after the restart")
+    with reconnected(own_books, own_database):
+        eventually(lambda: own_books.all_billed, "the rest of the cycle")
         finished = replica.wait_for("cycle.completed")
         replica.wait_for("cycle.completed", after=finished)
-        seconds = seconds_to_next_term(books, since)
-        assert timings.record(f"server restarted ({mode}) in a cycle", seconds, books.judge()) < BOUND_SECONDS
+        seconds = seconds_to_next_term(own_books, since)
+        assert timings.record(f"server restarted ({mode}) in a cycle", seconds, own_books.judge()) < BOUND_SECONDS
 
 
 def test_replica_started_before_its_server_says_so_once_and_leads_when_it_is_there(
@@ -87,22 +88,22 @@ def test_replica_started_before_its_server_says_so_once_and_leads_when_it_is_the
 ) -> None:
     own_server.stop()
     replica = start(own_database)
-    told = replica.wait_for("database.unreachable")
+    told = replica.wait_for("session.failed")
     assert "DATABASE_URL" in told["error"]
-    assert replica.count_for(3.0, "database.unreachable") == 0
+    assert replica.count_for(3.0, "session.failed") == 0
     own_server.start()
     since = datetime.now(UTC)
     replica.wait_for("cycle.completed")
-    for books in reconnect(own_books, own_database):
-        seconds = seconds_to_next_term(books, since)
-        assert timings.record("server down at start-up", seconds, books.judge()) < BOUND_SECONDS
+    with reconnected(own_books, own_database):
+        seconds = seconds_to_next_term(own_books, since)
+        assert timings.record("server down at start-up", seconds, own_books.judge()) < BOUND_SECONDS
 
 
 def test_replica_without_a_server_stops_at_once(own_server: Server, own_database: str, start: StartReplica) -> None:
     own_server.stop()
     try:
         replica = start(own_database)
-        replica.wait_for("database.unreachable")
+        replica.wait_for("session.failed")
         assert replica.terminate(within=5) == 0
     finally:
         own_server.start()

@@ -117,9 +117,7 @@ def test_second_signal_stops_after_the_batch_in_hand(
     assert_stopped_honestly(books, leader, "stopped")
 
 
-def test_two_signals_in_the_same_moment_are_two(
-    database: str, proxy: Proxy, start: StartReplica, books: Books
-) -> None:
+def test_two_signals_in_the_same_moment_are_two(database: str, proxy: Proxy, start: StartReplica, books: Books) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
         leader = start(through(database, proxy.port), **SMALL_BATCHES)
         hold.wait()
@@ -131,9 +129,7 @@ def test_two_signals_in_the_same_moment_are_two(
     assert leader.wait() == 0
 
 
-def test_idle_leader_stopped_hands_over(
-    database: str, start: StartReplica, books: Books, timings: Timings
-) -> None:
+def test_idle_leader_stopped_hands_over(database: str, start: StartReplica, books: Books, timings: Timings) -> None:
     leader = start(database, BILLING_HEARTBEAT_SECONDS="1800")
     leader.wait_for("cycle.completed")
     standby = start(database)

@@ -25,7 +25,7 @@ SLACK_SECONDS: Final = 0.5
 
 @pytest.mark.parametrize("ways", [("up", "down"), ("up",), ("down",)], ids=["both ways", "up", "down"])
 def test_unplugged_leader_stops_by_its_deadline_and_before_its_successor_starts(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, ways: tuple[Way, ...]
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, ways: tuple[Way, ...]
 ) -> None:
     leader = start(through(database, proxy.port), **LOW_BOUNDS)
     leader.wait_for("cycle.completed")
@@ -60,7 +60,7 @@ def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
 
 @pytest.mark.parametrize("statement", ["with due as materialized", "COMMIT"])
 def test_leader_unplugged_inside_a_batch_loses_and_doubles_nothing(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, statement: str
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, statement: str
 ) -> None:
     leader = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS)
     term = leader.wait_for("leader.elected")["term"]

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from controller.billing.values import Figures, Outcome
+from controller.billing.values import Figures, Outcome, Run
 from tests.integration.touchy import TouchyLedger
 from tests.integration.world import Term, World
 from tests.model import HOUR, NOON, Owed, settle
@@ -203,6 +203,28 @@ def test_results_do_not_depend_on_batches_and_workers(world: World, workers: int
     for instance, (each, hours) in model.items():
         assert world.billed(instance) == ([(each.start, hours, each.cost(hours))] if hours else [])
     assert world.violations() == {}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 100])
+def test_a_plan_covers_every_organization_once_in_bounded_batches(world: World, batch_size: int) -> None:
+    plan, sizes = world.plan(), (9, 1, 2, 4, 1, 1, 7, 3, 5, 2, 2, 8, 1)
+    organizations = [world.organization() for _ in sizes]
+    for organization, size in zip(organizations, sizes, strict=True):
+        for _ in range(size):
+            world.instance(organization, plan, NOON - HOUR)
+    ledger = world.ledger()
+    with ledger.connection:
+        batches = ledger.plan(Run(1, 1, NOON), batch_size)
+    covered = []
+    for batch in batches:
+        mine = [
+            n for n, each in enumerate(organizations) if batch.first_organization <= each <= batch.last_organization
+        ]
+        assert batch.instances == sum(sizes[number] for number in mine)
+        assert batch.large is (max(sizes[number] for number in mine) > batch_size)
+        assert len(mine) == 1 if batch.large else batch.instances < 2 * batch_size
+        covered += mine
+    assert covered == list(range(len(sizes))), "each once, in the one global order"
 
 
 def test_old_batches_are_pruned_and_runs_are_kept(world: World) -> None:

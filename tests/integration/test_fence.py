@@ -1,7 +1,6 @@
 """Who is no longer the leader writes nothing, whatever it still has in flight; and whoever is comes to its turn."""
 
 import threading
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -14,41 +13,16 @@ from controller.billing.errors import DeposedError
 from controller.billing.heartbeat import Heart
 from controller.billing.values import Figures, Outcome
 from controller.postgres import queries
-from tests.integration.touchy import TouchyLedger
-from tests.integration.world import MONEY, Term, World
-from tests.model import HOUR, NOON
+from tests.integration.touchy import TouchyLedger, touchy_kind
+from tests.integration.world import Term, World
+from tests.model import NOON
 
 D = Decimal
 QUERIES = queries.load()
 
 
-@pytest.fixture
-def touchy(database: str) -> Iterator[World]:
-    """Four organizations, five cents each."""
-
-    class Own(TouchyLedger):
-        pass
-
-    with World(database, Own) as world:
-        plan = world.plan("7.30")
-        for _ in range(4):
-            world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
-        yield world
-
-
-def hooks(world: World) -> type[TouchyLedger]:
-    assert issubclass(world.ledger_class, TouchyLedger)
-    return world.ledger_class
-
-
 def session(world: World) -> psycopg.Connection[dict[str, Any]]:
     return psycopg.connect(world.url, autocommit=True, row_factory=dict_row)
-
-
-def waits_for_a_lock(world: World, pid: int) -> None:
-    """Returns when a session waits for a lock."""
-    while not world.rows("select from pg_stat_activity where pid = %s and wait_event_type = 'Lock'", pid):
-        pass
 
 
 class Mint:
@@ -92,7 +66,7 @@ def test_a_deposed_leader_cannot_commit(touchy: World) -> None:
     """At every statement of a cycle a successor tries to mint. It succeeds between transactions, and from then on
     nothing is written under the old term; within one it has to wait.
     """
-    kind = hooks(touchy)
+    kind = touchy_kind(touchy)
     touchy.bill(NOON, batch_size=2)
     statements = kind.names.copy()
     minted_before, waited_at = set(), set()
@@ -131,13 +105,13 @@ def test_a_deposed_leader_cannot_commit(touchy: World) -> None:
 
 
 def test_a_batch_in_flight_delays_the_mint_and_commits_before_it(touchy: World) -> None:
-    kind = hooks(touchy)
+    kind = touchy_kind(touchy)
     touchy.cycle(NOON, batch_size=2).run(touchy.lead(), dry=True)
     mints: list[Mint] = []
 
     def mint(_ledger: TouchyLedger) -> None:
         mints.append(Mint(touchy))
-        waits_for_a_lock(touchy, mints[0].pid)
+        touchy.wait_for_lock(mints[0].pid)
 
     kind.before, kind.counted = {kind.names.index("charge_batch"): mint}, 0
     old = touchy.lead()
@@ -160,7 +134,7 @@ def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
         first.execute("begin")
         first.execute(fence, parameters)
         mint = Mint(world)
-        waits_for_a_lock(world, mint.pid)
+        world.wait_for_lock(mint.pid)
         second.execute("begin")
         second.execute("set local lock_timeout = '50ms'")
         with pytest.raises(errors.LockNotAvailable):
@@ -182,7 +156,7 @@ def test_a_plain_update_would_be_starved(world: World) -> None:
         first.execute(fence, parameters)
         update = threading.Thread(target=successor.execute, args=("update billing_leadership set term = term + 1",))
         update.start()
-        waits_for_a_lock(world, successor.info.backend_pid)
+        world.wait_for_lock(successor.info.backend_pid)
         for _ in range(5):
             workers[1].execute("begin")
             assert workers[1].execute(fence, parameters).fetchone() is not None
@@ -239,63 +213,3 @@ def test_a_heartbeat_is_written_by_the_newest_term_alone(world: World) -> None:
     for each in (young, stale):
         each.stop()
         each.run()
-
-
-def test_a_changed_instance_is_not_charged_over(touchy: World) -> None:
-    """Compare and swap: someone moves `last_billed_at` of an instance that came too late to be locked."""
-    kind = hooks(touchy)
-    touchy.cycle(NOON).run(touchy.lead(), dry=True)
-    organization, plan = touchy.one("select min(id::text)::uuid from organizations"), touchy.plan("7.30")
-    others: list[threading.Thread] = []
-
-    def interfere(ledger: TouchyLedger) -> None:
-        late = touchy.instance(organization, plan, NOON - 3 * HOUR)
-        other = psycopg.connect(touchy.url)
-        other.execute("update vps_instances set last_billed_at = %s where id = %s", (NOON - HOUR, late))
-
-        def commit_when_waited_for() -> None:
-            waits_for_a_lock(touchy, ledger.connection.info.backend_pid)
-            with other:
-                other.commit()
-
-        others.append(threading.Thread(target=commit_when_waited_for))
-        others[0].start()
-
-    kind.before, kind.counted = {kind.names.index("charge_batch"): interfere}, 0
-    pauses: list[float] = []
-    assert touchy.bill(NOON, pause=pauses.append).figures == Figures(instances=5, hours=21, amount=D("0.21"))
-    others[0].join(10)
-    assert len(pauses) == 1, "the first attempt was rolled back as a whole"
-
-
-def test_the_same_cycle_twice_at_once_charges_once(world: World) -> None:
-    plans = [world.plan(price) for price in ("5.00", "0.00", "73.00")]
-    for number in range(24):
-        organization = world.organization("0.05" if number % 5 == 0 else "50.00")
-        for plan in plans[: 1 + number % 3]:
-            world.instance(organization, plan, NOON - (3 + number) * HOUR)
-    leadership, never = world.lead(), threading.Event()
-    results: list[Figures] = []
-
-    def pause(seconds: float) -> None:
-        never.wait(seconds)
-
-    def bill() -> None:
-        cycle = world.cycle(NOON, workers=2, batch_size=3, pause=pause)
-        results.append(cycle.run(leadership).figures)
-
-    threads = [threading.Thread(target=bill) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(results) == 3
-    assert world.violations() == {}
-    assert world.one("select sum(amount) from billing_batches") == -world.one(
-        "select sum(amount) from payment_transactions"
-    )
-    before = world.dump(*MONEY)
-    assert world.bill(NOON).figures.amount == 0
-    assert world.dump("wallets", "payment_transactions", "vps_instances") == {
-        table: before[table] for table in ("wallets", "payment_transactions", "vps_instances")
-    }

@@ -1,7 +1,7 @@
 """What passes by itself is tried again; what lies with the server ends the cycle, and the next one goes on."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 
 import psycopg
@@ -10,24 +10,10 @@ import pytest
 from controller.billing.values import Batch, Charged, Figures, Outcome, Position, Run
 from tests.integration.touchy import TouchyLedger
 from tests.integration.world import LedgerAt, World
-from tests.model import HOUR, NOON
+from tests.model import NOON
 
 D = Decimal
 BILLED = Figures(instances=4, hours=20, amount=D("0.20"))
-
-
-@pytest.fixture
-def touchy(database: str) -> Iterator[World]:
-    """Four organizations; batches of two."""
-
-    class Own(TouchyLedger):
-        pass
-
-    with World(database, Own) as world:
-        plan = world.plan("7.30")
-        for _ in range(4):
-            world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
-        yield world
 
 
 def before(world: World) -> dict[int, Callable[[TouchyLedger], None]]:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from controller.billing.values import Batch, Charged, Position, Run
-from tests.integration.world import LedgerAt
+from tests.integration.world import LedgerAt, World
 
 
 class TouchyLedger(LedgerAt):
@@ -31,6 +31,12 @@ class TouchyLedger(LedgerAt):
         if act is not None:
             act(self)
         return super()._execute(name, **parameters)
+
+
+def touchy_kind(world: World) -> type[TouchyLedger]:
+    """The class of a touchy world's ledgers, on which to set what happens."""
+    assert issubclass(world.ledger_class, TouchyLedger)
+    return world.ledger_class
 
 
 Act = Callable[[TouchyLedger, bool], None]

@@ -140,6 +140,11 @@ class World:
             for table in tables or TABLES
         }
 
+    def wait_for_lock(self, pid: int) -> None:
+        """Returns when a session waits for a lock."""
+        while not self.rows("select from pg_stat_activity where pid = %s and wait_event_type = 'Lock'", pid):
+            pass
+
     # --- making
 
     def organization(self, balance: str | None = "1000.00", currency: str | None = "USD") -> UUID:

@@ -46,12 +46,9 @@ def test_wrong_order_is_one_line_that_names_both_settings(
 
 
 def test_deadline_passes_at_its_moment_and_not_before() -> None:
-    now = [100.0]
-    deadline = Deadline(lambda: now[0], 6.0, since=100.0)
-    now[0] = 105.999
-    assert not deadline.passed
-    now[0] = 106.0
-    assert deadline.passed
+    moments = iter([105.999, 106.0, 106.0])
+    deadline = Deadline(lambda: next(moments), 6.0, since=100.0)
+    assert [deadline.passed, deadline.passed] == [False, True]
     assert deadline.remaining_seconds() == 0
 
 

@@ -14,7 +14,7 @@ from controller.lifecycle.drain import GRACE_SECONDS, Drain, DrainOutcome, Drain
 
 @dataclass
 class Replica:
-    """Work that ends `work_seconds` after a drain has begun, or with the batch in hand, on a clock of the test's own."""
+    """Work that ends `work_seconds` after a drain has begun, or with the batch in hand, on a clock of our own."""
 
     work_seconds: float = 0.0
     batch_seconds: float = 0.0

@@ -2,141 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from controller.election import Bounds, Elector, Leadership, LockSessionError, Ping, Role
-
-HELD = Ping(held=True)
-NOT_HELD = Ping(held=False)
-
-
-@dataclass
-class World:
-    """A clock, sessions in the order in which they are opened, and everything that was done with them.
-
-    When the sessions are used up the elector is stopped, so that `run` returns.
-    """
-
-    sessions: list[Session | Exception] = field(default_factory=list)
-    now: float = 1000.0
-    calls: list[tuple[float, int, str]] = field(default_factory=list)
-    opened: int = 0
-    terms: int = 0
-    elected: list[Leadership] = field(default_factory=list)
-    deposed: list[Leadership] = field(default_factory=list)
-    led_when_told: list[bool] = field(default_factory=list)
-    jitter: Callable[[], float] = lambda: -0.5  # a retry after a failure then waits no time
-    freeze_at: int = 0
-    reads: int = 0
-    seen: list[tuple[int, bool]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.elector = Elector(
-            connect=self.connect,
-            bounds=Bounds(),
-            clock=self.clock,
-            on_elected=self._on_elected,
-            on_deposed=self.deposed.append,
-            jitter=lambda: self.jitter(),
-        )
-
-    def clock(self) -> float:
-        """At the read that a test names, the process has been frozen for seven seconds."""
-        self.reads += 1
-        self.now += 7 * (self.reads == self.freeze_at)
-        return self.now
-
-    def connect(self) -> Session:
-        if not self.sessions:
-            self.elector.stop()
-            raise LockSessionError("no more sessions")
-        session = self.sessions.pop(0)
-        if isinstance(session, Exception):
-            raise session
-        self.opened += 1
-        session.world, session.number = self, self.opened
-        return session
-
-    def run(self, *sessions: Session | Exception) -> World:
-        self.sessions += sessions
-        self.elector.run()
-        return self
-
-    def did(self, session: int = 1) -> list[str]:
-        """What was asked of a session, in order."""
-        return [call for _, number, call in self.calls if number == session]
-
-    def _on_elected(self, leadership: Leadership) -> None:
-        self.elected.append(leadership)
-        self.led_when_told.append(leadership.still_leads())
-
-
-class Session:
-    """A lock session that answers from a script: values, errors to raise, or callables; then as if all were well.
-
-    A `wait` beyond the script stops the elector.
-    """
-
-    def __init__(self, **script: list[Any]) -> None:
-        self.script = script
-        self.world = World.__new__(World)
-        self.number = 0
-        self.closed = False
-
-    def try_lock(self) -> bool:
-        return bool(self._answer("try_lock", True))
-
-    def mint(self) -> int:
-        self.world.terms += 1
-        return int(self._answer("mint", self.world.terms))
-
-    def ping(self) -> Ping:
-        answer = self._answer("ping", HELD)
-        assert isinstance(answer, Ping)
-        return answer
-
-    def wait(self, timeout_seconds: float) -> None:
-        self.world.now += timeout_seconds
-        self._answer("wait", stop)
-
-    def wake(self) -> None:
-        self._answer("wake", None)
-
-    def resign(self) -> None:
-        self._answer("resign", None)
-
-    def close(self) -> None:
-        self.closed = True
-        self._answer("close", None)
-
-    def _answer(self, name: str, otherwise: object) -> object:
-        assert name in {"close", "wake"} or not self.closed, f"{name} on a closed session"
-        self.world.calls.append((self.world.now, self.number, name))
-        self.world.seen += [(leadership.term, leadership.still_leads()) for leadership in self.world.elected]
-        answers = self.script.get(name, [])
-        answer = answers.pop(0) if answers else otherwise
-        if isinstance(answer, Exception):
-            raise answer
-        return answer(self.world) if callable(answer) else answer
-
-
-def later(seconds: float, answer: object = HELD) -> Callable[[World], object]:
-    """An answer that takes so long."""
-
-    def answered(world: World) -> object:
-        world.now += seconds
-        return answer
-
-    return answered
-
-
-def stop(world: World) -> None:
-    world.elector.stop()
+from controller.election import Bounds, LockSessionError, Ping, Role
+from tests.unit.elector_script import HELD, NOT_HELD, Session, World, later, stop
 
 
 def test_first_to_come_leads_and_resigns_when_it_is_stopped() -> None:
@@ -184,14 +57,12 @@ def test_roles_follow_the_states() -> None:
 
 def test_leadership_is_believed_from_before_the_lock_was_asked_for() -> None:
     moments: list[float] = []
-    world = World()
-    world.run(
-        Session(
-            try_lock=[later(1.0, True)],
-            mint=[later(2.0, 1)],
-            ping=[lambda w: (moments.append(w.elected[0].remaining_seconds), stop(w), HELD)[-1]],
-        )
-    )
+
+    def look(world: World) -> Ping:
+        moments.append(world.elected[0].remaining_seconds)
+        return HELD
+
+    World().run(Session(try_lock=[later(1.0, True)], mint=[later(2.0, 1)], ping=[look]))
     assert moments == [pytest.approx(6.0 - 3.0)]
 
 
@@ -218,15 +89,19 @@ def test_ping_that_comes_back_after_the_deadline_deposes() -> None:
 
 def test_ping_that_comes_back_in_time_counts_from_when_it_was_sent() -> None:
     remaining: list[float] = []
-    world = World()
-    world.run(Session(ping=[later(5.0)], wait=[lambda w: (remaining.append(w.elected[0].remaining_seconds), stop(w))[1]]))
+
+    def look(world: World) -> None:
+        remaining.append(world.elected[0].remaining_seconds)
+        stop(world)
+
+    World().run(Session(ping=[later(5.0)], wait=[look]))
     assert remaining == [pytest.approx(6.0 - 5.0 - 2.0)]
 
 
 def test_pings_are_an_interval_apart() -> None:
     world = World().run(Session(wait=[None, None, stop]))
     pings = [moment for moment, _, call in world.calls if call == "ping"]
-    assert [later - earlier for earlier, later in zip(pings, pings[1:], strict=False)] == [2.0, 2.0]
+    assert [later - earlier for earlier, later in pairwise(pings)] == [2.0, 2.0]
 
 
 def test_wait_that_outlasts_the_deadline_deposes_without_another_ping() -> None:
@@ -247,7 +122,7 @@ def test_leadership_that_is_over_never_comes_back(freeze_at: int) -> None:
 def test_mint_that_outlasts_the_deadline_elects_nobody() -> None:
     """Whoever works under it has given up before it began, and would never look again."""
     world = World().run(Session(mint=[later(7.0, 1)], wait=[None, None]), Session())
-    assert world.elected == [] or world.deposed == world.elected
+    assert world.elected in ([], world.deposed)
     assert all(world.led_when_told)
 
 
@@ -275,7 +150,9 @@ def test_after_any_error_the_session_is_closed_and_a_new_one_contends(script: di
 
 
 def test_lock_is_never_taken_twice_on_a_session() -> None:
-    world = World().run(Session(ping=[NOT_HELD]), Session(wait=[lambda w: w.elector.step_down(0)]), Session(wait=[stop]))
+    world = World().run(
+        Session(ping=[NOT_HELD]), Session(wait=[lambda w: w.elector.step_down(0)]), Session(wait=[stop])
+    )
     for session in (1, 2, 3):
         assert world.did(session).count("mint") <= 1
         taken = world.did(session).index("mint")
@@ -310,14 +187,18 @@ def test_session_is_never_silent_for_as_long_as_the_server_bears() -> None:
     world = World()
     world.run(Session(wait=[lambda w: w.elector.step_down(60)]), Session(wait=[None] * 100))
     spoken = [moment for moment, _, call in world.calls if call in {"try_lock", "mint", "ping", "resign"}]
-    assert max(b - a for a, b in zip(spoken, spoken[1:], strict=False)) < Bounds().session_timeout_seconds
+    assert max(b - a for a, b in pairwise(spoken)) < Bounds().session_timeout_seconds
 
 
 def test_stepping_down_from_an_earlier_term_does_not_end_the_next() -> None:
+    def step_down_late(world: World) -> bool:
+        world.elector.step_down(0)
+        return True
+
     world = World()
     world.run(
         Session(ping=[NOT_HELD]),
-        Session(try_lock=[lambda w: (w.elector.step_down(0), True)[1]], wait=[None, None, stop]),
+        Session(try_lock=[step_down_late], wait=[None, None, stop]),
     )
     assert world.did(2).count("ping") == 3
 

@@ -56,9 +56,7 @@ def test_time_is_utc_to_the_microsecond() -> None:
     assert len(text) == len("2026-11-22T21:43:23.210267Z")
 
 
-@pytest.mark.parametrize(
-    ("level", "told"), [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)]
-)
+@pytest.mark.parametrize(("level", "told"), [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)])
 def test_level_leaves_out_what_is_below(level: str, told: int) -> None:
     def tell(logger: Any) -> None:  # noqa: ANN401 - structlog's
         for each in (logger.error, logger.warning, logger.info, logger.debug):
@@ -83,11 +81,13 @@ def test_console_line_is_for_people_and_without_colours_in_a_file() -> None:
     assert "\x1b" not in line
 
 
-def raise_with(text: str) -> Exception:
+def raised(text: str) -> Exception:
+    """An exception with a traceback."""
     try:
-        raise ValueError(text)
+        int(text)
     except ValueError as error:
         return error
+    raise AssertionError
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
@@ -96,7 +96,7 @@ def raise_with(text: str) -> Exception:
     [
         lambda logger: logger.error("x.failed", error=f"password {PASSWORD} refused"),
         lambda logger: logger.error("x.failed", error=ValueError(PASSWORD)),
-        lambda logger: logger.error("x.failed", exc_info=raise_with(PASSWORD)),
+        lambda logger: logger.error("x.failed", exc_info=raised(PASSWORD)),
         lambda logger: logger.warning("x.failed", reason=PASSWORD),
         lambda logger: logger.debug("x.failed", error=[PASSWORD]),
     ],
@@ -123,7 +123,8 @@ def test_password_that_a_file_has_had_since_is_hidden_too() -> None:
 
 def test_longer_password_is_hidden_whole_when_another_is_a_part_of_it() -> None:
     (line,) = lines(
-        lambda logger: logger.error("x.failed", error="hunter2-extended"), secrets=lambda: ["hunter2", "hunter2-extended"]
+        lambda logger: logger.error("x.failed", error="hunter2-extended"),
+        secrets=lambda: ["hunter2", "hunter2-extended"],
     )
     assert json.loads(line)["error"] == "***"
 
@@ -131,6 +132,8 @@ def test_longer_password_is_hidden_whole_when_another_is_a_part_of_it() -> None:
 @given(st.text(st.characters(codec="utf-8"), min_size=4, max_size=30), st.text(max_size=30), st.text(max_size=30))
 @settings(max_examples=150, deadline=None)
 def test_no_password_survives_wherever_it_stands(password: str, before: str, after: str) -> None:
-    (line,) = lines(lambda logger: logger.error("x.failed", error=before + password + after), secrets=lambda: [password])
+    (line,) = lines(
+        lambda logger: logger.error("x.failed", error=before + password + after), secrets=lambda: [password]
+    )
     shown = json.loads(line)["error"]
     assert password not in shown or password in "***"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from controller.lifecycle.services import Service, Services
 
@@ -11,7 +12,11 @@ from controller.lifecycle.services import Service, Services
 def loop(name: str, run: Callable[[], None] | None = None) -> tuple[Service, threading.Event]:
     """A service that runs until it is stopped."""
     stopping = threading.Event()
-    return Service(name, run or (lambda: None if stopping.wait(10) else None), stopping.set), stopping
+    return Service(name, run or partial(wait, stopping), stopping.set), stopping
+
+
+def wait(event: threading.Event) -> None:
+    event.wait(10)
 
 
 def services(*made: Service, crashes: list[tuple[str, BaseException]] | None = None) -> Services:
@@ -43,7 +48,7 @@ def test_stop_waits_for_the_end_and_says_so() -> None:
 
 def test_service_that_does_not_end_in_time_is_not_waited_for_longer() -> None:
     free = threading.Event()
-    stuck, _ = loop("stuck", lambda: None if free.wait(10) else None)
+    stuck, _ = loop("stuck", partial(wait, free))
     running = services(stuck)
     running.start()
     assert not running.stop("stuck", 0.01)

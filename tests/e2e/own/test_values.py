@@ -25,7 +25,7 @@ from tests.e2e.overlay import write_overlay
 from tests.e2e.values import DRAIN_SECONDS, PURPOSES, RELEASE, demo_values, image_values, merged, values_for
 
 DIGEST = f"sha256:{'0' * 64}"
-IMAGE = "mirror:5000/team/billing:e2e"
+IMAGE = "mirror.example:5000/team/billing:e2e"
 VERSIONS = ["1.29", "1.36"]
 
 
@@ -91,8 +91,8 @@ def test_chart_takes_the_values_of_the_demo() -> None:
     [
         ("containerstacks-billing:e2e", "containerstacks-billing", "e2e", ""),
         ("localhost/containerstacks-billing:e2e", "localhost/containerstacks-billing", "e2e", ""),
-        ("mirror:5000/billing", "mirror:5000/billing", "latest", ""),
-        (f"mirror:5000/a/billing:1@{DIGEST}", "mirror:5000/a/billing", "1", DIGEST),
+        ("mirror.example:5000/billing", "mirror.example:5000/billing", "latest", ""),
+        (f"mirror.example:5000/a/billing:1@{DIGEST}", "mirror.example:5000/a/billing", "1", DIGEST),
         (f"billing@{DIGEST}", "billing", "", DIGEST),
     ],
 )
@@ -154,7 +154,7 @@ def test_user_of_the_postgres_image_follows_from_its_name() -> None:
     ]
 
 
-@pytest.mark.parametrize("image", [IMAGE, f"mirror:5000/billing@{DIGEST}"])
+@pytest.mark.parametrize("image", [IMAGE, f"mirror.example:5000/billing@{DIGEST}"])
 def test_kubectl_builds_the_overlay(image: str, tmp_path: Path) -> None:
     done = run("kubectl", "kustomize", str(write_overlay(tmp_path, "elsewhere", image, ipv6=True)))
     assert done.returncode == 0, done.stderr
