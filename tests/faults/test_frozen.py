@@ -26,7 +26,7 @@ DEFAULT_BOUND_SECONDS: Final = 12.0
     [(LOW_BOUNDS, LOW_BOUND_SECONDS), pytest.param({}, DEFAULT_BOUND_SECONDS, marks=pytest.mark.slow)],
     ids=["low", "defaults"],
 )
-@pytest.mark.parametrize("statement", ["with due as materialized", "COMMIT"])
+@pytest.mark.parametrize("statement", ["with due as materialized", pytest.param("COMMIT", marks=pytest.mark.slow)])
 def test_leader_frozen_inside_a_batch_is_replaced_and_cannot_commit_when_it_goes_on(
     *,
     database: str,

@@ -23,7 +23,7 @@ BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTER
 MINT: Final = ("select pg_try_advisory_lock", "BEGIN", "lock table billing_leadership", "with minted as", "COMMIT")
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 @pytest.mark.timeout(180)
 def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing(
     *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, when: When

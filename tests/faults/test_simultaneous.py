@@ -14,7 +14,7 @@ from tests.faults.test_sessions_lost import starts_with
 from tests.faults.waiting import eventually, through
 
 
-@pytest.mark.parametrize("runs", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [6, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
 def test_two_replicas_started_at_the_same_instant(
     database: str, proxy: Proxy, start: StartReplica, books: Books, runs: int

@@ -23,7 +23,15 @@ LOW_DEADLINE_SECONDS: Final = 1.0
 SLACK_SECONDS: Final = 0.5
 
 
-@pytest.mark.parametrize("ways", [("up", "down"), ("up",), ("down",)], ids=["both ways", "up", "down"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        ("up", "down"),
+        pytest.param(("up",), marks=pytest.mark.slow),
+        pytest.param(("down",), marks=pytest.mark.slow),
+    ],
+    ids=["both ways", "up", "down"],
+)
 def test_unplugged_leader_stops_by_its_deadline_and_before_its_successor_starts(
     *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, ways: tuple[Way, ...]
 ) -> None:
@@ -58,7 +66,7 @@ def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
     assert timings.record("unplugged, default bounds", seconds_to_next_term(books, since), books.judge()) < 12
 
 
-@pytest.mark.parametrize("statement", ["with due as materialized", "COMMIT"])
+@pytest.mark.parametrize("statement", [pytest.param("with due as materialized", marks=pytest.mark.slow), "COMMIT"])
 def test_leader_unplugged_inside_a_batch_loses_and_doubles_nothing(
     *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, statement: str
 ) -> None:

@@ -67,7 +67,8 @@ PLANTS: dict[str, tuple[str, str]] = {
         (
             "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start,"
             " billing_period_end, hourly_rate, total_amount, status) select vps_instance_id, organization_id,"
-            " billing_period_start, billing_period_end, 0.01, 0.05, 'billed' from vps_billing_cycles where (metadata ->> 'hours')::int = 5"
+            " billing_period_start, billing_period_end, 0.01, 0.05, 'billed' from vps_billing_cycles"
+            " where (metadata ->> 'hours')::int = 5"
         ),
     ),
     "last_billed_at moved on": (

@@ -1,0 +1,93 @@
+"""What others do to the same rows while a batch is under way: it is tried again, and nothing is charged twice."""
+
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+
+import psycopg
+
+from controller.billing.values import Figures
+from tests.integration.touchy import TouchyLedger, touchy_kind
+from tests.integration.world import MONEY, World
+from tests.model import HOUR, NOON
+
+D = Decimal
+
+
+def interfering(world: World, statement: str, *parameters: object) -> Callable[[TouchyLedger], None]:
+    """Someone's transaction runs a statement before ours and commits once ours waits for it."""
+
+    def interfere(ledger: TouchyLedger) -> None:
+        other = psycopg.connect(world.url)
+        other.execute(statement.encode(), parameters)
+
+        def commit_when_waited_for() -> None:
+            with World(world.url) as watching, other:
+                watching.wait_for_lock(ledger.connection.info.backend_pid)
+
+        threading.Thread(target=commit_when_waited_for).start()
+
+    return interfere
+
+
+def test_a_changed_instance_is_not_charged_over(touchy: World) -> None:
+    """Compare and swap: someone has moved `last_billed_at` of an instance that we read a moment ago."""
+    kind = touchy_kind(touchy)
+    touchy.cycle(NOON).run(touchy.lead(), dry=True)
+    moved = touchy.one("select id from vps_instances order by organization_id limit 1")
+    statement = "update vps_instances set last_billed_at = %s where id = %s"
+    kind.before = {kind.names.index("charge_batch"): interfering(touchy, statement, NOON - HOUR, moved)}
+    kind.counted, pauses = 0, list[float]()
+    assert touchy.bill(NOON, pause=pauses.append).figures == Figures(instances=4, hours=16, amount=D("0.16"))
+    assert len(pauses) == 1, "the first attempt was rolled back as a whole"
+
+
+def test_a_wallet_that_came_too_late_to_be_locked_is_not_overdrawn(touchy: World) -> None:
+    kind = touchy_kind(touchy)
+    touchy.cycle(NOON).run(touchy.lead(), dry=True)
+    organization = touchy.one("select min(id::text)::uuid from organizations")
+    touchy.run("delete from wallets where organization_id = %s", organization)
+    spend = interfering(touchy, "update wallets set balance = 0.02 where organization_id = %s", organization)
+
+    def make_and_spend(ledger: TouchyLedger) -> None:
+        touchy.wallet(organization, "1.00")
+        spend(ledger)
+
+    kind.counted, kind.before = 0, {kind.names.index("charge_batch"): make_and_spend}
+    expected = Figures(instances=4, hours=17, amount=D("0.17"), debts=1)
+    assert touchy.bill(NOON).figures == expected
+    assert touchy.balance(organization) == 0
+    assert touchy.violations() == {}
+
+
+def test_the_same_cycle_twice_at_once_charges_once(world: World) -> None:
+    plans = [world.plan(price) for price in ("5.00", "0.00", "73.00")]
+    for number in range(24):
+        organization = world.organization("0.05" if number % 5 == 0 else "50.00")
+        for plan in plans[: 1 + number % 3]:
+            world.instance(organization, plan, NOON - (3 + number) * HOUR)
+    leadership, never = world.lead(), threading.Event()
+    results: list[Figures] = []
+
+    def pause(seconds: float) -> None:
+        never.wait(seconds)
+
+    def bill() -> None:
+        cycle = world.cycle(NOON, workers=2, batch_size=3, pause=pause)
+        results.append(cycle.run(leadership).figures)
+
+    threads = [threading.Thread(target=bill) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 3
+    assert world.violations() == {}
+    assert world.one("select sum(amount) from billing_batches") == -world.one(
+        "select sum(amount) from payment_transactions"
+    )
+    before = world.dump(*MONEY)
+    assert world.bill(NOON).figures.amount == 0
+    assert world.dump("wallets", "payment_transactions", "vps_instances") == {
+        table: before[table] for table in ("wallets", "payment_transactions", "vps_instances")
+    }

@@ -1,0 +1,138 @@
+"""A scripted lock session, and a clock of the test's own, for the elector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.election import Bounds, Elector, Leadership, LockSessionError, Ping
+
+HELD = Ping(held=True)
+NOT_HELD = Ping(held=False)
+
+
+@dataclass
+class World:
+    """A clock, sessions in the order in which they are opened, and everything that was done with them.
+
+    When the sessions are used up the elector is stopped, so that `run` returns.
+    """
+
+    sessions: list[Session | Exception] = field(default_factory=list)
+    now: float = 1000.0
+    calls: list[tuple[float, int, str]] = field(default_factory=list)
+    opened: int = 0
+    terms: int = 0
+    elected: list[Leadership] = field(default_factory=list)
+    deposed: list[Leadership] = field(default_factory=list)
+    led_when_told: list[bool] = field(default_factory=list)
+    jitter: Callable[[], float] = lambda: -0.5  # a retry after a failure then waits no time
+    freeze_at: int = 0
+    reads: int = 0
+    seen: list[tuple[int, bool]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.elector = Elector(
+            connect=self.connect,
+            bounds=Bounds(),
+            clock=self.clock,
+            on_elected=self._on_elected,
+            on_deposed=self.deposed.append,
+            jitter=self.jitter,
+        )
+
+    def clock(self) -> float:
+        """At the read that a test names, the process has been frozen for seven seconds."""
+        self.reads += 1
+        self.now += 7 * (self.reads == self.freeze_at)
+        return self.now
+
+    def connect(self) -> Session:
+        if not self.sessions:
+            self.elector.stop()
+            raise LockSessionError("no more sessions")
+        session = self.sessions.pop(0)
+        if isinstance(session, Exception):
+            raise session
+        self.opened += 1
+        session.world, session.number = self, self.opened
+        return session
+
+    def run(self, *sessions: Session | Exception) -> World:
+        self.sessions += sessions
+        self.elector.run()
+        return self
+
+    def did(self, session: int = 1) -> list[str]:
+        """What was asked of a session, in order."""
+        return [call for _, number, call in self.calls if number == session]
+
+    def _on_elected(self, leadership: Leadership) -> None:
+        self.elected.append(leadership)
+        self.led_when_told.append(leadership.still_leads())
+
+
+class Session:
+    """A lock session that answers from a script: values, errors to raise, or callables; then as if all were well.
+
+    A `wait` beyond the script stops the elector.
+    """
+
+    def __init__(self, **script: list[Any]) -> None:
+        self.script = script
+        self.world = World.__new__(World)
+        self.number = 0
+        self.closed = False
+
+    def try_lock(self) -> bool:
+        return bool(self._answer("try_lock", True))
+
+    def mint(self) -> int:
+        self.world.terms += 1
+        term = self._answer("mint", self.world.terms)
+        assert isinstance(term, int)
+        return term
+
+    def ping(self) -> Ping:
+        answer = self._answer("ping", HELD)
+        assert isinstance(answer, Ping)
+        return answer
+
+    def wait(self, timeout_seconds: float) -> None:
+        self.world.now += timeout_seconds
+        self._answer("wait", stop)
+
+    def wake(self) -> None:
+        self._answer("wake", None)
+
+    def resign(self) -> None:
+        self._answer("resign", None)
+
+    def close(self) -> None:
+        self.closed = True
+        self._answer("close", None)
+
+    def _answer(self, name: str, otherwise: object) -> object:
+        assert name in {"close", "wake"} or not self.closed, f"{name} on a closed session"
+        self.world.calls.append((self.world.now, self.number, name))
+        self.world.seen += [(leadership.term, leadership.still_leads()) for leadership in self.world.elected]
+        answers = self.script.get(name, [])
+        answer = answers.pop(0) if answers else otherwise
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(self.world) if callable(answer) else answer
+
+
+def later(seconds: float, answer: object = HELD) -> Callable[[World], object]:
+    """An answer that takes so long."""
+
+    def answered(world: World) -> object:
+        world.now += seconds
+        return answer
+
+    return answered
+
+
+def stop(world: World) -> None:
+    world.elector.stop()

@@ -1,0 +1,166 @@
+"""URLs with passwords in them: good ones are taken as they are, of a bad one no message holds a part."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from controller import settings as controller_settings
+from controller.errors import DatabaseUnreachableError, SettingsError
+from controller.postgres.connections import Database
+
+URL = "postgresql://user:secret@db.example:5432/app"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of this machine's settings, and a folder without a `.env`."""
+    for name in list(os.environ):
+        if name.startswith(("PG", "BILLING_", "DATABASE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def load(**environment: str) -> controller_settings.Settings:
+    """Reads the settings with these variables, and those alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return controller_settings.load()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        URL,
+        "postgres://user@db.example/app",
+        "postgresql://user:p%40ss%23w%2Frd@db.example/app",
+        "postgresql://user:secret@one:5432,two:5433/app?target_session_attrs=read-write",
+        "postgresql://user:secret@[::1]:5432/app",
+        "postgresql:///app?host=/run/postgresql",
+        "postgresql://user:secret@/app?host=/run/postgresql&port=5433",
+        "postgresql://user:secret@db.example/app?sslmode=require",
+        "host=db.example user=user password='p@ss w#rd' dbname=app",
+    ],
+)
+def test_good_url_is_taken_as_it_is(url: str) -> None:
+    assert load(DATABASE_URL=url).read_url() == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://user:hunter2@db.example/app",
+        "PostgreSQL://user:hunter2@db.example/app",
+        "postgresql:/user:hunter2@db.example/app",
+        "user:hunter2@db.example/app",
+        "postgresql://user:hunter2@db.example:54x32/app",
+        "postgresql://user:hunter2@db.example:99999/app",
+        "postgresql://user:hunter2@db.example:/app:5432 x",
+        "postgresql://user@db.example:hunter2/app",
+        "postgresql://user:hunter2",
+        "postgresql://user:hunter2/app",
+        "postgresql://user:123456789/app",
+        "postgresql://user:hunter2@",
+        "postgresql://user:hunter2@/app",
+        "postgresql://us[er:hunter2@/app?host=/tmp",
+        "postgresql://user:hunter2\u2100x@/app?host=/tmp",
+        "postgresql://user:hunter2@[::1/app",
+        "postgresql://user:hunter2@db.example/app?sslmod=require",
+        "postgresql://user:hunter2@db.example/app?sslmode",
+        "host=db.example password=hunter2 x",
+        "host=db.example pass=hunter2",
+        "host=db.example password='hunter2",
+        "password=hunter2 port=x",
+        "\udce4hunter2",
+        "postgresql://user:hunter2\udce4@db.example/app",
+        "hunter2",
+        "=hunter2",
+    ],
+)
+def test_mistake_in_a_url_is_one_line_without_its_password(url: str) -> None:
+    """Whether the settings see the mistake or, later, libpq."""
+    told = everything_said(url)
+    assert "hunter2" not in told
+    assert "123456789" not in told
+    assert "DATABASE_URL" in told
+    assert len(told.splitlines()) == 1
+
+
+MISTAKES = [
+    "@",
+    "/",
+    "#",
+    "?",
+    "%",
+    ":",
+    "[",
+    "]",
+    "&",
+    "=",
+    "'",
+    '"',
+    "\\",
+    " ",
+    ",",
+    ";",
+    "+",
+    "$",
+    "\t",
+    "é",
+    "\u2100",
+]
+SECRET = "zq7kx"
+passwords = st.lists(st.sampled_from([SECRET, *MISTAKES]), min_size=1, max_size=6).map("".join)
+
+
+@given(passwords)
+@settings(max_examples=300, deadline=None)
+@example("zq7kx?host=")
+@example("1?zq7kx")
+@example("zq7kx@")
+def test_password_written_into_a_url_as_it_is_never_comes_out_again(password: str) -> None:
+    for url in (
+        f"postgresql://user:{password}@127.0.0.1:1/app",
+        f"postgresql://user:{password}@/app?host=/nowhere",
+        f"postgresql://{password}:{password}@127.0.0.1:1/app?connect_timeout=1",
+        f"host=127.0.0.1 port=1 user=user password={password} dbname=app",
+        f"host=127.0.0.1 port=1 user=user password='{password}' dbname=app",
+    ):
+        assert SECRET not in everything_said(url), url
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_password_that_is_encoded_arrives_as_it_was(password: str) -> None:
+    url = f"postgresql://user:{quote(password, safe='')}@db.example/app"
+    loaded = load(DATABASE_URL=url)
+    assert psycopg.conninfo.conninfo_to_dict(loaded.read_url())["password"] == password
+    assert loaded.secrets() == [password]
+
+
+def test_settings_show_no_password_in_any_form() -> None:
+    loaded = load(DATABASE_URL=URL, DATABASE_DIRECT_URL=URL)
+    for text in (repr(loaded), str(loaded), str(loaded.model_dump()), loaded.model_dump_json(), f"{loaded!r}"):
+        assert "secret" not in text
+    database = Database(loaded.read_url, "DATABASE_URL", "host-1")
+    assert "secret" not in repr(database)
+
+
+def everything_said(url: str) -> str:
+    """What a person sees of a URL's mistake: of the settings, else of the attempt to connect."""
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DATABASE_URL", url)
+            loaded = controller_settings.load()
+            loaded.require_database()
+            with Database(loaded.read_url, "DATABASE_URL", "host-1").connect():
+                return "DATABASE_URL works"
+    except (SettingsError, DatabaseUnreachableError) as error:
+        return str(error)
