@@ -82,9 +82,7 @@ def test_server_is_reached_by_tcp_and_by_socket(server: Server) -> None:
         assert answer(server.url(socket=True)) == 42
 
 
-def test_server_speaks_the_version_of_its_installation(
-    server: Server, installation: Installation
-) -> None:
+def test_server_speaks_the_version_of_its_installation(server: Server, installation: Installation) -> None:
     with psycopg.connect(server.url()) as conn:
         assert conn.info.server_version // 10000 == installation.version
 
@@ -117,9 +115,7 @@ def test_failed_start_leaves_nothing_behind_and_says_why(
 
 
 @POSIX_ONLY
-def test_folder_too_deep_for_a_socket_is_avoided(
-    installation: Installation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_too_deep_for_a_socket_is_avoided(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="deep-" + 100 * "x") as parent:
         Path(parent).chmod(0o755)
         monkeypatch.setattr(tempfile, "tempdir", parent)
@@ -129,9 +125,7 @@ def test_folder_too_deep_for_a_socket_is_avoided(
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root's server must give up its rights")
-def test_folder_closed_to_the_server_is_avoided(
-    installation: Installation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_closed_to_the_server_is_avoided(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="t") as parent:  # root's alone
         monkeypatch.setattr(tempfile, "tempdir", parent)
         with Server(installation) as own:
@@ -149,9 +143,7 @@ def test_options_reach_the_server(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restarted_server_keeps_its_port_and_its_data(
-    bare_server: Server, mode: demo_server.StopMode
-) -> None:
+def test_restarted_server_keeps_its_port_and_its_data(bare_server: Server, mode: demo_server.StopMode) -> None:
     bare_server.start()
     url = bare_server.create_database("kept")
     with psycopg.connect(url) as conn:
@@ -186,9 +178,7 @@ def test_frozen_server_is_removed_all_the_same(bare_server: Server) -> None:
 
 @POSIX_ONLY
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_nothing_stays_behind_when_the_parent_is_killed(
-    installation: Installation, name: str
-) -> None:
+def test_nothing_stays_behind_when_the_parent_is_killed(installation: Installation, name: str) -> None:
     parent = subprocess.Popen(
         [
             sys.executable,
@@ -257,9 +247,7 @@ def test_sample_schema_has_its_tables_and_is_made_once(empty_database: str) -> N
 def test_sample_schema_sets_updated_at_and_ids(conn: psycopg.Connection[Any]) -> None:
     create_data(conn, Size(organizations=4, instances=4))
     conn.execute("update wallets set balance = balance")
-    assert conn.execute(
-        "select bool_and(updated_at > now() - interval '1 minute') from wallets"
-    ).fetchone() == (True,)
+    assert conn.execute("select bool_and(updated_at > now() - interval '1 minute') from wallets").fetchone() == (True,)
     assert conn.execute("select uuid_generate_v4() <> uuid_generate_v4()").fetchone() == (True,)
 
 
@@ -287,9 +275,7 @@ def test_sample_has_exactly_its_peculiar_rows(conn: psycopg.Connection[Any]) -> 
         f"select count(*) filter (where not {known} and not {named}),"  # noqa: S608 - constants
         f" count(*) filter (where {named}), count(*) from vps_instances"
     ).fetchone() == (1, 1, 900)
-    never_billed = conn.execute(
-        "select count(*) from vps_instances where last_billed_at is null"
-    ).fetchone()
+    never_billed = conn.execute("select count(*) from vps_instances where last_billed_at is null").fetchone()
     assert never_billed is not None
     assert 0 < never_billed[0] < 150
     largest = conn.execute(
