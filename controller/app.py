@@ -248,6 +248,8 @@ class Application:
             try:
                 leadership = elected.get(timeout=BILL_ELECTION_SECONDS)
             except Empty:
+                if elector.trouble:
+                    raise DatabaseUnreachableError(elector.trouble) from None
                 raise AnotherLeaderError("another replica was faster; see `containerstacks-billing status`") from None
             ledger = self.ledger()
             with ledger.connection:
@@ -259,7 +261,6 @@ class Application:
                     )
             heart.take_office(leadership)
             yield leadership
-            heart.beat()
             heart.leave_office()
         finally:
             services.stop("elector", STOP_SECONDS)

@@ -92,6 +92,6 @@ class _Line:
 
 
 def _without(text: str, secrets: Collection[str]) -> str:
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
         text = text.replace(secret, "***")
     return text

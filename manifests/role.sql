@@ -22,7 +22,8 @@ grant usage on schema public to containerstacks_billing;
 
 -- Of the application's tables: money moves in by insert and out of a balance, never by delete. To lock a row is to be
 -- allowed to update a column of it.
-grant select on organizations, vps_plans to containerstacks_billing;
+grant select on vps_plans to containerstacks_billing;
+grant select, update (id) on organizations to containerstacks_billing; -- locked, never changed
 grant select, update (balance, updated_at) on wallets to containerstacks_billing;
 grant select, update (last_billed_at) on vps_instances to containerstacks_billing;
 grant select, insert on payment_transactions to containerstacks_billing;

@@ -50,6 +50,11 @@ $$
         or (last_billed_at is null and (created_at is null or created_at <= as_of - interval '1 hour'))
 $$;
 
+-- A time from which hours can be counted: neither null nor infinite, and not before the price clock's epoch.
+create or replace function billing_is_moment(moment timestamptz) returns boolean
+language sql immutable parallel safe as
+$$ select coalesce(moment >= timestamptz '1970-01-01 00:00:00+00' and moment < 'infinity', false) $$;
+
 -- How many hours of each instance a short wallet pays for, the instances given in the order in which they are charged.
 -- Each gets as many of its oldest hours as what is left can pay; an hour that costs nothing is always paid.
 -- The greatest k with F(start + k hours) <= F(start) + remaining is solved for, not searched.

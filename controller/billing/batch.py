@@ -5,16 +5,21 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
+from uuid import UUID
 
 import psycopg
 import structlog
+from psycopg import errors
 
 from controller.billing.errors import DeposedError, Fault, InconsistentError, classify
 from controller.billing.ledger import Ledger
-from controller.billing.values import Batch, Charged, Figures, Position, Run
+from controller.billing.values import Batch, Charged, Figures, Run
 from controller.errors import BillingError
 
-ATTEMPTS = 6
+#: Tries of a transaction: on a lost connection, which a restarting server needs; and on a conflict with others, after
+#: which halving finds out whose it is.
+TRIES_LOST = 6
+TRIES_CONFLICT = 3
 FIRST_BACK_OFF_SECONDS = 0.1
 
 T = TypeVar("T")
@@ -60,29 +65,29 @@ class BatchWorker:
             CycleFailedError: trying again and halving do not help.
             DeposedError: another replica leads.
         """
+        done: list[Charged] = []  # outlives a try: what it has committed is not counted again
         try:
-            self._retried(lambda ledger, attempt: self._charge(ledger, batch, cautious=attempt > 0))
+            self._retried(lambda ledger, attempt: self._charge(ledger, batch, done, cautious=batch.held or attempt > 0))
         except (psycopg.Error, InconsistentError) as error:
             if classify(error) is Fault.OURS:
                 raise CycleFailedError(_text(error)) from error
             self._halve(batch, error)
 
-    def fail(self, organization_batch: Batch, reason: str, error: str) -> None:
+    def fail(self, organization: UUID, reason: str, error: str) -> None:
         """Records that an organization could not be charged, on each of its instances that is due."""
-        organization = organization_batch.first_organization
 
-        def record(ledger: Ledger, _attempt: int) -> Figures:
+        def record(ledger: Ledger, attempt: int) -> Figures:
             with ledger.fenced(self._work.run.term, keep=not self._work.dry):
-                return ledger.record_failed_organization(self._work.run, organization, reason, error)
+                if attempt == 0:
+                    return ledger.record_failed_organization(self._work.run, organization, reason, error)
+                # whoever holds its rows keeps us from writing to them; it counts all the same
+                return ledger.count_failed_organization(self._work.run, organization)
 
         log.warning("organization.failed", organization=str(organization), reason=reason, error=error)
         try:
             figures = self._retried(record)
-        except (psycopg.Error, InconsistentError) as unrecorded:
-            if classify(unrecorded) is Fault.OURS:
-                raise CycleFailedError(_text(unrecorded)) from unrecorded
-            log.warning("failure.not_recorded", organization=str(organization), error=_text(unrecorded))
-            figures = Figures(failures=organization_batch.instances)
+        except (psycopg.Error, InconsistentError) as uncounted:
+            raise CycleFailedError(_text(uncounted)) from uncounted
         self._work.on_charged(Charged(figures, figures.failures, (), {reason: figures.failures}, (), None))
 
     def close(self) -> None:
@@ -92,29 +97,29 @@ class BatchWorker:
                 self._ledger.connection.close()
             self._ledger = None
 
-    def _charge(self, ledger: Ledger, batch: Batch, *, cautious: bool) -> None:
+    def _charge(self, ledger: Ledger, batch: Batch, done: list[Charged], *, cautious: bool) -> None:
         """A large organization takes several transactions; a dry run needs them to see each other, so has one."""
-        term, limit = self._work.run.term, self._work.batch_size if batch.large else None
-        charged: list[Charged] = []
-        after: Position | None = None
-        with ledger.fenced(term, keep=False) if self._work.dry else nullcontext():
+        term, limit, dry = self._work.run.term, self._work.batch_size if batch.large else None, self._work.dry
+        if dry:
+            done.clear()
+        with ledger.fenced(term, keep=False) if dry else nullcontext():
             while True:
                 self._work.checkpoint()
-                with nullcontext() if self._work.dry else ledger.fenced(term):
+                with nullcontext() if dry else ledger.fenced(term):
+                    after = done[-1].last if done else None
                     step = ledger.charge(self._work.run, batch, after, limit, cautious=cautious)
-                if self._work.dry:
-                    charged.append(step)
-                else:
+                done.append(step)
+                if not dry:
                     self._work.on_charged(step)
                 if limit is None or step.due < limit:
                     break
-                after = step.last
-        for step in charged:
-            self._work.on_charged(step)
+        if dry:
+            for step in done:
+                self._work.on_charged(step)
 
     def _retried(self, action: Callable[[Ledger, int], T]) -> T:
         """Runs an action, which is told how often it has failed, until it succeeds or fails for good."""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(TRIES_LOST):
             self._work.checkpoint()
             try:
                 if self._ledger is None:
@@ -128,10 +133,11 @@ class BatchWorker:
                     self.close()
                 if classify(error) is not Fault.TRANSIENT:
                     raise
-                if attempt == ATTEMPTS - 1:
-                    if lost or not isinstance(error, (psycopg.Error, InconsistentError)):
-                        raise CycleFailedError(_text(error)) from error
-                    raise
+                if not lost and isinstance(error, (psycopg.Error, InconsistentError)):
+                    if attempt >= TRIES_CONFLICT - 1:
+                        raise
+                elif attempt == TRIES_LOST - 1:
+                    raise CycleFailedError(_text(error)) from error
                 log.debug("batch.retried", attempt=attempt + 1, error=_text(error))
                 self._work.pause(FIRST_BACK_OFF_SECONDS * 2**attempt * (0.5 + random.random()))  # noqa: S311 - jitter
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -139,8 +145,11 @@ class BatchWorker:
     def _halve(self, batch: Batch, error: Exception) -> None:
         """Charges the two halves of a batch apart; a single organization is at fault itself."""
         organizations = self._retried(lambda ledger, _: ledger.due_organizations(self._work.run, batch))
-        if len(organizations) <= 1:
-            self.fail(batch, "error", _text(error))
+        if not organizations:  # deleted, or paid by the application, meanwhile
+            return
+        if len(organizations) == 1:
+            held = isinstance(error, errors.LockNotAvailable)
+            self.fail(organizations[0], "locked" if held else "error", _text(error))
             return
         log.debug("batch.halved", organizations=len(organizations), error=_text(error))
         middle = len(organizations) // 2

@@ -136,7 +136,7 @@ class Cycle:
         worker = BatchWorker(work)
         try:
             for batch in done.take_held():
-                worker.fail(batch, "locked", "someone else's transaction holds the wallet or an instance")
+                worker.fail(batch.first_organization, "locked", "someone else's transaction holds rows of it")
         finally:
             worker.close()
 
@@ -167,6 +167,13 @@ class Cycle:
             raise done.failure
 
     def _finish(self, run: Run, outcome: Outcome, error: str | None) -> Figures:
+        """Tried twice: a session that is lost just here would make a cycle fail in which everything succeeded."""
+        try:
+            return self._write_end(run, outcome, error)
+        except psycopg.OperationalError:
+            return self._write_end(run, outcome, error)
+
+    def _write_end(self, run: Run, outcome: Outcome, error: str | None) -> Figures:
         ledger = self._connect()
         with ledger.connection, ledger.fenced(run.term):
             figures = ledger.finish_run(run, outcome, error)
@@ -214,7 +221,7 @@ class _Done:
         """The organizations that were left out because of someone else's locks, each as a batch of its own."""
         with self._lock:
             held, self._held = sorted(self._held), set()
-        return [Batch(organization, organization, 0, large=True) for organization in held]
+        return [Batch(organization, organization, 0, large=True, held=True) for organization in held]
 
 
 def _first_line(error: BaseException) -> str:

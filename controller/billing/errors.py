@@ -31,6 +31,7 @@ _TRANSIENT = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
     errors.LockNotAvailable,
+    errors.ForeignKeyViolation,  # an instance deleted under our hands
     errors.IdleInTransactionSessionTimeout,
     errors.TooManyConnections,
     errors.AdminShutdown,
@@ -53,5 +54,7 @@ def classify(error: BaseException) -> Fault:
         if error.sqlstate.startswith("08"):
             return Fault.TRANSIENT
         return Fault.DATA if error.sqlstate[:2] in _DATA else Fault.OURS
+    if isinstance(error, psycopg.DataError):
+        return Fault.DATA  # of the client: a value that Python can't hold
     # no SQLSTATE: libpq lost the connection, or could not make one
     return Fault.TRANSIENT if isinstance(error, (psycopg.OperationalError, BillingError)) else Fault.OURS

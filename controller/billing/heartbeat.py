@@ -91,7 +91,9 @@ class Heart:
             }
             try:
                 for name, more in statements:
-                    self._session().execute(self._statements[name].encode(), parameters | more)
+                    done = self._session().execute(self._statements[name].encode(), parameters | more)
+                    if name == "heartbeat" and done.fetchone() is None:
+                        return False  # a newer term has begun
             except (psycopg.Error, BillingError) as error:
                 self._disconnect()
                 tell = log.debug if self._failing else log.warning

@@ -138,6 +138,17 @@ class Ledger:
         )
         return Figures(failures=row["failures"])
 
+    def count_failed_organization(self, run: Run, organization: UUID) -> Figures:
+        """Counts its due instances as failures, without writing to any row of it. Needs `fenced`."""
+        row = self._the_row(
+            "count_failed_organization",
+            organization_id=organization,
+            as_of=run.as_of,
+            term=run.term,
+            run_id=run.id,
+        )
+        return Figures(failures=row["failures"])
+
     def finish_run(self, run: Run, outcome: Outcome, error: str | None) -> Figures:
         """Ends the run's row with the sum of what its batches committed. Needs `fenced`."""
         return Figures.from_row(

@@ -85,19 +85,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Batch:
-    """A range of organizations, both ends included; a `large` one is a single organization, charged in steps."""
+    """A range of organizations, both ends included.
+
+    A `large` one is a single organization, charged in steps; of a `held` one somebody else had locked rows.
+    """
 
     first_organization: UUID
     last_organization: UUID
     instances: int
     large: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True)
 class Position:
-    """The last instance of a large organization that has been dealt with, in charging order."""
+    """The last instance of a large organization that has been dealt with, in charging order.
 
-    created_at: datetime
+    `created_at` as the server writes it: Python has no word for infinity, or for years before Christ.
+    """
+
+    created_at: str
     id: UUID
 
 

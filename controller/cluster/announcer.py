@@ -236,4 +236,4 @@ class Announcer:
     def _warn_once(self, key: tuple[str, str], error: str, what: str) -> None:
         tell = log.debug if key in self._warned else log.warning
         self._warned.add(key)
-        tell("cluster.untold", resource=what, error=self._redact(error))
+        tell("cluster.failed", resource=what, error=self._redact(error))

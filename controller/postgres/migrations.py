@@ -78,7 +78,11 @@ def missing(connection: psycopg.Connection[Any]) -> list[str]:
 
 def pending(connection: psycopg.Connection[Any]) -> list[Migration]:
     """The migrations that this database has not had yet."""
-    row = connection.execute("select to_regclass('billing_schema_migrations') is not null as made").fetchone()
+    # from the catalog itself: to_regclass could answer from before another replica's migration
+    row = connection.execute(
+        "select exists (select from pg_class where relname = 'billing_schema_migrations'"
+        " and pg_table_is_visible(oid)) as made"
+    ).fetchone()
     if row is None or not row["made"]:
         return available()
     applied = {r["name"] for r in connection.execute("select name from billing_schema_migrations").fetchall()}

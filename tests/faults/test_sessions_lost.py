@@ -152,9 +152,10 @@ def test_replica_that_a_slow_server_has_elected_bills(
     with (
         proxy.hold(" elector ", starts_with("lock table"), "after") as first,
         proxy.hold(" elector ", starts_with("with minted"), "after") as second,
+        proxy.hold(" elector ", starts_with("select exists"), "after") as ping,
     ):
         replica = start(through(database, proxy.port), **LOW_BOUNDS)
-        for hold in (first, second):
+        for hold in (first, second, ping):
             hold.wait()
             replica.count_for(0.55)
             hold.release()

@@ -206,7 +206,7 @@ def test_api_server_that_refuses_costs_one_warning() -> None:
         made.thread.start()
         for term in range(5):
             made.announcer.elected(term)
-        assert eventually(lambda: len([line for line in logged if line["event"] == "cluster.untold"]) >= 3)
+        assert eventually(lambda: len([line for line in logged if line["event"] == "cluster.failed"]) >= 3)
         made.end()
     assert len(untold(logged)) == 1
 

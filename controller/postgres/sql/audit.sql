@@ -24,7 +24,7 @@ select 'wallet ' || w.id as subject,
         when w.wallets > 1 then 'its organization ' || w.organization_id || ' has ' || w.wallets || ' wallets'
         else 'its balance is ' || w.balance
     end as detail,
-    not w.adopted or (w.balance < 0 and w.wallets = 1 and w.balance >= b.adopted_balance) as apart
+    not w.adopted or coalesce(w.balance < 0 and w.wallets = 1 and w.balance >= b.adopted_balance, false) as apart
 from (
     select wallets.*, count(*) over organization as wallets,
         bool_or(exists (select from billing_wallet_baselines b where b.wallet_id = wallets.id)) over organization as adopted

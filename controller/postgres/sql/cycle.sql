@@ -68,8 +68,8 @@ order by 1
 -- name: lock_batch
 -- Locks the wallets in the one global order, without waiting: an organization with a row that someone else holds is handed
 -- back, to be tried again on its own. What is locked here is read again by charge_batch, whose snapshot is younger than
--- the locks. Instances are locked by charge_batch's own compare and swap; `cautious`, after a first try has failed, locks
--- them here, to find out whose they are.
+-- the locks. Everything else is locked by charge_batch as it writes; `cautious`, after a first try has failed, locks it
+-- here in the strength that will be needed, to find out whose it is.
 with due as materialized (
     select distinct organization_id
     from vps_instances
@@ -83,6 +83,16 @@ with due as materialized (
     where w.id in (select id from wallet)
     order by w.organization_id, w.id
     for no key update skip locked
+), organization as materialized (
+    select id
+    from organizations
+    where %(cautious)s and id in (select organization_id from due)
+), locked_organization as materialized (
+    select o.id
+    from organizations o
+    where o.id in (select id from organization) and (select count(*) from locked_wallet) >= 0  -- wallets first
+    order by o.id
+    for key share skip locked
 ), instance as materialized (
     select id, organization_id
     from vps_instances
@@ -91,8 +101,19 @@ with due as materialized (
 ), locked_instance as materialized (
     select i.id
     from vps_instances i
-    where i.id in (select id from instance) and (select count(*) from locked_wallet) >= 0  -- wallets first
+    where i.id in (select id from instance) and (select count(*) from locked_organization) >= 0
     order by i.organization_id, i.created_at, i.id
+    for no key update skip locked
+), debt as materialized (
+    select c.id, i.organization_id
+    from vps_billing_cycles c
+    join instance i on i.id = c.vps_instance_id
+    where c.status = 'failed' and c.metadata ->> 'controller' = 'containerstacks-billing'
+), locked_debt as materialized (
+    select c.id
+    from vps_billing_cycles c
+    where c.id in (select id from debt) and (select count(*) from locked_instance) >= 0
+    order by c.id
     for no key update skip locked
 )
 select coalesce(array_agg(distinct organization_id), '{}') as held_by_others,
@@ -101,7 +122,11 @@ select coalesce(array_agg(distinct organization_id), '{}') as held_by_others,
 from (
     select organization_id from wallet where id not in (select id from locked_wallet)
     union all
+    select id from organization where id not in (select id from locked_organization)
+    union all
     select organization_id from instance where id not in (select id from locked_instance)
+    union all
+    select organization_id from debt where id not in (select id from locked_debt)
 ) held
 
 -- name: adopt_wallets
@@ -125,9 +150,9 @@ on conflict do nothing
 -- The whole of a batch's money in one statement: who owes what, what the wallets can pay, and every row that says so.
 with due as materialized (
     select i.id, i.organization_id, i.plan_id, i.label, i.created_at, i.last_billed_at,
-        case when isfinite(coalesce(i.last_billed_at, i.created_at)) then coalesce(i.last_billed_at, i.created_at)
+        case when billing_is_moment(coalesce(i.last_billed_at, i.created_at)) then coalesce(i.last_billed_at, i.created_at)
             else %(as_of)s::timestamptz - interval '1 hour' end as period_start,
-        coalesce(isfinite(coalesce(i.last_billed_at, i.created_at)), false) as start_known
+        billing_is_moment(coalesce(i.last_billed_at, i.created_at)) as start_known
     from vps_instances i
     where i.organization_id between %(first_organization)s and %(last_organization)s
         and i.organization_id <> all (%(held_by_others)s::uuid[])
@@ -303,7 +328,7 @@ select t.due, t.instances, t.hours, t.amount, t.debts, t.failures,
         and (select count(*) from wallet_charged) = t.wallets
         and (select count(*) from debt_updated) + (select count(*) from period_inserted) = (select count(*) from period)
         as consistent,
-    last_due.created_at as last_created_at,
+    last_due.created_at::text as last_created_at,
     last_due.id as last_id,
     coalesce((select jsonb_object_agg(obstacle, instances) from (
         select obstacle, count(*) as instances from charge where obstacle is not null group by obstacle) o), '{}') as obstacles,
@@ -331,7 +356,7 @@ order by organization_id
 -- row with the reason. Computes nothing that could fail again.
 with due as materialized (
     select i.id, i.organization_id, o.id as debt_id, o.metadata -> 'since' as since,
-        case when isfinite(coalesce(i.last_billed_at, i.created_at)) then coalesce(i.last_billed_at, i.created_at)
+        case when billing_is_moment(coalesce(i.last_billed_at, i.created_at)) then coalesce(i.last_billed_at, i.created_at)
             else %(as_of)s::timestamptz - interval '1 hour' end as period_start
     from vps_instances i
     left join vps_billing_cycles o on o.vps_instance_id = i.id and o.status = 'failed'
@@ -346,8 +371,8 @@ with due as materialized (
     from (select *, billing_whole_hours(period_start, %(as_of)s) as hours from due) d
 ), updated as (
     update vps_billing_cycles c
-    set billing_period_start = p.period_start, billing_period_end = p.period_end, hourly_rate = 0, total_amount = 0,
-        metadata = p.metadata
+    set organization_id = p.organization_id, billing_period_start = p.period_start,
+        billing_period_end = p.period_end, hourly_rate = 0, total_amount = 0, metadata = p.metadata
     from period p
     where c.id = p.debt_id
 ), inserted as (
@@ -363,6 +388,18 @@ with due as materialized (
     select %(run_id)s, %(term)s, clock_timestamp(), 0, 0, 0, 0, count(*) from period
 )
 select count(*) as failures from period
+
+-- name: count_failed_organization
+-- Where somebody holds the very rows that an open row would refer to.
+with failed as (
+    select count(*) as failures
+    from vps_instances
+    where organization_id = %(organization_id)s and billing_is_due(last_billed_at, created_at, %(as_of)s)
+), batch_recorded as (
+    insert into billing_batches (run_id, term, written_at, instances, hours, amount, debts, failures)
+    select %(run_id)s, %(term)s, clock_timestamp(), 0, 0, 0, 0, failures from failed
+)
+select failures from failed
 
 -- name: finish_run
 update billing_runs r
