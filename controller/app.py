@@ -28,6 +28,8 @@ from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
 from controller.postgres import migrations, queries
 from controller.postgres.connections import (
+    BILLER,
+    CYCLE,
     FOREGROUND,
     HEARTBEAT,
     MIGRATION,
@@ -87,7 +89,7 @@ class Application:
                     raise
             time.sleep(1)
 
-    def ledger(self, kind: SessionSettings = FOREGROUND) -> Ledger:
+    def ledger(self, kind: SessionSettings = BILLER) -> Ledger:
         """The money, as seen from a session of a kind."""
         return Ledger(self.connect(kind), self.statements, self.pricing, self.on_fenced)
 
@@ -99,7 +101,7 @@ class Application:
             self.instance_id,
             self.settings.status_retention_days,
         )
-        return Cycle(self.ledger, partial(self.ledger, WORKER), settings, may_go_on, pause)
+        return Cycle(partial(self.ledger, CYCLE), partial(self.ledger, WORKER), settings, may_go_on, pause)
 
     def heart(self) -> Heart:
         """The heartbeat of this process."""
@@ -227,7 +229,7 @@ class Application:
                 f"{holder['application_name'].rpartition(' ')[2]} leads and bills by itself;"
                 " see `containerstacks-billing status`"
             )
-        elected: Queue[Leadership] = Queue()
+        elected: Queue[Leadership | BaseException] = Queue()
         elector = Elector(
             connect=self.open_lock_session,
             bounds=self.settings.bounds,
@@ -241,12 +243,14 @@ class Application:
                 Service("elector", elector.run, elector.stop),
                 Service("heart", heart.run, heart.stop),
             ],
-            lambda name, error: log.error("service.crashed", service=name, error=str(error)),
+            lambda _name, error: elected.put(error),
         )
         services.start()
         try:
             try:
                 leadership = elected.get(timeout=BILL_ELECTION_SECONDS)
+                if isinstance(leadership, BaseException):
+                    raise leadership
             except Empty:
                 if elector.trouble:
                     raise DatabaseUnreachableError(elector.trouble) from None

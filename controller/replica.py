@@ -1,5 +1,6 @@
 """A replica: one controller process, put together from its parts. With `app` the composition root."""
 
+import signal
 import threading
 import time
 from typing import Final
@@ -96,26 +97,30 @@ class Replica:
         log.info("controller.started", version=__version__, lock=self.application.lock.name)
         self._services.start()
         systemd.notify(self.application.settings.notify_socket, "READY=1")
-        asked_by_signal = False
+        signalled = 0
         while not self.drain.asked:
-            for number in self._signals.wait(None):
-                asked_by_signal = True
-                self.drain.ask(number.name)
+            signalled += self._heed(signalled, self._signals.wait(None))
         systemd.notify(self.application.settings.notify_socket, "STOPPING=1")
         draining = threading.Thread(target=self._drain, name="drain", daemon=True)
         draining.start()
         while draining.is_alive():
-            for _number in self._signals.wait(0.1):
-                if asked_by_signal:
-                    self.drain.hurry()
-                asked_by_signal = True
-        if self.drain.reason == DRAIN_COMMAND and not asked_by_signal:
+            signalled += self._heed(signalled, self._signals.wait(0.1))
+        if self.drain.reason == DRAIN_COMMAND and not signalled:
             self._signals.wait(LINGER_SECONDS)
         for name in reversed([name for name in self._names if name != "elector"]):
             if not self._services.stop(name, STOP_SECONDS):
                 log.warning("service.stuck", service=name, waited_seconds=STOP_SECONDS)
         log.info("controller.stopped")
         return self._exit_status()
+
+    def _heed(self, before: int, signals: list[signal.Signals]) -> int:
+        """The first signal drains, the second hurries, also when both arrive together; how many there were."""
+        for count, number in enumerate(signals, start=before + 1):
+            if count == 1:
+                self.drain.ask(number.name)
+            else:
+                self.drain.hurry()
+        return len(signals)
 
     def _resign(self, seconds: float) -> bool:
         """One that holds nothing may be in the middle of connecting, for which nobody has to wait."""

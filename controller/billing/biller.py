@@ -58,13 +58,15 @@ class Biller:
         self._step_down = step_down
         self._on_cycle = on_cycle
         self._leadership: Leadership | None = None
+        self._handing_over = threading.Lock()
         self._look_up = threading.Event()
         self._draining = threading.Event()
         self._deadline_passed = threading.Event()
 
     def elected(self, leadership: Leadership) -> None:
         """Begins to work under it. Any thread."""
-        self._leadership = leadership
+        with self._handing_over:
+            self._leadership = leadership
         self._look_up.set()
 
     def deposed(self, _leadership: Leadership) -> None:
@@ -92,7 +94,8 @@ class Biller:
     def run(self) -> None:
         """The loop; returns when drained."""
         while not self._draining.is_set():
-            leadership, self._leadership = self._leadership, None
+            with self._handing_over:
+                leadership, self._leadership = self._leadership, None
             if leadership is None:
                 self._wait(LOOK_AGAIN_SECONDS)
                 continue

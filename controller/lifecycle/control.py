@@ -50,12 +50,15 @@ class ControlSocket:
                 remedy="set BILLING_CONTROL_SOCKET to a path that this user can write; SIGTERM drains as well",
             )
             return
+        made = self._path.stat().st_ino
         with self._listener:
             while not self._stopping.is_set():
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     peer, _ = self._listener.accept()
                     threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True).start()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == made:  # and not a successor's
+                self._path.unlink()
 
     def stop(self) -> None:
         """Ends the loop within half a second."""
@@ -73,7 +76,7 @@ class ControlSocket:
         previous = os.umask(0o177)
         try:
             listener.bind(str(self._path))
-            listener.listen(4)
+            listener.listen(16)
         except OSError:
             listener.close()
             raise

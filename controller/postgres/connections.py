@@ -82,7 +82,15 @@ WORKER: Final = SessionSettings(
     },
     reply_timeout_seconds=15.0,
 )
-#: The biller's own session (plan, history, schedule) and everything a person asks for.
+#: The biller's question when a cycle is due. Bounded tightly: while it waits for an answer, nobody bills.
+BILLER: Final = SessionSettings(
+    "biller",
+    _TCP_SERVER | {"statement_timeout": "5s", "lock_timeout": "5s"},
+    reply_timeout_seconds=8.0,
+)
+#: A cycle's plan and history; a plan of ten million instances takes some seconds.
+CYCLE: Final = SessionSettings("cycle", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=60.0)
+#: Everything a person asks for.
 FOREGROUND: Final = SessionSettings("foreground", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=600.0)
 #: Migrations: an index on years of rows takes its time.
 MIGRATION: Final = SessionSettings("migrate", _TCP_SERVER, reply_timeout_seconds=3600.0)
@@ -154,9 +162,9 @@ class Database:
                 f"can't connect to PostgreSQL: {one_line(error)}; check {self.setting} and that the server is up"
             ) from None
         connection.reply_timeout_seconds = settings.reply_timeout_seconds
-        if is_pooled(connection):
-            connection.prepare_threshold = None  # a prepared statement stays on the backend that it was made on
         try:
+            if is_pooled(connection):
+                connection.prepare_threshold = None  # a prepared statement stays on the backend that it was made on
             _apply(connection, settings.server)
         except psycopg.Error as error:
             connection.close()

@@ -87,12 +87,12 @@ class PostgresLockSession:
             if is_pooled(connection):
                 refuse_moving_pooler(connection, database, bounds)
             connection.execute(f'listen "{lock.channel}"'.encode())
-        except psycopg.Error as error:
-            connection.close()
-            raise LockSessionError(one_line(error)) from None
-        except BillingError:
+        except SettingsError:
             connection.close()
             raise
+        except (psycopg.Error, BillingError) as error:
+            connection.close()
+            raise LockSessionError(one_line(error)) from None
         return cls(connection, queries, lock, database.instance_id)
 
     def check_schema(self) -> None:
