@@ -146,7 +146,7 @@ def bill(
 def drain(
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds for the cycle in hand.", show_default="as the controller's"),
+        typer.Option(min=0, max=86400, help="Seconds for the cycle in hand.", show_default="as the controller's"),
     ] = None,
 ) -> None:
     """Asks the controller on this host, or in this pod, to finish its work, hand over and stop; waits until it has."""

@@ -6,6 +6,7 @@ embedded one.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -15,6 +16,10 @@ import pytest
 
 from controller.demo.server import Installation, Server
 from tests.servers import ORIGINS, Origin, create_template, installation_of, temporary_database
+
+# A shell that starts us in the background has interrupts ignored, and every program started here would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REMEDIES: dict[Origin, str] = {
     "installed": "no PostgreSQL 13 or newer is installed",

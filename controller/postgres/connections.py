@@ -89,7 +89,7 @@ BILLER: Final = SessionSettings(
     reply_timeout_seconds=8.0,
 )
 #: A cycle's plan and history; a plan of ten million instances takes some seconds.
-CYCLE: Final = SessionSettings("cycle", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=60.0)
+CYCLE: Final = SessionSettings("cycle", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=15.0)
 #: Everything a person asks for.
 FOREGROUND: Final = SessionSettings("foreground", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=600.0)
 #: Migrations: an index on years of rows takes its time.

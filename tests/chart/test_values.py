@@ -158,6 +158,10 @@ def test_readme_lists_every_value_with_its_default() -> None:
         assert f"| `{'.'.join(leaf)}` |" in found[0]
 
 
+#: Set by Kubernetes and by systemd, for whoever runs there.
+OF_THE_PLATFORM = {"KUBERNETES_SERVICE_HOST", "NOTIFY_SOCKET"}
+
+
 def variables() -> dict[str, Any]:
     return {field.validation_alias.choices[0]: field for field in Settings.model_fields.values()}  # type: ignore[union-attr,misc]
 
@@ -165,7 +169,7 @@ def variables() -> dict[str, Any]:
 def test_chart_sets_every_setting_of_the_controller_and_no_other() -> None:
     container = controller(render(MINIMAL))
     assert {v["name"] for v in container["env"]} == variables().keys() - {
-        "DATABASE_URL", "DATABASE_DIRECT_URL", "DATABASE_DIRECT_URL_FILE",
+        "DATABASE_URL", "DATABASE_DIRECT_URL", "DATABASE_DIRECT_URL_FILE", *OF_THE_PLATFORM,
     }  # fmt: skip
 
 
@@ -178,7 +182,7 @@ def test_controller_accepts_what_the_chart_gives_it(monkeypatch: pytest.MonkeyPa
         assert getattr(settings, name) == getattr(plain, name), f"the chart's default differs: {name}"
 
 
-@pytest.mark.parametrize("variable", sorted(variables().keys() - NOT_A_VALUE))
+@pytest.mark.parametrize("variable", sorted(variables().keys() - NOT_A_VALUE - OF_THE_PLATFORM))
 def test_bounds_of_a_value_are_the_settings_own(variable: str) -> None:
     """What the schema accepts, the controller accepts: a bad value fails at install and not in the pod."""
     sentinel = {".".join(leaf): leaf for leaf in SCHEMA_LEAVES if leaf[0] in {"billing", "election", "log", "drain"}}

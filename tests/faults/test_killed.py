@@ -137,7 +137,7 @@ def test_leader_killed_at_random_moments(
     for _ in range(20):
         standby = start(url, **BUSY)
         wait_until_standing_by(books, standby)
-        session, number = chance.choice(["worker", "foreground", "elector"]), chance.randrange(1, 40)
+        session, number = chance.choice(["worker", "cycle", "elector"]), chance.randrange(1, 40)
         with proxy.hold(f"{session} {leader.instance}", _is_number(number)) as hold:
             books.add(organizations=8)
             hold.reached.wait(1.0)  # a session may have fewer statements: then it is killed wherever it is

@@ -117,13 +117,13 @@ def test_lock_session_cut_while_it_is_being_opened_is_opened_again(
 @pytest.mark.parametrize(
     "number", [6, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 3, 4, 5, 7, 8, 9))]
 )
-def test_foreground_session_cut_at_any_statement_costs_one_try(
+def test_cycles_own_session_cut_at_any_statement_costs_one_try(
     database: str, proxy: Proxy, start: StartReplica, books: Books, number: int
 ) -> None:
     replica = start(through(database, proxy.port))
-    with proxy.hold("foreground", lambda statement: statement.number == number) as hold:
+    with proxy.hold("cycle", lambda statement: statement.number == number) as hold:
         held = hold.wait()
-        proxy.cut("foreground")
+        proxy.cut("cycle")
     replica.wait_for("cycle.completed")
     assert not replica.events("service.crashed", "leader.deposed"), held
     books.judge()

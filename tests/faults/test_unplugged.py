@@ -93,7 +93,7 @@ def test_replica_whose_old_connections_stay_silent_bills_again_once_new_ones_pas
     """A proxy or a sidecar may keep dead connections open for ever: acknowledged, and never answered."""
     replica = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS)
     replica.wait_for("cycle.completed")
-    with proxy.hold(f"foreground {replica.instance}", starts_with("with due as")) as hold:
+    with proxy.hold(f"cycle {replica.instance}", starts_with("with due as")) as hold:
         books.add(organizations=3)
         hold.wait()
         proxy.stall_present()
