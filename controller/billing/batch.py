@@ -76,18 +76,24 @@ class BatchWorker:
     def fail(self, organization: UUID, reason: str, error: str) -> None:
         """Records that an organization could not be charged, on each of its instances that is due."""
 
-        def record(ledger: Ledger, attempt: int) -> Figures:
+        def count(ledger: Ledger, _attempt: int) -> Figures:
             with ledger.fenced(self._work.run.term, keep=not self._work.dry):
-                if attempt == 0:
-                    return ledger.record_failed_organization(self._work.run, organization, reason, error)
-                # whoever holds its rows keeps us from writing to them; it counts all the same
                 return ledger.count_failed_organization(self._work.run, organization)
+
+        def record(ledger: Ledger, attempt: int) -> Figures:
+            if attempt > 0:  # whoever holds its rows keeps us from writing to them; it counts all the same
+                return count(ledger, attempt)
+            with ledger.fenced(self._work.run.term, keep=not self._work.dry):
+                return ledger.record_failed_organization(self._work.run, organization, reason, error)
 
         log.warning("organization.failed", organization=str(organization), reason=reason, error=error)
         try:
             figures = self._retried(record)
-        except (psycopg.Error, InconsistentError) as uncounted:
-            raise CycleFailedError(_text(uncounted)) from uncounted
+        except (psycopg.Error, InconsistentError) as unwritten:
+            if classify(unwritten) is Fault.OURS:
+                raise CycleFailedError(_text(unwritten)) from unwritten
+            log.warning("failure.unrecorded", organization=str(organization), error=_text(unwritten))
+            figures = self._retried(count)  # its rows refuse even the reason: no cause to stop the others
         self._work.on_charged(Charged(figures, figures.failures, (), {reason: figures.failures}, (), None))
 
     def close(self) -> None:

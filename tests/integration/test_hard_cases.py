@@ -143,3 +143,16 @@ def test_a_start_before_the_clock_begins_is_unknown(world: World) -> None:
     instance = world.instance(organization, plan, start)
     world.bill(start + 47 * HOUR + timedelta(minutes=1))
     assert world.reason(instance) == "start_unknown"
+
+
+def test_an_organization_whose_rows_refuse_even_the_reason_stops_nobody(world: World) -> None:
+    plan, good, bad = world.plan("7.30"), world.organization(), world.organization()
+    for each in (good, bad):
+        world.instance(each, plan, NOON - 5 * HOUR)
+    world.run(
+        "create function refuse() returns trigger language plpgsql as $$ begin"
+        f" if new.organization_id = '{bad}' then raise 'refused'; end if; return new; end $$"
+    )
+    world.run("create trigger refuse before insert on vps_billing_cycles for each row execute function refuse()")
+    result = world.bill(NOON)
+    assert (result.outcome, result.figures.instances, result.figures.failures) == (Outcome.COMPLETED, 1, 1)
