@@ -39,5 +39,7 @@ grant select, update on billing_leadership to containerstacks_billing;
 grant select, insert on billing_terms, billing_wallet_baselines to containerstacks_billing;
 grant select, insert, delete on billing_batches to containerstacks_billing;
 grant select, insert, update on billing_runs to containerstacks_billing;
+grant select, insert, delete on billing_holds to containerstacks_billing;
+grant select, update on billing_guard to containerstacks_billing;
 
 commit;

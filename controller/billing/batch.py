@@ -94,7 +94,7 @@ class BatchWorker:
                 raise CycleFailedError(_text(unwritten)) from unwritten
             log.warning("failure.unrecorded", organization=str(organization), error=_text(unwritten))
             figures = self._retried(count)  # its rows refuse even the reason: no cause to stop the others
-        self._work.on_charged(Charged(figures, figures.failures, (), {reason: figures.failures}, (), None))
+        self._work.on_charged(Charged(figures, figures.failures, obstacles={reason: figures.failures}))
 
     def close(self) -> None:
         """Gives the session back."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from controller.billing.errors import DeposedError, InconsistentError
 from controller.billing.values import Batch, Charged, Figures, Outcome, Position, Pricing, Run
@@ -78,42 +80,55 @@ class Ledger:
     ) -> Charged:
         """Charges up to `limit` instances of a batch, those after `after`. Needs `fenced`.
 
-        `cautious` finds out first which instances someone else holds a lock on, and leaves their organizations out.
+        Organizations that are plainly covered take the fast path, all others the ordered one. `cautious` takes the
+        ordered one for all, finds out first which rows someone else holds a lock on, and leaves out who they belong to.
 
         Raises:
-            InconsistentError: a locked row has changed all the same.
+            InconsistentError: a row has changed meanwhile.
         """
-        parameters: dict[str, Any] = {
-            "first_organization": batch.first_organization,
-            "last_organization": batch.last_organization,
+        step: dict[str, Any] = {
             "as_of": run.as_of,
             "after_created_at": after.created_at if after else None,
             "after_id": after.id if after else None,
             "batch_size": limit,
         }
-        locked = self._the_row("lock_batch", **parameters, cautious=cautious)
-        held: Sequence[UUID] = locked["held_by_others"]
-        parameters["held_by_others"] = held
+        if cautious:
+            return self._charge_ordered(run, step, self.due_organizations(run, batch), cautious=True)
+        covered, left_over = self._charge_covered(run, step, batch)
+        return covered + self._charge_ordered(run, step, left_over, cautious=False) if left_over else covered
+
+    def _charge_covered(self, run: Run, step: Mapping[str, Any], batch: Batch) -> tuple[Charged, list[UUID]]:
+        row = self._the_row(
+            "charge_covered",
+            **step,
+            **self._origin(run),
+            first_organization=batch.first_organization,
+            last_organization=batch.last_organization,
+            currency=self._pricing.currency,
+        )
+        wallets: list[UUID] = row["wallets"]
+        if wallets:
+            paid = self._the_row("charge_wallets", wallets=wallets, amounts=row["amounts"])
+            if paid["charged"] != len(wallets):
+                raise InconsistentError("a wallet was spent while its batch was being charged")
+        return _charged(row), row["left_over"]
+
+    def _charge_ordered(
+        self, run: Run, step: Mapping[str, Any], organizations: Sequence[UUID], *, cautious: bool
+    ) -> Charged:
+        parameters = {**step, "organizations": organizations}
+        locked = self._the_row("lock_organizations", **parameters, cautious=cautious)
+        parameters["held_by_others"] = locked["held_by_others"]
         if locked["adoptable"]:
             self._execute("adopt_wallets", **parameters)
         row = self._the_row(
-            "charge_batch",
+            "charge_ordered",
             **parameters,
-            term=run.term,
-            run_id=run.id,
+            **self._origin(run),
             default_monthly_price=self._pricing.default_monthly_price,
             currency=self._pricing.currency,
         )
-        if not row["consistent"]:
-            raise InconsistentError("a wallet or an instance changed while its batch was being charged")
-        return Charged(
-            figures=Figures.from_row(row),
-            due=row["due"],
-            held_by_others=tuple(held),
-            obstacles=row["obstacles"],
-            priced_by_default=tuple(row["priced_by_default"]),
-            last=Position(row["last_created_at"], row["last_id"]) if row["last_id"] else None,
-        )
+        return replace(_charged(row), held_by_others=tuple(locked["held_by_others"]))
 
     def due_organizations(self, run: Run, batch: Batch) -> list[UUID]:
         """In order."""
@@ -131,8 +146,7 @@ class Ledger:
             "record_failed_organization",
             organization_id=organization,
             as_of=run.as_of,
-            term=run.term,
-            run_id=run.id,
+            **self._origin(run),
             reason=reason,
             error=error,
         )
@@ -144,8 +158,7 @@ class Ledger:
             "count_failed_organization",
             organization_id=organization,
             as_of=run.as_of,
-            term=run.term,
-            run_id=run.id,
+            **self._origin(run),
         )
         return Figures(failures=row["failures"])
 
@@ -171,6 +184,12 @@ class Ledger:
         """The newest term."""
         return int(self._the_row("current_term")["term"])
 
+    @staticmethod
+    def _origin(run: Run) -> dict[str, Any]:
+        """Whence a row comes: what every row that is written for a run says of it."""
+        origin = {"controller": "containerstacks-billing", "term": run.term, "run": run.id}
+        return {"term": run.term, "run_id": run.id, "origin": Jsonb(origin)}
+
     def _execute(self, name: str, **parameters: Any) -> psycopg.Cursor[dict[str, Any]]:  # noqa: ANN401
         return self.connection.execute(self._statements[name].encode(), parameters)
 
@@ -185,3 +204,15 @@ class Ledger:
         if row is None:
             raise InconsistentError(f"{name} gave no row; run `containerstacks-billing migrate --check`")
         return row
+
+
+def _charged(row: dict[str, Any]) -> Charged:
+    if not row["consistent"]:
+        raise InconsistentError("a wallet or an instance changed while its batch was being charged")
+    return Charged(
+        figures=Figures.from_row(row),
+        due=row["due"],
+        obstacles=row.get("obstacles", {}),
+        priced_by_default=tuple(row.get("priced_by_default", ())),
+        last=Position(row["last_created_at"], row["last_id"]) if row["last_id"] else None,
+    )

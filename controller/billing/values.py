@@ -1,6 +1,8 @@
 """The values that a cycle is made of."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -122,10 +124,21 @@ class Charged:
 
     figures: Figures
     due: int
-    held_by_others: tuple[UUID, ...]
-    obstacles: dict[str, int]
-    priced_by_default: tuple[dict[str, str], ...]
-    last: Position | None
+    held_by_others: tuple[UUID, ...] = ()
+    obstacles: Mapping[str, int] = field(default_factory=dict)
+    priced_by_default: tuple[dict[str, str], ...] = ()
+    last: Position | None = None
+
+    def __add__(self, other: Self) -> "Charged":
+        """Both parts of one step: what was plainly covered, and what had to go in order."""
+        return Charged(
+            self.figures + other.figures,
+            max(self.due, other.due),
+            self.held_by_others + other.held_by_others,
+            Counter(self.obstacles) + Counter(other.obstacles),
+            self.priced_by_default + other.priced_by_default,
+            self.last or other.last,
+        )
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_an_instance_that_is_deleted_during_its_batch_spoils_nothing(database: s
             threads.append(threading.Thread(target=commit))
             threads[0].start()
 
-        Own.before, Own.counted = {Own.names.index("charge_batch"): delete}, 0
+        Own.before, Own.counted = {Own.names.index("charge_covered"): delete}, 0
         result = world.bill(NOON)
         threads[0].join(10)
         assert result.figures == Figures(instances=1, hours=5, amount=D("0.05"))
@@ -111,7 +111,7 @@ def test_a_step_that_is_tried_again_counts_no_debt_twice(database: str, balance:
         for number in range(6):
             world.instance(organization, plan, NOON - (50 - number) * HOUR, NOON - 5 * HOUR)
         world.cycle(NOON, batch_size=2).run(world.lead(), dry=True)
-        third = [number for number, name in enumerate(Own.names) if name == "charge_batch"][2]
+        third = [number for number, name in enumerate(Own.names) if name == "charge_ordered"][2]
         Own.counted = 0
         Own.before = {
             third: lambda ledger: world.run("select pg_terminate_backend(%s, 2000)", ledger.connection.info.backend_pid)

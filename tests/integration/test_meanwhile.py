@@ -36,10 +36,42 @@ def test_a_changed_instance_is_not_charged_over(touchy: World) -> None:
     touchy.cycle(NOON).run(touchy.lead(), dry=True)
     moved = touchy.one("select id from vps_instances order by organization_id limit 1")
     statement = "update vps_instances set last_billed_at = %s where id = %s"
-    kind.before = {kind.names.index("charge_batch"): interfering(touchy, statement, NOON - HOUR, moved)}
+    kind.before = {kind.names.index("charge_covered"): interfering(touchy, statement, NOON - HOUR, moved)}
     kind.counted, pauses = 0, list[float]()
     assert touchy.bill(NOON, pause=pauses.append).figures == Figures(instances=4, hours=16, amount=D("0.16"))
     assert len(pauses) == 1, "the first attempt was rolled back as a whole"
+
+
+def test_a_wallet_that_is_spent_while_its_batch_is_charged_is_not_overdrawn(touchy: World) -> None:
+    """The fast path has read the balance and locks it only at its end."""
+    kind = touchy_kind(touchy)
+    touchy.bill(NOON - HOUR)  # adopts the wallets
+    kind.names.clear()
+    touchy.cycle(NOON).run(touchy.lead(), dry=True)
+    organization = touchy.one("select min(organization_id::text)::uuid from wallets")
+
+    def spend(_ledger: TouchyLedger) -> None:
+        touchy.run("update wallets set balance = 0 where organization_id = %s", organization)
+
+    kind.counted, kind.before, pauses = 0, {kind.names.index("charge_wallets"): spend}, list[float]()
+    assert touchy.bill(NOON, pause=pauses.append).figures == Figures(instances=3, hours=3, amount=D("0.03"), debts=1)
+    assert len(pauses) == 1, "the first attempt was rolled back as a whole"
+    assert touchy.balance(organization) == 0
+
+
+def test_a_top_up_does_not_wait_while_its_batch_is_charged(touchy: World) -> None:
+    kind = touchy_kind(touchy)
+    touchy.bill(NOON - HOUR)
+    kind.names.clear()
+    touchy.cycle(NOON).run(touchy.lead(), dry=True)
+
+    def top_up(_ledger: TouchyLedger) -> None:
+        with psycopg.connect(touchy.url, options="-c lock_timeout=1ms") as application:
+            application.execute("update wallets set balance = balance + 1")
+
+    kind.counted, kind.before = 0, {kind.names.index("charge_wallets"): top_up}
+    assert touchy.bill(NOON).figures == Figures(instances=4, hours=4, amount=D("0.04"))
+    assert touchy.one("select sum(balance) from wallets") == 8 - D("0.20")
 
 
 def test_a_wallet_that_came_too_late_to_be_locked_is_not_overdrawn(touchy: World) -> None:
@@ -53,7 +85,7 @@ def test_a_wallet_that_came_too_late_to_be_locked_is_not_overdrawn(touchy: World
         touchy.wallet(organization, "1.00")
         spend(ledger)
 
-    kind.counted, kind.before = 0, {kind.names.index("charge_batch"): make_and_spend}
+    kind.counted, kind.before = 0, {kind.names.index("charge_ordered"): make_and_spend}
     expected = Figures(instances=4, hours=17, amount=D("0.17"), debts=1)
     assert touchy.bill(NOON).figures == expected
     assert touchy.balance(organization) == 0

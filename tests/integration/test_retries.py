@@ -39,8 +39,8 @@ def terminate(world: World) -> Callable[[TouchyLedger], None]:
 def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(touchy: World) -> None:
     names = statements_of_a_cycle(touchy)
     moment = names.index("fence", names.index("plan_cycle"))
-    batch = names[moment : names.index("charge_batch") + 1]
-    assert batch == ["fence", "lock_batch", "adopt_wallets", "charge_batch"]
+    batch = names[moment : names.index("charge_ordered") + 1]
+    assert batch == ["fence", "charge_covered", "lock_organizations", "adopt_wallets", "charge_ordered"]
     for statements_before in range(len(batch)):
         before(touchy)[moment + statements_before] = terminate(touchy)
         moment += statements_before + 1  # the next attempt begins
@@ -67,7 +67,7 @@ def test_a_session_that_is_lost_before_the_commit_charges_once(touchy: World) ->
                 world.run("select pg_terminate_backend(%s, 2000)", self.connection.info.backend_pid)
             return charged
 
-    assert "charge_batch" in names
+    assert "charge_covered" in names
     world.ledger_class = Lost
     assert world.bill(NOON, batch_size=2).figures == BILLED
     assert world.violations() == {}
@@ -79,7 +79,7 @@ SQLSTATES = {"serialization failure": "40001", "deadlock": "40P01", "too many co
 @pytest.mark.parametrize("sqlstate", SQLSTATES.values(), ids=SQLSTATES.keys())
 def test_a_passing_error_of_the_server_is_tried_again(touchy: World, sqlstate: str) -> None:
     """Raised by the server itself, in the transaction that is being tried."""
-    moment = statements_of_a_cycle(touchy).index("charge_batch")
+    moment = statements_of_a_cycle(touchy).index("charge_covered")
 
     def fail(ledger: TouchyLedger) -> None:
         ledger.connection.execute(f"do $$ begin raise sqlstate '{sqlstate}'; end $$".encode())
@@ -93,7 +93,7 @@ def test_a_passing_error_of_the_server_is_tried_again(touchy: World, sqlstate: s
 
 def test_a_real_deadlock_is_tried_again(touchy: World) -> None:
     """Someone locks a wallet's transaction row first and then waits for ours; the server ends one of the two."""
-    moment = statements_of_a_cycle(touchy).index("charge_batch")
+    moment = statements_of_a_cycle(touchy).index("charge_ordered")
     first = touchy.one("select min(id::text)::uuid from organizations")
     done = threading.Event()
 
@@ -126,7 +126,7 @@ def test_a_real_deadlock_is_tried_again(touchy: World) -> None:
 
 def test_a_statement_that_takes_too_long_is_halved(touchy: World) -> None:
     """A cancelled statement is one that a smaller batch may not suffer."""
-    moment = statements_of_a_cycle(touchy).index("charge_batch")
+    moment = statements_of_a_cycle(touchy).index("charge_covered")
 
     def fail(ledger: TouchyLedger) -> None:
         ledger.connection.execute("set local statement_timeout = '1ms'")
@@ -139,7 +139,7 @@ def test_a_statement_that_takes_too_long_is_halved(touchy: World) -> None:
 
 
 def test_an_error_that_is_nobodys_data_fails_the_cycle_and_the_next_goes_on(touchy: World) -> None:
-    moment = statements_of_a_cycle(touchy).index("charge_batch")
+    moment = statements_of_a_cycle(touchy).index("charge_covered")
 
     def fail(ledger: TouchyLedger) -> None:
         ledger.connection.execute("do $$ begin raise sqlstate '53100' using message = 'disk full'; end $$")
@@ -154,7 +154,7 @@ def test_an_error_that_is_nobodys_data_fails_the_cycle_and_the_next_goes_on(touc
 
 
 def test_a_missing_privilege_fails_the_cycle_with_its_reason(touchy: World) -> None:
-    moment = statements_of_a_cycle(touchy).index("charge_batch")
+    moment = statements_of_a_cycle(touchy).index("charge_covered")
 
     def fail(ledger: TouchyLedger) -> None:
         ledger.connection.execute("set local role pg_monitor")
