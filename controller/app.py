@@ -18,6 +18,7 @@ import structlog
 from controller import __version__
 from controller.billing.audit import AuditReport, audit
 from controller.billing.cycle import Cycle, CycleSettings
+from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heart
 from controller.billing.ledger import Ledger
 from controller.billing.values import Charged, CycleResult, Pricing
@@ -102,6 +103,10 @@ class Application:
             self.settings.status_retention_days,
         )
         return Cycle(partial(self.ledger, CYCLE), partial(self.ledger, WORKER), settings, may_go_on, pause)
+
+    def guard(self, may_go_on: Callable[[], bool]) -> Guard:
+        """Looks at what cycles have charged."""
+        return Guard(partial(self.ledger, CYCLE), self.statements, may_go_on)
 
     def heart(self) -> Heart:
         """The heartbeat of this process."""
@@ -210,8 +215,12 @@ class Application:
                 standing = _Standing(Ledger(connection, self.statements, self.pricing).current_term())
             with _stopped_by(signals, stopping):
                 return cycle.run(standing, dry=True, on_planned=on_planned, on_charged=on_charged)
+        guard = self.guard(lambda: not stopping.is_set())
         with self._leading() as leadership, _stopped_by(signals, stopping):
-            return cycle.run(leadership, on_planned=on_planned, on_charged=on_charged)
+            guard.release(leadership)
+            result = cycle.run(leadership, on_planned=on_planned, on_charged=on_charged)
+            guard.look(leadership)
+            return result
 
     @contextmanager
     def _leading(self) -> Iterator[Leadership]:

@@ -40,6 +40,8 @@ def configure(
         stream: where to.
     """
     known = set(read_secrets())
+    # It tells of errors that it raises as well, over several lines, and without a handler Python would print them.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
     def add_instance(_logger: Any, _method: str, event: EventDict) -> EventDict:  # noqa: ANN401
         event["instance"] = instance

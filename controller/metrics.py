@@ -39,6 +39,8 @@ class DatabaseFacts(Protocol):
     @property
     def failures(self) -> int: ...
     @property
+    def held(self) -> int: ...
+    @property
     def heartbeat_age_seconds(self) -> float | None: ...
     @property
     def last_completed_at(self) -> datetime | None: ...
@@ -94,6 +96,11 @@ class Metrics:
             "Transactions of this replica that the database refused, since another led.",
             registry=registry,
         )
+        self._evictions = Counter(
+            f"{PREFIX}evictions",
+            "Silent leaders whose lock session this replica has ended, standing by.",
+            registry=registry,
+        )
         self._drains = Counter(f"{PREFIX}drains", "Drains of this replica.", ["outcome"], registry=registry)
         for outcome in Outcome:
             self._cycles.labels(outcome=outcome.value)
@@ -113,6 +120,10 @@ class Metrics:
     def write_fenced(self) -> None:
         """Counts a transaction that the fence refused."""
         self._fenced.inc()
+
+    def leader_evicted(self) -> None:
+        """Counts the end of a silent leader's session."""
+        self._evictions.inc()
 
     def drain_ended(self, outcome: DrainOutcome) -> None:
         """Counts a drain."""
@@ -149,6 +160,7 @@ class _AtScrape(Collector):
         yield _gauge("term", "The newest term, whoever leads.", facts.term)
         yield _gauge("debts", "Instances with an open debt.", facts.debts)
         yield _gauge("failures", "Instances not charged for another reason, and not since.", facts.failures)
+        yield _gauge("held_organizations", "Organizations that the audit after a cycle has stopped.", facts.held)
         if facts.heartbeat_age_seconds is not None:
             yield _gauge(
                 "heartbeat_age_seconds", "Age of the newest heartbeat, whoever's.", facts.heartbeat_age_seconds

@@ -55,6 +55,7 @@ class Replica:
         self.biller = Biller(
             connect=application.ledger,
             make_cycle=lambda biller: application.cycle(biller.may_go_on, biller.pause),
+            make_guard=lambda biller: application.guard(biller.at_leisure),
             heart=self.heart,
             interval_minutes=settings.interval_minutes,
             takeover_delay_seconds=settings.takeover_delay_seconds,
@@ -67,6 +68,8 @@ class Replica:
             clock=time.monotonic,
             on_elected=self._elected,
             on_deposed=self._deposed,
+            evicts=settings.eviction == "on",
+            on_evicted=self.metrics.leader_evicted,
         )
         self.drain = Drain(
             DrainSteps(
@@ -110,6 +113,7 @@ class Replica:
         for name in reversed([name for name in self._names if name != "elector"]):
             if not self._services.stop(name, STOP_SECONDS):
                 log.warning("service.stuck", service=name, waited_seconds=STOP_SECONDS)
+        self._signals.ignore()
         log.info("controller.stopped")
         return self._exit_status()
 

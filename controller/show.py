@@ -58,6 +58,7 @@ def status(view: Overview, *, as_json: bool) -> None:
     )
     table.add_row("debts", f"{view.debts} instances owe {view.owed}")
     table.add_row("failures", f"{view.failures} instances")
+    table.add_row("held", f"{view.held} organizations" + ("; see `audit` and billing_holds" if view.held else ""))
     OUT.print(table)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 import psycopg
 from psycopg import IsolationLevel
@@ -52,8 +53,10 @@ class AuditReport:
         return all(finding.violations == 0 for finding in self.findings)
 
 
-def audit(connection: psycopg.Connection[dict[str, Any]], statements: Mapping[str, str]) -> AuditReport:
-    """Checks every invariant in one snapshot; locks nothing, and writes nothing.
+def audit(
+    connection: psycopg.Connection[dict[str, Any]], statements: Mapping[str, str], organization: UUID | None = None
+) -> AuditReport:
+    """Checks every invariant in one snapshot, of all or of one organization; locks nothing, and writes nothing.
 
     Raises:
         psycopg.Error: the database is away, or lacks the controller's tables.
@@ -62,18 +65,20 @@ def audit(connection: psycopg.Connection[dict[str, Any]], statements: Mapping[st
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     with connection.transaction():
-        findings = tuple(_check(connection, statements, name) for name in INVARIANTS)
+        findings = tuple(_check(connection, statements, name, organization) for name in INVARIANTS)
         row = connection.execute(statements["audit_older_rows"].encode()).fetchone()
     return AuditReport(findings, row["older_rows"] if row else 0)
 
 
-def _check(connection: psycopg.Connection[dict[str, Any]], statements: Mapping[str, str], name: str) -> Finding:
+def _check(
+    connection: psycopg.Connection[dict[str, Any]], statements: Mapping[str, str], name: str, organization: UUID | None
+) -> Finding:
     query = (
         "select count(*) filter (where not apart) as violations, count(*) filter (where apart) as apart,"  # noqa: S608 - the statement is ours, from a file
         f" coalesce((array_agg(subject || ': ' || detail) filter (where not apart))[1:{EXAMPLES}], '{{}}') as examples"
         f" from ({statements[f'audit_{name}']}) as broken"
     )
-    row = connection.execute(query.encode()).fetchone() or {
+    row = connection.execute(query.encode(), {"organization": organization}).fetchone() or {
         "violations": 0,
         "apart": 0,
         "examples": [],

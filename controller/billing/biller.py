@@ -7,6 +7,7 @@ import psycopg
 import structlog
 
 from controller.billing.cycle import Cycle
+from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heart
 from controller.billing.ledger import Ledger
 from controller.billing.values import CycleResult, Leadership, Outcome
@@ -44,6 +45,7 @@ class Biller:
         *,
         connect: Callable[[], Ledger],
         make_cycle: Callable[["Biller"], Cycle],
+        make_guard: Callable[["Biller"], Guard],
         heart: Heart,
         interval_minutes: float,
         takeover_delay_seconds: float,
@@ -52,6 +54,7 @@ class Biller:
     ) -> None:
         self._connect = connect
         self._cycle = make_cycle(self)
+        self._guard = make_guard(self)
         self._heart = heart
         self._interval_minutes = interval_minutes
         self._takeover_delay_seconds = takeover_delay_seconds
@@ -86,6 +89,10 @@ class Biller:
     def may_go_on(self) -> bool:
         """Whether the cycle in hand may start another batch."""
         return not self._deadline_passed.is_set()
+
+    def at_leisure(self) -> bool:
+        """Whether there is time for what is not billing: not while draining."""
+        return not self._draining.is_set()
 
     def pause(self, seconds: float) -> None:
         """Waits, but not past the moment at which no batch may be started."""
@@ -141,6 +148,7 @@ class Biller:
             return ledger.seconds_until_due(self._interval_minutes)
 
     def _bill(self, leadership: Leadership) -> CycleResult:
+        self._guard.release(leadership)
         log.info("cycle.started")
         result = self._cycle.run(leadership)
         figures = result.figures
@@ -160,6 +168,7 @@ class Biller:
         self._on_cycle(result)
         if not self._draining.is_set():
             self._heart.beat()
+        self._guard.look(leadership)
         return result
 
     def _wait(self, seconds: float) -> None:

@@ -137,7 +137,7 @@ class Charged:
             self.held_by_others + other.held_by_others,
             Counter(self.obstacles) + Counter(other.obstacles),
             self.priced_by_default + other.priced_by_default,
-            self.last or other.last,
+            other.last or self.last,  # the later of two snapshots: an instance between them would displace one
         )
 
 

@@ -39,6 +39,11 @@ class Signals:
         with contextlib.suppress(OSError):
             self._writer.send(bytes([_WAKE]))
 
+    def ignore(self) -> None:
+        """At the end: an exiting interpreter gives the default handlers back, and a late signal would kill it."""
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+
     def restore(self) -> None:
         """Gives the handlers back, with what has arrived: for commands that end at once when they are interrupted."""
         for number, handler in self._previous:

@@ -27,6 +27,7 @@ class Overview:
         heartbeat_age_seconds: of the newest heartbeat, whoever's.
         debts: instances with an open debt; `owed` is their sum.
         failures: instances that failed for another reason and have not been charged since.
+        held: organizations that the guard has stopped; `checked_until`: it has looked at what was charged before.
     """
 
     leader: str | None
@@ -41,6 +42,8 @@ class Overview:
     debts: int
     owed: Decimal
     failures: int
+    held: int
+    checked_until: datetime
     database_time: datetime
 
     def as_dict(self) -> dict[str, Any]:
@@ -84,5 +87,7 @@ def overview(
         debts=now["debts"],
         owed=now["owed"],
         failures=now["failures"],
+        held=now["held"],
+        checked_until=now["checked_until"],
         database_time=now["database_time"],
     )

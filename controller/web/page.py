@@ -109,6 +109,7 @@ def _cards(view: Overview, identity: Mapping[str, Any]) -> str:
         ),
         _card("Debts", f"{view.debts}", f"{view.owed} {identity['currency']} owed", "wait" if view.debts else ""),
         _card("Not charged", f"{view.failures}", "instances, for their data", "bad" if view.failures else ""),
+        _card("Held", f"{view.held}", "organizations, by the audit after a cycle", "bad" if view.held else ""),
     ]
     return f'<div class="cards">{"".join(cards)}</div>'
 

@@ -14,7 +14,7 @@ from tests.faults.replica import Replica
 AMOUNT = re.compile(r"-?\d+\.\d\d")
 STATUS_KEYS = {
     "leader", "term", "leading_since", "standbys", "last_run", "last_completed_at", "next_cycle_at", "running_since",
-    "heartbeat_age_seconds", "debts", "owed", "failures", "database_time",
+    "heartbeat_age_seconds", "debts", "owed", "failures", "held", "checked_until", "database_time",
 }  # fmt: skip
 RUN_KEYS = {
     "id", "term", "holder", "started_at", "finished_at", "outcome", "instances", "hours", "amount", "debts", "failures",

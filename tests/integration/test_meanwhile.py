@@ -123,3 +123,21 @@ def test_the_same_cycle_twice_at_once_charges_once(world: World) -> None:
     assert world.dump("wallets", "payment_transactions", "vps_instances") == {
         table: before[table] for table in ("wallets", "payment_transactions", "vps_instances")
     }
+
+
+def test_an_older_instance_that_comes_between_the_two_paths_displaces_nobody(touchy: World) -> None:
+    """Of a large organization the ordered path may see another first step than the fast path has seen."""
+    kind = touchy_kind(touchy)
+    organization, plan = (
+        touchy.one("select min(id::text)::uuid from organizations"),
+        touchy.one("select id from vps_plans"),
+    )
+    made = [touchy.instance(organization, plan, NOON - hours * HOUR) for hours in (4, 3, 2)]
+    touchy.cycle(NOON, batch_size=2).run(touchy.lead(), dry=True)
+
+    def order_older(_ledger: TouchyLedger) -> None:
+        touchy.instance(organization, plan, NOON - 50 * HOUR)
+
+    kind.counted, kind.before = 0, {kind.names.index("lock_organizations"): order_older}
+    touchy.bill(NOON, batch_size=2)
+    assert [len(touchy.billed(each)) for each in made] == [1, 1, 1]

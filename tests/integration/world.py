@@ -34,6 +34,8 @@ TABLES: Final = (
     "billing_runs",
     "billing_batches",
     "billing_wallet_baselines",
+    "billing_holds",
+    "billing_guard",
     "billing_schema_migrations",
 )
 #: What billing writes, and what a cycle that finds nothing to do leaves as it is.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, Literal
@@ -137,3 +139,12 @@ def test_no_password_survives_wherever_it_stands(password: str, before: str, aft
     )
     shown = json.loads(line)["error"]
     assert password not in shown or password in "***"
+
+
+def test_what_psycopg_tells_python_is_no_line_of_ours() -> None:
+    told = (
+        "import logging; from controller import log; log.configure('info', 'json', 'i', list);"
+        " logging.getLogger('psycopg').warning('error ignored in rollback: server closed the connection')"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, check=True, timeout=30)
+    assert (done.stdout, done.stderr) == (b"", b"")

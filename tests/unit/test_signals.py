@@ -33,6 +33,18 @@ entry.main()
 """
 
 
+#: When the interpreter has given its default handlers back, which it does before the last objects go.
+SIGNALLED_AT_THE_END = """
+import os, signal, sys
+from controller.lifecycle.signals import Signals
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=int(sys.argv[1])):
+        kill(pid, number)
+last = Last()
+Signals().ignore()
+"""
+
+
 @pytest.fixture
 def signals() -> Iterator[Signals]:
     made = Signals()
@@ -76,6 +88,12 @@ def test_restored_interrupt_interrupts(signals: Signals) -> None:
     signals.restore()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_during_the_exit_does_not_change_its_status(number: signal.Signals) -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED_AT_THE_END, str(int(number))], check=False, timeout=30)
+    assert done.returncode == 0
 
 
 def environment() -> dict[str, str]:

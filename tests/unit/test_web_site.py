@@ -37,6 +37,8 @@ def overview(**changes: Any) -> Overview:  # noqa: ANN401 - fields of any type
         "debts": 3,
         "owed": Decimal("4.50"),
         "failures": 0,
+        "held": 0,
+        "checked_until": NOW,
         "database_time": NOW,
     }
     return Overview(**(facts | changes))

@@ -1,6 +1,6 @@
 -- The invariants of money. Each gives (subject, detail, apart) for every row that breaks it: `apart` marks what is older
 -- than the controller's adoption of the database, or another program's, and is reported without counting as a violation.
--- Run in one read-only snapshot. "Ours" are the rows with metadata.controller.
+-- Of one organization, or with null of all. Run in one read-only snapshot. "Ours" are the rows with metadata.controller.
 
 -- name: audit_wallet_balance
 -- wallet = sum of its completed transactions since adoption
@@ -10,10 +10,14 @@ select 'wallet ' || w.id as subject,
 from wallets w
 join billing_wallet_baselines b on b.wallet_id = w.id
 left join (
-    select organization_id, sum(amount) as completed from payment_transactions where status = 'completed' group by organization_id
+    select organization_id, sum(amount) as completed
+    from payment_transactions
+    where status = 'completed' and (%(organization)s::uuid is null or organization_id = %(organization)s)
+    group by organization_id
 ) t on t.organization_id = w.organization_id
 where w.balance is distinct from b.baseline + coalesce(t.completed, 0)
     and w.balance <> 'NaN'
+    and (%(organization)s::uuid is null or w.organization_id = %(organization)s)
 
 -- name: audit_wallet_state
 -- no negative, null, NaN or duplicate wallet
@@ -29,6 +33,7 @@ from (
     select wallets.*, count(*) over organization as wallets,
         bool_or(exists (select from billing_wallet_baselines b where b.wallet_id = wallets.id)) over organization as adopted
     from wallets
+    where (%(organization)s::uuid is null or organization_id = %(organization)s)
     window organization as (partition by organization_id)
 ) w
 left join billing_wallet_baselines b on b.wallet_id = w.id
@@ -40,7 +45,7 @@ with period as (
     select id, vps_instance_id, billing_period_start, billing_period_end,
         coalesce(metadata ->> 'controller' = 'containerstacks-billing', false) as ours
     from vps_billing_cycles
-    where status in ('billed', 'refunded')
+    where status in ('billed', 'refunded') and (%(organization)s::uuid is null or organization_id = %(organization)s)
 ), own as (
     select *, lag(billing_period_end) over (partition by vps_instance_id order by billing_period_start, billing_period_end)
         as previous_end
@@ -80,9 +85,10 @@ join (
     select vps_instance_id, max(billing_period_end) as last_end
     from vps_billing_cycles
     where status in ('billed', 'refunded') and metadata ->> 'controller' = 'containerstacks-billing'
+        and (%(organization)s::uuid is null or organization_id = %(organization)s)
     group by vps_instance_id
 ) p on p.vps_instance_id = i.id
-where i.last_billed_at is distinct from p.last_end
+where i.last_billed_at is distinct from p.last_end and (%(organization)s::uuid is null or i.organization_id = %(organization)s)
 
 -- name: audit_whole_hours
 -- whole and past hours only
@@ -91,6 +97,7 @@ select 'period ' || id as subject,
     false as apart
 from vps_billing_cycles
 where metadata ->> 'controller' = 'containerstacks-billing' and status in ('billed', 'refunded')
+    and (%(organization)s::uuid is null or organization_id = %(organization)s)
     and (billing_period_end <= billing_period_start
         or billing_period_end > clock_timestamp()
         or billing_period_end is distinct from billing_period_start + (metadata ->> 'hours')::bigint * interval '1 hour')
@@ -108,6 +115,7 @@ select 'period ' || c.id as subject,
 from vps_billing_cycles c
 left join payment_transactions t on t.id = c.payment_transaction_id
 where c.metadata ->> 'controller' = 'containerstacks-billing' and c.status = 'billed'
+    and (%(organization)s::uuid is null or c.organization_id = %(organization)s)
     and case when c.total_amount = 0 then t.id is not null
         else t.id is null or t.organization_id <> c.organization_id or t.amount <> -c.total_amount or t.status <> 'completed' end
 union all
@@ -116,6 +124,7 @@ select 'transaction ' || t.id, 'of ' || t.amount || ' has ' || count(c.id) || ' 
 from payment_transactions t
 left join vps_billing_cycles c on c.payment_transaction_id = t.id
 where t.metadata ->> 'controller' = 'containerstacks-billing'
+    and (%(organization)s::uuid is null or t.organization_id = %(organization)s)
     and exists (select from vps_instances i where i.id = (t.metadata ->> 'vps_instance_id')::uuid)
 group by t.id, t.amount
 having count(c.id) <> 1
@@ -128,6 +137,7 @@ select 'period ' || id as subject,
     false as apart
 from vps_billing_cycles
 where metadata ->> 'controller' = 'containerstacks-billing' and status in ('billed', 'refunded')
+    and (%(organization)s::uuid is null or organization_id = %(organization)s)
     and total_amount is distinct from
         billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint)
 
@@ -136,6 +146,7 @@ where metadata ->> 'controller' = 'containerstacks-billing' and status in ('bill
 select 'instance ' || vps_instance_id as subject, 'has ' || count(*) || ' open debts' as detail, false as apart
 from vps_billing_cycles
 where status = 'failed' and metadata ->> 'controller' = 'containerstacks-billing'
+    and (%(organization)s::uuid is null or organization_id = %(organization)s)
 group by vps_instance_id
 having count(*) > 1
 
@@ -147,6 +158,7 @@ select 'instance ' || i.id as subject,
 from vps_instances i
 where billing_is_due(i.last_billed_at, i.created_at,
         (select max(started_at) from billing_runs where outcome = 'completed'))
+    and (%(organization)s::uuid is null or i.organization_id = %(organization)s)
     and not exists (
         select from vps_billing_cycles c
         where c.vps_instance_id = i.id and c.status = 'failed' and c.metadata ->> 'controller' = 'containerstacks-billing')
@@ -160,12 +172,14 @@ from billing_batches b
 join lateral (
     select term, minted_at from billing_terms where term > b.term order by term limit 1
 ) later on b.written_at >= later.minted_at
+where %(organization)s::uuid is null
 union all
 select 'period ' || c.id, 'names run ' || coalesce(c.metadata ->> 'run', '?') || ' and term ' || coalesce(c.metadata ->> 'term', '?')
     || ', which do not belong together', false
 from vps_billing_cycles c
 left join billing_runs r on r.id = (c.metadata ->> 'run')::bigint
 where c.metadata ->> 'controller' = 'containerstacks-billing'
+    and (%(organization)s::uuid is null or c.organization_id = %(organization)s)
     and r.term is distinct from (c.metadata ->> 'term')::bigint
 
 -- name: audit_older_rows

@@ -62,6 +62,8 @@ select l.term, l.holder, l.elected_at, l.lock_name,
     (select count(*) from vps_billing_cycles where status = 'failed'
         and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' <> 'insufficient_balance')
         as failures,
+    (select count(*) from billing_holds) as held,
+    (select checked_until from billing_guard) as checked_until,
     -- the amount as text: a JSON number becomes a float on its way
     (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text) from billing_runs r where outcome <> 'running' order by started_at desc, id desc limit 1)
         as last_run,

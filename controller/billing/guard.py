@@ -1,0 +1,112 @@
+"""The guard: an audit after each cycle that stops billing where it finds something wrong.
+
+It looks at every payment that has been written since it last looked, also by a leader that was lost before its guard
+could. An organization of which a charge breaks an invariant is held: it gets an open row with the reason and no charge
+until an audit of its whole books is clean, which is tried before each cycle.
+
+It must not fail a cycle, delay a drain, or lock what billing needs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import psycopg
+import structlog
+
+from controller.billing.audit import audit
+from controller.billing.errors import DeposedError
+from controller.billing.ledger import Ledger
+from controller.billing.values import Leadership
+from controller.errors import BillingError
+
+#: Looked at in one statement.
+PAYMENTS: Final = 5000
+
+log = structlog.get_logger(part="guard")
+
+
+class Guard:
+    """Works on the thread of whoever runs cycles.
+
+    Args:
+        connect: opens a session in autocommit mode.
+        may_go_on: asked between statements; what is left is looked at after the next cycle.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Ledger], statements: Mapping[str, str], may_go_on: Callable[[], bool]
+    ) -> None:
+        self._connect = connect
+        self._statements = statements
+        self._may_go_on = may_go_on
+
+    def release(self, leadership: Leadership) -> None:
+        """Before a cycle: releases the held organizations whose audit is clean."""
+        self._carefully(leadership, self._release)
+
+    def look(self, leadership: Leadership) -> None:
+        """After a cycle: looks at what was charged, and holds the organizations concerned."""
+        self._carefully(leadership, self._look)
+
+    def _carefully(self, leadership: Leadership, action: Callable[[Leadership, Ledger], None]) -> None:
+        """A guard that can't look says so, and bills on."""
+        try:
+            ledger = self._connect()
+            with ledger.connection:
+                action(leadership, ledger)
+        except DeposedError:
+            return
+        except (psycopg.Error, BillingError) as error:
+            log.warning("guard.failed", error=str(error).split("\n", 1)[0])
+
+    def _release(self, leadership: Leadership, ledger: Ledger) -> None:
+        for row in self._rows(ledger, "held_organizations"):
+            if not (leadership.still_leads() and self._may_go_on()):
+                return
+            organization = row["organization_id"]
+            with self._connect().connection as own:
+                clean = audit(own, self._statements, organization).clean
+            if clean:
+                with ledger.fenced(leadership.term):
+                    self._execute(ledger, "release_organization", organization_id=organization)
+                log.info("organization.released", organization=str(organization))
+
+    def _look(self, leadership: Leadership, ledger: Ledger) -> None:
+        (bounds,) = self._rows(ledger, "guard_begin")
+        first_id, payments = bounds["first_id"], 0
+        while True:
+            if not (leadership.still_leads() and self._may_go_on()):
+                log.info("guard.interrupted", payments=payments)
+                return
+            (step,) = self._rows(ledger, "guard_charges", first_id=first_id, end_id=bounds["end_id"], limit=PAYMENTS)
+            for violation in step["violations"]:
+                self._hold(leadership, ledger, violation)
+            payments += step["payments"]
+            if step["payments"] < PAYMENTS:
+                break
+            first_id = step["last_id"]
+        with ledger.fenced(leadership.term):
+            self._execute(ledger, "guard_end", checked_until=bounds["now"])
+        log.debug("guard.passed", payments=payments)
+
+    def _hold(self, leadership: Leadership, ledger: Ledger, violation: Mapping[str, str]) -> None:
+        organization, invariant = violation["organization_id"], violation["invariant"]
+        detail = f"found at payment {violation['payment_id']}"
+        with ledger.fenced(leadership.term):
+            new = self._rows(
+                ledger, "hold_organization", organization_id=organization, invariant=invariant, detail=detail
+            )
+        if new:
+            log.error(
+                "organization.held",
+                organization=organization,
+                invariant=invariant,
+                detail=detail,
+                remedy="it is not charged until `containerstacks-billing audit` finds nothing wrong with it",
+            )
+
+    def _rows(self, ledger: Ledger, name: str, **parameters: object) -> list[dict[str, Any]]:
+        return self._execute(ledger, name, **parameters).fetchall()
+
+    def _execute(self, ledger: Ledger, name: str, **parameters: object) -> psycopg.Cursor[dict[str, Any]]:
+        return ledger.connection.execute(self._statements[name].encode(), parameters)

@@ -1,0 +1,83 @@
+-- The guard: a cheap audit of what has just been charged. It follows the money: every payment that the controller has written
+-- since the guard last looked, by its time-ordered id, with its period, its instance and its wallet. What it does not see, a
+-- wallet against the whole of its history or a change of old rows, the audit does. Locks nothing that billing needs.
+
+-- name: guard_begin
+-- From which id on, up to which: ids are times by the database's clock.
+select checked_until, clock_timestamp() as now,
+    (lpad(to_hex(floor(extract(epoch from checked_until) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid as first_id,
+    (lpad(to_hex(floor(extract(epoch from clock_timestamp()) * 1000)::bigint + 1), 12, '0') || repeat('0', 20))::uuid as end_id
+from billing_guard
+
+-- name: guard_charges
+with payment as materialized (
+    select id, organization_id, amount, status, metadata
+    from payment_transactions
+    where id >= %(first_id)s and id < %(end_id)s and metadata ->> 'controller' = 'containerstacks-billing'
+    order by id
+    limit %(limit)s
+), wallet as materialized (
+    select organization_id, count(*) as wallets, bool_or(balance is null or balance = 'NaN') as unusable, min(balance) as balance
+    from wallets
+    where organization_id in (select organization_id from payment)
+    group by organization_id
+), judged as materialized (
+    select p.organization_id, p.id as payment_id,
+        case
+            when c.id is null and i.id is null then null  -- a deleted instance has taken its period with it
+            when c.id is null or c.organization_id <> p.organization_id or c.total_amount <> -p.amount
+                or p.status <> 'completed' or count(c.id) over (partition by p.id) > 1 then 'transactions'
+            when c.billing_period_end <= c.billing_period_start or c.billing_period_end > clock_timestamp()
+                or c.billing_period_end
+                    <> c.billing_period_start + (c.metadata ->> 'hours')::bigint * interval '1 hour' then 'whole_hours'
+            when c.total_amount <> billing_charge((c.metadata ->> 'monthly_price')::numeric, c.billing_period_start,
+                (c.metadata ->> 'hours')::bigint) then 'price_clock'
+            when before.period_end > c.billing_period_start then 'periods'
+            when before.period_end < c.billing_period_start and not exists (
+                -- the application's own billing may have filled the gap while we were away
+                select from vps_billing_cycles f
+                where f.vps_instance_id = c.vps_instance_id and f.billing_period_end = c.billing_period_start
+                    and f.status in ('billed', 'refunded')) then 'periods'
+            when i.last_billed_at is null or i.last_billed_at < c.billing_period_end then 'last_billed'
+            when r.term is distinct from (c.metadata ->> 'term')::bigint then 'terms'
+            when w.wallets <> 1 or w.unusable or w.balance < 0 then 'wallet_state'
+        end as invariant
+    from payment p
+    left join vps_billing_cycles c on c.payment_transaction_id = p.id
+    left join vps_instances i on i.id = coalesce(c.vps_instance_id, (p.metadata ->> 'vps_instance_id')::uuid)
+    left join billing_runs r on r.id = (c.metadata ->> 'run')::bigint
+    left join wallet w on w.organization_id = p.organization_id
+    left join lateral (
+        select b.billing_period_end as period_end
+        from vps_billing_cycles b
+        where b.vps_instance_id = c.vps_instance_id and b.status = 'billed'
+            and b.metadata ->> 'controller' = 'containerstacks-billing'
+            and b.billing_period_start <= c.billing_period_start and b.id <> c.id
+        order by b.billing_period_start desc
+        limit 1
+    ) before on true
+)
+select (select count(*) from payment) as payments,
+    (select id from payment order by id desc limit 1) as last_id,
+    coalesce((
+        select jsonb_agg(broken) from (
+            select distinct on (organization_id) organization_id, invariant, payment_id
+            from judged
+            where invariant is not null
+            order by organization_id, payment_id
+        ) broken), '[]') as violations
+
+-- name: guard_end
+update billing_guard set checked_until = greatest(checked_until, %(checked_until)s)
+
+-- name: hold_organization
+insert into billing_holds (organization_id, invariant, detail)
+values (%(organization_id)s, %(invariant)s, %(detail)s)
+on conflict do nothing
+returning organization_id
+
+-- name: held_organizations
+select organization_id from billing_holds order by held_at, organization_id
+
+-- name: release_organization
+delete from billing_holds where organization_id = %(organization_id)s

@@ -1,0 +1,160 @@
+"""The guard: whoever's charge breaks an invariant is not charged again until an audit of its books is clean."""
+
+from collections.abc import Callable
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from controller.billing import guard as guards
+from controller.billing.guard import Guard
+from controller.billing.values import Figures
+from controller.postgres import queries
+from tests.integration.world import World
+from tests.model import HOUR, NOON
+
+D = Decimal
+THEN = NOON - 2 * HOUR
+#: What befalls the first instance's period, payment or wallet after its charge.
+MISHAPS = {
+    "transactions": "update vps_billing_cycles set total_amount = 0.06, metadata = metadata where vps_instance_id = %s",
+    "whole_hours": "update vps_billing_cycles set billing_period_end = billing_period_end + interval '1 minute'"
+    " where vps_instance_id = %s",
+    "price_clock": "with period as (update vps_billing_cycles set total_amount = 0.06 where vps_instance_id = %s"
+    " returning payment_transaction_id as id)"
+    " update payment_transactions t set amount = -0.06 from period where t.id = period.id",
+    "last_billed": "update vps_instances set last_billed_at = last_billed_at - interval '1 hour' where id = %s",
+    "terms": "update vps_billing_cycles set metadata = metadata || '{\"term\": 0}' where vps_instance_id = %s",
+    "wallet_state": "update wallets set balance = -1"
+    " where organization_id = (select organization_id from vps_instances where id = %s)",
+}
+
+
+def guard(world: World, may_go_on: Callable[[], bool] = lambda: True) -> Guard:
+    return Guard(world.ledger, queries.load(), may_go_on)
+
+
+def town(world: World) -> list[UUID]:
+    """Three organizations with an instance each, charged five cents until two hours before noon."""
+    plan = world.plan("7.30")
+    instances = [world.instance(world.organization(), plan, THEN - 5 * HOUR) for _ in range(3)]
+    world.bill(THEN)
+    return instances
+
+
+def held(world: World) -> dict[UUID, str]:
+    return {row["organization_id"]: row["invariant"] for row in world.rows("select * from billing_holds")}
+
+
+def organization_of(world: World, instance: UUID) -> UUID:
+    found: UUID = world.one("select organization_id from vps_instances where id = %s", instance)
+    return found
+
+
+def test_sound_charges_hold_nobody_and_are_looked_at_once(world: World) -> None:
+    town(world)
+    with capture_logs() as logs:
+        guard(world).look(world.term())
+        guard(world).look(world.term())
+    assert [(line["event"], line["payments"]) for line in logs] == [("guard.passed", 3), ("guard.passed", 0)]
+    assert held(world) == {}
+
+
+@pytest.mark.parametrize("invariant", MISHAPS)
+def test_a_charge_that_breaks_an_invariant_holds_its_organization_alone(world: World, invariant: str) -> None:
+    broken, *_ = town(world)
+    world.run(MISHAPS[invariant], broken)
+    with capture_logs() as logs:
+        guard(world).look(world.term())
+    assert held(world) == {organization_of(world, broken): invariant}
+    assert [line["event"] for line in logs] == ["organization.held", "guard.passed"]
+
+
+def test_an_hour_that_is_charged_again_holds_the_organization(world: World) -> None:
+    """Somebody has set the instance's clock back: the cycle can't know, the guard does."""
+    broken, *_ = town(world)
+    guard(world).look(world.term())
+    world.run("update vps_instances set last_billed_at = last_billed_at - interval '30 minutes' where id = %s", broken)
+    world.bill(NOON)
+    guard(world).look(world.term())
+    assert held(world) == {organization_of(world, broken): "periods"}
+
+
+def test_a_held_organization_is_not_charged_until_its_audit_is_clean(world: World) -> None:
+    broken, *others = town(world)
+    organization = organization_of(world, broken)
+    world.run(MISHAPS["last_billed"], broken)
+    guard(world).look(world.term())
+    guard(world).release(world.term())
+    assert held(world) == {organization: "last_billed"}, "nothing has been put right yet"
+    world.bill(NOON - HOUR)
+    assert world.reason(broken) == "audit_violation"
+    assert [hours for _, hours, _ in world.billed(broken)] == [5]
+    assert [hours for _, hours, _ in world.billed(others[0])] == [5, 1]
+    world.run("update vps_instances set last_billed_at = last_billed_at + interval '1 hour' where id = %s", broken)
+    with capture_logs() as logs:
+        guard(world).release(world.term())
+    assert [line["event"] for line in logs] == ["organization.released"]
+    assert world.bill(NOON).figures == Figures(instances=3, hours=4, amount=D("0.04"))
+    assert held(world) == {}
+    assert world.reason(broken) is None
+    assert world.violations() == {}
+
+
+def test_what_a_lost_leader_has_charged_is_looked_at_by_the_next(world: World) -> None:
+    broken, *_ = town(world)
+    world.run(MISHAPS["terms"], broken)
+    world.bill(NOON, world.lead("test-2"))
+    guard(world).look(world.term())
+    assert list(held(world).values()) == ["terms"]
+
+
+def test_a_guard_that_is_interrupted_goes_on_next_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "PAYMENTS", 2)
+    *_, broken = town(world)
+    world.run(MISHAPS["terms"], broken)
+    asked = iter((True, False))
+    with capture_logs() as logs:
+        guard(world, lambda: next(asked)).look(world.term())
+        guard(world).look(world.term())
+    assert [line["event"] for line in logs] == ["guard.interrupted", "organization.held", "guard.passed"]
+
+
+def test_an_instance_that_has_been_deleted_is_no_violation(world: World) -> None:
+    deleted, *_ = town(world)
+    world.run("delete from vps_instances where id = %s", deleted)
+    guard(world).look(world.term())
+    assert held(world) == {}
+
+
+def test_payments_of_the_application_are_left_alone(world: World) -> None:
+    instance, *_ = town(world)
+    world.run(
+        "insert into payment_transactions (id, organization_id, amount, status)"
+        " values (billing_time_ordered_uuid(clock_timestamp()), %s, -7, 'completed')",
+        organization_of(world, instance),
+    )
+    guard(world).look(world.term())
+    assert held(world) == {}
+
+
+def test_a_guard_that_cannot_read_a_row_says_so_and_stops_nobody(world: World) -> None:
+    instance, *_ = town(world)
+    world.run(
+        'update vps_billing_cycles set metadata = metadata || \'{"hours": "many"}\' where vps_instance_id = %s',
+        instance,
+    )
+    with capture_logs() as logs:
+        guard(world).look(world.term())
+    assert [line["event"] for line in logs] == ["guard.failed"]
+    assert "many" in logs[0]["error"]
+
+
+def test_a_deposed_leaders_guard_holds_and_releases_nobody(world: World) -> None:
+    broken, *_ = town(world)
+    world.run(MISHAPS["terms"], broken)
+    old = world.term()
+    world.lead("test-2")
+    guard(world).look(old)
+    assert held(world) == {}
