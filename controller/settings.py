@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     ping_interval_seconds: Annotated[float, _env("BILLING_PING_INTERVAL_SECONDS"), Field(ge=0.1, le=60)] = 2.0
     leader_deadline_seconds: Annotated[float, _env("BILLING_LEADER_DEADLINE_SECONDS"), Field(ge=0.2, le=300)] = 6.0
     session_timeout_seconds: Annotated[float, _env("BILLING_SESSION_TIMEOUT_SECONDS"), Field(ge=1.2, le=600)] = 10.0
+    eviction: Annotated[Literal["on", "off"], BeforeValidator(_lower), _env("BILLING_EVICTION")] = "on"
     heartbeat_seconds: Annotated[float, _env("BILLING_HEARTBEAT_SECONDS"), Field(ge=0.1, le=1800)] = 60.0
     status_retention_days: Annotated[int, _env("BILLING_STATUS_RETENTION_DAYS"), Field(ge=1, le=3650)] = 30
     drain_timeout_seconds: Annotated[float, _env("BILLING_DRAIN_TIMEOUT_SECONDS"), Field(ge=0, le=3600)] = 270.0

@@ -1,5 +1,6 @@
 """The loop that contends, leads and resigns; one thread."""
 
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -10,9 +11,12 @@ import structlog
 
 from controller.election.bounds import Bounds, Clock, Deadline
 from controller.election.session import LockSession, LockSessionError
+from controller.election.silence import Silence
 
 #: Between two sessions, when the first has failed.
 RETRY_SECONDS = 1.0
+#: After an eviction the lock is tried so much later, then after twice as long, up to the usual poll. Never sooner.
+HURRY_SECONDS = 0.05
 
 
 class Role(StrEnum):
@@ -67,6 +71,8 @@ class Elector:
         clock: monotonic seconds.
         on_elected: called with each new leadership, on the elector's thread; must return at once.
         on_deposed: called after each leadership that ended without a resignation; must return at once.
+        evicts: whether, standing by, it ends the session of a holder that has stopped leading and said nothing.
+        on_evicted: called after each eviction; must return at once.
     """
 
     def __init__(
@@ -77,6 +83,8 @@ class Elector:
         clock: Clock,
         on_elected: Callable[[Leadership], None],
         on_deposed: Callable[[Leadership], None],
+        evicts: bool = False,
+        on_evicted: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._connect = connect
@@ -84,6 +92,8 @@ class Elector:
         self._clock = clock
         self._on_elected = on_elected
         self._on_deposed = on_deposed
+        self._evicts = evicts
+        self._on_evicted = on_evicted
         self._jitter = jitter
         self._log = structlog.get_logger(part="election")
         self._session: LockSession | None = None
@@ -91,6 +101,7 @@ class Elector:
         self._stepping_down = threading.Event()
         self._not_before = clock()
         self._failing = False
+        self._told_hidden = False
         self.role = Role.CONNECTING
         #: Why it has not joined the election, or is no longer in it; one line.
         self.trouble: str | None = None
@@ -127,18 +138,37 @@ class Elector:
 
     def _stand_by(self, session: LockSession) -> None:
         joined = False
+        silence, hurry_seconds = Silence(self._clock), math.inf
         while not self._stopping.is_set():
             self.alive_at = self._clock()
             if self.alive_at < self._not_before:
                 session.ping()  # a session that says nothing is ended by the server
-            elif session.try_lock():
+                silence.see(None)
+            elif (attempt := session.try_lock()).taken:
                 self._lead(session, self.alive_at)
                 return
+            elif self._evicts:
+                silence.see(attempt.holder)
+                self._tell_hidden(hidden=attempt.hidden)
             if not joined:
                 self._log.info("election.joined")
                 joined, self._failing = True, False
                 self.role, self.trouble = Role.STANDBY, None
-            session.wait(self._bounds.poll_interval_seconds * (0.6 + 0.5 * self._jitter()))
+            hurry_seconds = HURRY_SECONDS if self._evict(session, silence) else hurry_seconds * 2
+            poll_seconds = self._bounds.poll_interval_seconds * (0.6 + 0.5 * self._jitter())
+            session.wait(max(min(poll_seconds, hurry_seconds, silence.remaining_seconds), HURRY_SECONDS))
+
+    def _evict(self, session: LockSession, silence: Silence) -> bool:
+        """Ends the session of a holder that has outlasted its own deadline; whether it did."""
+        holder, seconds = silence.outlasted, silence.seconds
+        if holder is None:
+            return False
+        silence.see(None)
+        evicted = session.evict(holder)
+        if evicted:
+            self._log.warning("leader.evicted", holder=holder.instance, silent_seconds=round(seconds, 1))
+            self._on_evicted()
+        return evicted
 
     def _lead(self, session: LockSession, sent_at: float) -> None:
         """From the lock to the end of the term. `sent_at`: when the statement that took the lock was sent."""
@@ -183,6 +213,15 @@ class Elector:
     def _wake(self) -> None:
         if (session := self._session) is not None:
             session.wake()
+
+    def _tell_hidden(self, *, hidden: bool) -> None:
+        """Once, until it is no longer so."""
+        if hidden and not self._told_hidden:
+            self._log.info(
+                "eviction.excluded",
+                reason="another role holds the lock; if it falls silent, the server's session timeout is waited for",
+            )
+        self._told_hidden = hidden
 
     def _tell_failed(self, error: LockSessionError) -> None:
         """A warning for each outage and each new reason, the rest of it at debug."""

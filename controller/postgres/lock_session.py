@@ -9,12 +9,13 @@ from typing import Any, Final, Self
 
 import psycopg
 
-from controller.election import Bounds, LockSessionError, Ping
+from controller.election import Attempt, Bounds, Holder, LockSessionError, Ping
 from controller.errors import BillingError, SettingsError
 from controller.postgres import migrations
 from controller.postgres.connections import (
     BoundedConnection,
     Database,
+    application_name,
     is_pooled,
     lock_session_settings,
     one_line,
@@ -60,12 +61,17 @@ class PostgresLockSession:
     Autocommit, so that it is never idle in a transaction but for the instant of a mint.
     """
 
-    def __init__(self, connection: BoundedConnection, queries: Queries, lock: LockName, holder: str) -> None:
+    def __init__(
+        self, connection: BoundedConnection, queries: Queries, lock: LockName, holder: str, bounds: Bounds
+    ) -> None:
         self._connection = connection
-        self._queries = queries
+        # A standby reads the ping's first words in pg_stat_activity; see try_lock in election.sql.
+        stated = f"/* leads for {bounds.leader_deadline_seconds} s from asking this */ "
+        self._queries = {**queries, "ping": stated + queries["ping"]}
         self._lock = lock
         self._holder = holder
         self._backend_pid: int | None = None
+        self._watched_pid: int | None = None
         self._awake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
 
@@ -93,7 +99,7 @@ class PostgresLockSession:
         except (psycopg.Error, BillingError) as error:
             connection.close()
             raise LockSessionError(one_line(error)) from None
-        return cls(connection, queries, lock, database.instance_id)
+        return cls(connection, queries, lock, database.instance_id, bounds)
 
     def check_schema(self) -> None:
         """Raises SchemaError unless billing can work on this database."""
@@ -102,12 +108,26 @@ class PostgresLockSession:
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
 
-    def try_lock(self) -> bool:
-        """See LockSession."""
-        row = self._one("try_lock", {"lock_key": self._lock.key})
+    def try_lock(self) -> Attempt:
+        """See LockSession. The holder is watched by its pid, once it is known."""
+        row = self._one("try_lock", {"lock_key": self._lock.key, "watched_pid": self._watched_pid})
         if row["locked"] and row["in_recovery"]:
             raise LockSessionError("the server is in recovery: a standby server can't elect a leader")
-        return bool(row["locked"])
+        if row["locked"]:
+            return Attempt(taken=True)
+        if row["pid"] is not None and not row["ours"]:
+            return Attempt(taken=False, hidden=True)
+        if row["deadline_seconds"] is None:  # not known yet, gone, or no leader (any more)
+            found = self._row("lock_holder", self._lock.halves)
+            before, self._watched_pid = self._watched_pid, found["pid"] if found else None
+            return Attempt(taken=False) if self._watched_pid in {None, before} else self.try_lock()
+        return Attempt(taken=False, holder=_holder(row) if row["idle"] else None)
+
+    def evict(self, holder: Holder) -> bool:
+        """See LockSession."""
+        seen = {"pid": holder.pid, "began_at": holder.began_at, "spoke_at": holder.spoke_at}
+        row = self._row("evict", {**seen, **self._lock.halves})
+        return row is not None and bool(row["ended"])
 
     def mint(self) -> int:
         """See LockSession. One transaction of two statements."""
@@ -161,18 +181,20 @@ class PostgresLockSession:
         other = LockName(self._one("current_term", {})["lock_name"] or self._lock.name)
         if other == self._lock:
             return
-        holder = self._connection.execute(self._queries["lock_holder"].encode(), other.halves).fetchone()
-        if holder is not None:
+        if self._row("lock_holder", other.halves) is not None:
             raise LockSessionError(
                 f"a controller with BILLING_LOCK_NAME={other.name} bills these very tables; give both the same name,"
                 " or each a schema of its own (search_path in the URL's options)"
             )
 
-    def _one(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, name: str, parameters: dict[str, Any]) -> dict[str, Any] | None:
         try:
-            row = self._connection.execute(self._queries[name].encode(), parameters).fetchone()
+            return self._connection.execute(self._queries[name].encode(), parameters).fetchone()
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
+
+    def _one(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        row = self._row(name, parameters)
         if row is None:
             raise LockSessionError(f"{name} found no row in billing_leadership; run `containerstacks-billing migrate`")
         return row
@@ -195,6 +217,16 @@ def refuse_moving_pooler(connection: BoundedConnection, database: Database, boun
                     f"{database.setting} leads through a pooler in transaction mode, on which a session lock is"
                     " stranded; set DATABASE_DIRECT_URL to PostgreSQL itself, or use session pooling"
                 )
+
+
+def _holder(row: dict[str, Any]) -> Holder:
+    return Holder(
+        pid=row["pid"],
+        began_at=row["backend_start"],
+        spoke_at=row["state_change"],
+        deadline_seconds=row["deadline_seconds"],
+        instance=row["application_name"].removeprefix(application_name("elector", "")),
+    )
 
 
 def _backend_pid(connection: BoundedConnection) -> int:

@@ -33,9 +33,11 @@ METRICS = {
     "containerstacks_billing_amount_billed_total",
     "containerstacks_billing_debts",
     "containerstacks_billing_failures",
+    "containerstacks_billing_held_organizations",
     "containerstacks_billing_heartbeat_age_seconds",
     "containerstacks_billing_last_cycle_timestamp_seconds",
     "containerstacks_billing_fenced_writes_total",
+    "containerstacks_billing_evictions_total",
     "containerstacks_billing_drains_total",
     "containerstacks_billing_database_up",
     "containerstacks_billing_build_info",
@@ -70,6 +72,7 @@ class Facts:
     term: int = 3
     debts: int = 0
     failures: int = 0
+    held: int = 0
     heartbeat_age_seconds: float = 30.0
     last_completed_at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -186,6 +189,7 @@ HEALTHY = {
     f"containerstacks_billing_heartbeat_age_seconds{FIRST}": "30+0x200",
     f"containerstacks_billing_last_cycle_timestamp_seconds{FIRST}": "0+60x200",
     f"containerstacks_billing_failures{FIRST}": "0+0x200",
+    f"containerstacks_billing_held_organizations{FIRST}": "0+0x200",
     f"containerstacks_billing_database_up{FIRST}": "1+0x200",
     f"containerstacks_billing_database_up{SECOND}": "1+0x200",
     f"containerstacks_billing_term{FIRST}": "3+0x200",
@@ -208,6 +212,7 @@ FAILED = '{namespace="billing",pod="containerstacks-billing-5d9f-abcde",outcome=
         ({f"containerstacks_billing_cycles_total{FAILED}": "0+0x60 1 2+1x80"}, ["BillingCyclesFailing"]),
         ({f"containerstacks_billing_cycles_total{FAILED}": "0+0x60 1+0x100"}, []),
         ({f"containerstacks_billing_failures{FIRST}": "2+0x200"}, ["BillingInstancesNotCharged"]),
+        ({f"containerstacks_billing_held_organizations{FIRST}": "0+0x60 1+0x140"}, ["BillingOrganizationsHeld"]),
         ({f"containerstacks_billing_fenced_writes_total{FIRST}": "0+0x148 1+0x10"}, ["BillingFencedWrites"]),
         ({f"containerstacks_billing_database_up{FIRST}": "0+0x200"}, []),  # one replica has lost it: the other leads
         ({f"containerstacks_billing_database_up{p}": "0+0x200" for p in (FIRST, SECOND)}, ["BillingDatabaseDown"]),

@@ -1,4 +1,7 @@
-"""The leader is stopped with SIGSTOP: the server ends its lock session, and what it left open can't commit any more."""
+"""The leader is stopped with SIGSTOP: the server ends its lock session, and what it left open can't commit any more.
+
+No standby evicts it here; that is test_evicted.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_nex
 from tests.faults.waiting import through
 
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
+UNEVICTED: Final = {"BILLING_EVICTION": "off"}
 #: Of the low bounds' server session timeout, a poll, and the five seconds after which an open transaction is ended.
 LOW_BOUND_SECONDS: Final = 7.0
 DEFAULT_BOUND_SECONDS: Final = 12.0
@@ -23,7 +27,10 @@ DEFAULT_BOUND_SECONDS: Final = 12.0
 
 @pytest.mark.parametrize(
     ("settings", "bound_seconds"),
-    [(LOW_BOUNDS, LOW_BOUND_SECONDS), pytest.param({}, DEFAULT_BOUND_SECONDS, marks=pytest.mark.slow)],
+    [
+        ({**LOW_BOUNDS, **UNEVICTED}, LOW_BOUND_SECONDS),
+        pytest.param(UNEVICTED, DEFAULT_BOUND_SECONDS, marks=pytest.mark.slow),
+    ],
     ids=["low", "defaults"],
 )
 @pytest.mark.parametrize("statement", ["with due as materialized", pytest.param("COMMIT", marks=pytest.mark.slow)])
@@ -60,7 +67,10 @@ def test_leader_frozen_inside_a_batch_is_replaced_and_cannot_commit_when_it_goes
 
 @pytest.mark.parametrize(
     ("settings", "bound_seconds"),
-    [(LOW_BOUNDS, 4.0), pytest.param({}, DEFAULT_BOUND_SECONDS, marks=pytest.mark.slow)],
+    [
+        ({**LOW_BOUNDS, **UNEVICTED}, 4.0),
+        pytest.param(UNEVICTED, DEFAULT_BOUND_SECONDS, marks=pytest.mark.slow),
+    ],
     ids=["low", "defaults"],
 )
 def test_idle_leader_frozen_is_replaced_and_knows_it_when_it_goes_on(

@@ -1,4 +1,7 @@
-"""Between the leader and the server nothing passes, without a FIN or RST: both know by themselves when it is over."""
+"""Between the leader and the server nothing passes, without a FIN or RST: both know by themselves when it is over.
+
+Where the server's own bound is measured, no standby evicts the leader; that is test_evicted.py.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_nex
 from tests.faults.waiting import through
 
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
+UNEVICTED: Final = {"BILLING_EVICTION": "off"}
 LOW_DEADLINE_SECONDS: Final = 1.0
 #: For a thread to be told, on a busy machine.
 SLACK_SECONDS: Final = 0.5
@@ -35,9 +39,9 @@ SLACK_SECONDS: Final = 0.5
 def test_unplugged_leader_stops_by_its_deadline_and_before_its_successor_starts(
     *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, ways: tuple[Way, ...]
 ) -> None:
-    leader = start(through(database, proxy.port), **LOW_BOUNDS)
+    leader = start(through(database, proxy.port), **LOW_BOUNDS, **UNEVICTED)
     leader.wait_for("cycle.completed")
-    standby = start(database, **LOW_BOUNDS)
+    standby = start(database, **LOW_BOUNDS, **UNEVICTED)
     wait_until_standing_by(books, standby)
     since, began = datetime.now(UTC), time.monotonic()
     proxy.stall(*ways)
@@ -54,9 +58,9 @@ def test_unplugged_leader_stops_by_its_deadline_and_before_its_successor_starts(
 def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
     database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
 ) -> None:
-    leader = start(through(database, proxy.port))
+    leader = start(through(database, proxy.port), **UNEVICTED)
     leader.wait_for("cycle.completed")
-    standby = start(database)
+    standby = start(database, **UNEVICTED)
     wait_until_standing_by(books, standby)
     since, began = datetime.now(UTC), time.monotonic()
     proxy.stall()
@@ -70,10 +74,10 @@ def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
 def test_leader_unplugged_inside_a_batch_loses_and_doubles_nothing(
     *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, statement: str
 ) -> None:
-    leader = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS)
+    leader = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS, **UNEVICTED)
     term = leader.wait_for("leader.elected")["term"]
     leader.wait_for("cycle.completed")
-    standby = start(database, **BUSY, **LOW_BOUNDS)
+    standby = start(database, **BUSY, **LOW_BOUNDS, **UNEVICTED)
     wait_until_standing_by(books, standby)
     with proxy.hold(f"worker {leader.instance}", starts_with(statement)) as hold:
         books.add(organizations=3)

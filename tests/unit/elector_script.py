@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from controller.election import Bounds, Elector, Leadership, LockSessionError, Ping
+from controller.election import Attempt, Bounds, Elector, Holder, Leadership, LockSessionError, Ping
 
 HELD = Ping(held=True)
 NOT_HELD = Ping(held=False)
@@ -28,6 +28,8 @@ class World:
     deposed: list[Leadership] = field(default_factory=list)
     led_when_told: list[bool] = field(default_factory=list)
     jitter: Callable[[], float] = lambda: -0.5  # a retry after a failure then waits no time
+    evicts: bool = True
+    evictions: int = 0
     freeze_at: int = 0
     reads: int = 0
     seen: list[tuple[int, bool]] = field(default_factory=list)
@@ -39,6 +41,8 @@ class World:
             clock=self.clock,
             on_elected=self._on_elected,
             on_deposed=self.deposed.append,
+            evicts=self.evicts,
+            on_evicted=self._on_evicted,
             jitter=self.jitter,
         )
 
@@ -68,6 +72,9 @@ class World:
         """What was asked of a session, in order."""
         return [call for _, number, call in self.calls if number == session]
 
+    def _on_evicted(self) -> None:
+        self.evictions += 1
+
     def _on_elected(self, leadership: Leadership) -> None:
         self.elected.append(leadership)
         self.led_when_told.append(leadership.still_leads())
@@ -76,7 +83,7 @@ class World:
 class Session:
     """A lock session that answers from a script: values, errors to raise, or callables; then as if all were well.
 
-    A `wait` beyond the script stops the elector.
+    A `wait` beyond the script stops the elector. A try answers with an Attempt, or with whether it has taken the lock.
     """
 
     def __init__(self, **script: list[Any]) -> None:
@@ -84,9 +91,15 @@ class Session:
         self.world = World.__new__(World)
         self.number = 0
         self.closed = False
+        self.evicted: list[Holder] = []
 
-    def try_lock(self) -> bool:
-        return bool(self._answer("try_lock", True))
+    def try_lock(self) -> Attempt:
+        answer = self._answer("try_lock", True)
+        return answer if isinstance(answer, Attempt) else Attempt(taken=bool(answer))
+
+    def evict(self, holder: Holder) -> bool:
+        self.evicted.append(holder)
+        return bool(self._answer("evict", True))
 
     def mint(self) -> int:
         self.world.terms += 1

@@ -25,6 +25,7 @@ class Facts:
     term: int = 7
     debts: int = 3
     failures: int = 2
+    held: int = 1
     heartbeat_age_seconds: float | None = 12.5
     last_completed_at: datetime | None = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -54,6 +55,7 @@ def test_every_outcome_is_there_before_it_has_happened() -> None:
     for outcome in ("completed", "timed_out"):
         assert found[f'{P}drains_total{{outcome="{outcome}"}}'] == 0
     assert found[f"{P}fenced_writes_total"] == 0
+    assert found[f"{P}evictions_total"] == 0
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
@@ -79,12 +81,14 @@ def test_duration_is_that_of_completed_cycles() -> None:
     assert found[f'{P}cycle_duration_seconds_bucket{{le="600.0"}}'] == 1
 
 
-def test_fenced_writes_and_drains_are_counted() -> None:
+def test_fenced_writes_evictions_and_drains_are_counted() -> None:
     shown = metrics()
     shown.write_fenced()
+    shown.leader_evicted()
     shown.drain_ended(DrainOutcome.TIMED_OUT)
     found = samples(shown)
     assert found[f"{P}fenced_writes_total"] == 1
+    assert found[f"{P}evictions_total"] == 1
     assert found[f'{P}drains_total{{outcome="timed_out"}}'] == 1
 
 
@@ -99,6 +103,7 @@ def test_database_facts_are_those_of_the_scrape() -> None:
     assert found[f"{P}term"] == 7
     assert found[f"{P}debts"] == 3
     assert found[f"{P}failures"] == 2
+    assert found[f"{P}held_organizations"] == 1
     assert found[f"{P}heartbeat_age_seconds"] == 12.5
     assert found[f"{P}last_cycle_timestamp_seconds"] == 1795348800
 

@@ -49,6 +49,7 @@ def test_defaults_are_those_of_the_design() -> None:
     assert (loaded.default_hourly_rate, loaded.currency) == (Decimal("0.027"), "USD")
     assert (loaded.takeover_delay_seconds, loaded.drain_timeout_seconds, loaded.heartbeat_seconds) == (300, 270, 60)
     assert (loaded.log_level, loaded.log_format, loaded.lock_name) == ("info", None, "containerstacks-billing")
+    assert loaded.eviction == "on"
     bounds = loaded.bounds
     assert (bounds.ping_interval_seconds, bounds.leader_deadline_seconds, bounds.session_timeout_seconds) == (2, 6, 10)
 
@@ -81,6 +82,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ("BILLING_PING_INTERVAL_SECONDS", "nan"),
         ("BILLING_LEADER_DEADLINE_SECONDS", "nan"),
         ("BILLING_SESSION_TIMEOUT_SECONDS", "nan"),
+        ("BILLING_EVICTION", "maybe"),
         ("BILLING_HEARTBEAT_SECONDS", "0"),
         ("BILLING_HEARTBEAT_SECONDS", "nan"),
         ("BILLING_STATUS_RETENTION_DAYS", "0"),
@@ -128,6 +130,11 @@ def test_bounds_in_the_wrong_order_are_refused(bounds: tuple[str, str, str]) -> 
 @pytest.mark.parametrize("value", ["WARN", " Warn ", "warn"])
 def test_levels_may_be_written_as_people_write_them(value: str) -> None:
     assert load(DATABASE_URL=URL, LOG_LEVEL=value).log_level == "warn"
+
+
+@pytest.mark.parametrize("value", ["off", "OFF", " Off "])
+def test_eviction_can_be_switched_off(value: str) -> None:
+    assert load(DATABASE_URL=URL, BILLING_EVICTION=value).eviction == "off"
 
 
 def test_empty_value_is_as_none_at_all() -> None:

@@ -151,6 +151,8 @@ starts, says so in its log, and goes on when it appears; otherwise it would hang
   value: {{ .Values.election.leaderDeadlineSeconds | toString | quote }}
 - name: BILLING_SESSION_TIMEOUT_SECONDS
   value: {{ .Values.election.sessionTimeoutSeconds | toString | quote }}
+- name: BILLING_EVICTION
+  value: {{ ternary "on" "off" .Values.election.eviction | quote }}
 - name: BILLING_HEARTBEAT_SECONDS
   value: {{ .Values.election.heartbeatSeconds | toString | quote }}
 - name: BILLING_DRAIN_TIMEOUT_SECONDS

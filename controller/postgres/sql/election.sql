@@ -2,7 +2,15 @@
 
 -- name: try_lock
 -- Never the blocking pg_advisory_lock: a blocked statement holds a snapshot and stops vacuum for everyone.
-select pg_try_advisory_lock(%(lock_key)s) as locked, pg_is_in_recovery() as in_recovery
+-- In the same round trip, what is to be known of the session that was last found to hold the lock. It is looked up by
+-- pid: reading pg_locks each second would cost milliseconds on a server with many locks. What its last statement was and
+-- since when it has been idle, the server shows to its own role.
+select pg_try_advisory_lock(%(lock_key)s) as locked, pg_is_in_recovery() as in_recovery, a.pid, a.backend_start,
+    a.application_name, starts_with(a.state, 'idle') as idle, a.state_change,
+    a.usesysid = (select oid from pg_roles where rolname = session_user) and pg_has_role(a.usesysid, 'usage') as ours,
+    substring(a.query from '^/[*] leads for ([0-9]+[.]?[0-9]*) s')::float8 as deadline_seconds
+from (select) as always
+left join pg_stat_activity a on a.pid = %(watched_pid)s
 
 -- name: close_leadership
 -- Before a mint: a queue for everyone. Batches lock the row `for share` and so hold this table in row share mode;
@@ -30,6 +38,21 @@ select exists (
         and database = (select oid from pg_database where datname = current_database())
         and classid = %(lock_high)s::bigint::oid and objid = %(lock_low)s::bigint::oid and objsubid = 1
 ) as held, pg_backend_pid() as backend_pid
+
+-- name: evict
+-- Only the very session, holding this very lock, idle since its last word as we saw it, and of our own role. Everything
+-- is asked again here: another standby may have been faster, and the lock be a new leader's.
+select pg_terminate_backend(a.pid) as ended
+from pg_stat_activity a
+where a.pid = %(pid)s and a.backend_start = %(began_at)s and a.state_change = %(spoke_at)s
+    and starts_with(a.state, 'idle')
+    and a.usesysid = (select oid from pg_roles where rolname = session_user) and pg_has_role(a.usesysid, 'usage')
+    and exists (
+        select from pg_locks l
+        where l.locktype = 'advisory' and l.granted and l.pid = a.pid
+            and l.database = (select oid from pg_database where datname = current_database())
+            and l.classid = %(lock_high)s::bigint::oid and l.objid = %(lock_low)s::bigint::oid and l.objsubid = 1
+    )
 
 -- name: resign
 -- The unlock takes effect at once, the notification when the statement commits, so a standby that it wakes finds the

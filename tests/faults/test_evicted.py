@@ -1,0 +1,285 @@
+"""A leader that falls silent is replaced by a standby that ends its lock session; one that does not, never is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import psycopg
+import pytest
+
+from controller.demo.server import Server
+from tests.faults.books import Books
+from tests.faults.conftest import StartReplica
+from tests.faults.pooler import PROGRAM, Pooler
+from tests.faults.proxy import Proxy
+from tests.faults.replica import LOW_BOUNDS, Logged, Replica
+from tests.faults.standing import wait_until_standing_by
+from tests.faults.test_sessions_lost import starts_with
+from tests.faults.timings import Timings, seconds_to_next_term
+from tests.faults.waiting import eventually, through
+
+BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
+#: The deadline of the low bounds and a twentieth, a poll until the last word is seen, and what a busy machine needs.
+LOW_BOUND_SECONDS: Final = 3.0
+DEFAULT_BOUND_SECONDS: Final = 8.0
+#: A server that never ends a silent session by itself within a test: whoever ends it here, it was a standby.
+PATIENT: Final = {**LOW_BOUNDS, "BILLING_SESSION_TIMEOUT_SECONDS": "60"}
+
+ROUNDS: Final = pytest.mark.parametrize(
+    ("settings", "bound_seconds", "rounds"),
+    [(PATIENT, LOW_BOUND_SECONDS, 1), pytest.param({}, DEFAULT_BOUND_SECONDS, 5, marks=pytest.mark.slow)],
+    ids=["low", "defaults"],
+)
+
+
+PING_SECONDS: Final = 2.0
+
+
+def stand_by(database: str, start: StartReplica, books: Books, **settings: str) -> Replica:
+    standby = start(database, **settings)
+    wait_until_standing_by(books, standby)
+    return standby
+
+
+def joined(replica: Replica) -> Logged:
+    """When it last began to stand by."""
+    return replica.events("election.joined")[-1]
+
+
+@ROUNDS
+def test_frozen_leader_is_evicted_and_fenced_when_it_goes_on(
+    *,
+    database: str,
+    start: StartReplica,
+    books: Books,
+    timings: Timings,
+    settings: dict[str, str],
+    bound_seconds: float,
+    rounds: int,
+    seed: int,
+) -> None:
+    """Again and again, at any moment between two pings: the leader of a round is the standby of the next."""
+    moments = random.Random(seed)
+    leader = start(database, **settings)
+    leading = leader.wait_for("leader.elected")
+    leader.wait_for("cycle.completed")
+    standby = stand_by(database, start, books, **settings)
+    for _ in range(rounds):
+        leader.count_for(moments.uniform(0, PING_SECONDS), "leader.deposed")
+        frozen_at = leader.freeze()
+        evicted = standby.wait_for("leader.evicted", after=joined(standby), holder=leader.instance)
+        elected = standby.wait_for("leader.elected", after=evicted)
+        leader.thaw()
+        leader.wait_for("election.joined", after=leader.wait_for("leader.deposed", after=leading))
+        seconds = seconds_to_next_term(books, frozen_at)
+        timings.record("leader frozen, evicted by a standby", seconds, books.judge(), bound=bound_seconds)
+        assert evicted["silent_seconds"] >= float(settings.get("BILLING_LEADER_DEADLINE_SECONDS", 6))
+        leader, standby, leading = standby, leader, elected
+    terms = [line["term"] for replica in (leader, standby) for line in replica.events("leader.elected")]
+    assert sorted(terms) == list(range(min(terms), min(terms) + rounds + 1))
+
+
+@pytest.mark.slow
+def test_leader_frozen_inside_a_batch_is_evicted_and_its_batch_never_commits(
+    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    leader = start(through(database, proxy.port), **BUSY, **PATIENT)
+    leader.wait_for("cycle.completed")
+    standby = stand_by(database, start, books, **BUSY, **PATIENT)
+    with proxy.hold(f"worker {leader.instance}", starts_with("with due as materialized"), "after") as hold:
+        books.add(organizations=3)
+        hold.wait()
+        frozen_at = leader.freeze()
+        standby.wait_for("leader.evicted")
+        standby.wait_for("cycle.completed")
+    leader.thaw()
+    leader.wait_for("cycle.deposed")
+    seconds = seconds_to_next_term(books, frozen_at)
+    # the server ends the open transaction after five seconds, and the mint waits for it
+    timings.record("leader frozen inside a batch, evicted", seconds, books.judge(), bound=7)
+
+
+@ROUNDS
+def test_unplugged_leader_has_stopped_when_it_is_evicted(
+    *,
+    server: Server,
+    database: str,
+    start: StartReplica,
+    books: Books,
+    timings: Timings,
+    settings: dict[str, str],
+    bound_seconds: float,
+    rounds: int,
+    seed: int,
+) -> None:
+    """As above, each with a cable of its own."""
+    moments = random.Random(seed)
+    with Proxy(("127.0.0.1", server.port)) as first, Proxy(("127.0.0.1", server.port)) as second:
+        leader = start(through(database, first.port), **settings)
+        leading = leader.wait_for("leader.elected")
+        leader.wait_for("cycle.completed")
+        standby = stand_by(through(database, second.port), start, books, **settings)
+        cables = {leader: first, standby: second}
+        for _ in range(rounds):
+            leader.count_for(moments.uniform(0, PING_SECONDS), "leader.deposed")
+            since = datetime.now(UTC)
+            cables[leader].stall()
+            deposed = leader.wait_for("leader.deposed", after=leading)
+            evicted = standby.wait_for("leader.evicted", after=joined(standby), holder=leader.instance)
+            elected = standby.wait_for("leader.elected", after=evicted)
+            assert deposed.read_at < evicted.read_at
+            cables[leader].resume()
+            leader.wait_for("election.joined", after=deposed)
+            seconds = seconds_to_next_term(books, since)
+            timings.record("leader unplugged, evicted by a standby", seconds, books.judge(), bound=bound_seconds)
+            leader, standby, leading = standby, leader, elected
+
+
+def test_nobody_is_evicted_where_that_is_off(
+    database: str, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    leader = start(database, **LOW_BOUNDS, BILLING_EVICTION="off")
+    leader.wait_for("cycle.completed")
+    standby = stand_by(database, start, books, **LOW_BOUNDS, BILLING_EVICTION="off")
+    frozen_at = leader.freeze()
+    standby.wait_for("leader.elected")
+    leader.thaw()
+    leader.wait_for("leader.deposed")
+    session_timeout = float(LOW_BOUNDS["BILLING_SESSION_TIMEOUT_SECONDS"])
+    ping_interval = float(LOW_BOUNDS["BILLING_PING_INTERVAL_SECONDS"])
+    seconds = seconds_to_next_term(books, frozen_at)
+    timings.record("leader frozen, eviction off", seconds, books.judge(), bound=4)
+    assert seconds > session_timeout - ping_interval - 0.2
+    assert not standby.events("leader.evicted")
+
+
+def test_two_standbys_that_evict_at_once_leave_the_next_leader_alone(
+    database: str, start: StartReplica, books: Books
+) -> None:
+    leader = start(database, **PATIENT)
+    leader.wait_for("cycle.completed")
+    standbys = [stand_by(database, start, books, **PATIENT) for _ in range(3)]
+    leader.freeze()
+    eventually(lambda: sum(len(each.events("leader.elected")) for each in standbys) == 1, "one of them leads")
+    leader.thaw()
+    leader.wait_for("election.joined", after=leader.wait_for("leader.deposed"))
+    (successor,) = [each for each in standbys if each.events("leader.elected")]
+    assert successor.count_for(2.0, "leader.deposed", "session.failed") == 0
+    assert sum(len(each.events("leader.elected")) for each in standbys) == 1
+    books.judge()
+
+
+@pytest.mark.slow
+def test_leader_with_a_longer_deadline_is_not_held_to_the_standbys(
+    database: str, start: StartReplica, books: Books
+) -> None:
+    """In the middle of a rollout that changes the bounds."""
+    slow = {
+        "BILLING_PING_INTERVAL_SECONDS": "4",
+        "BILLING_LEADER_DEADLINE_SECONDS": "8",
+        "BILLING_SESSION_TIMEOUT_SECONDS": "10",
+    }
+    leader = start(database, **slow)
+    leader.wait_for("cycle.completed")
+    standby = stand_by(database, start, books, **LOW_BOUNDS)
+    assert standby.count_for(6.0, "leader.evicted", "leader.elected") == 0
+    assert not leader.events("leader.deposed")
+
+
+@contextmanager
+def every_core_busy() -> Iterator[None]:
+    """Two processes a core that do nothing but compute."""
+    context = multiprocessing.get_context("spawn")
+    busy = [context.Process(target=_compute, daemon=True) for _ in range(2 * (os.cpu_count() or 1))]
+    for process in busy:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.join()
+
+
+def _compute() -> None:
+    while True:
+        sum(range(10_000))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_healthy_leader_is_never_evicted_with_every_core_at_its_limit(
+    database: str, start: StartReplica, books: Books
+) -> None:
+    """Twenty runs, with a deadline of one second."""
+    with every_core_busy():
+        for _ in range(20):
+            leader = start(database, **BUSY, **LOW_BOUNDS)
+            leader.wait_for("leader.elected")
+            standby = start(database, **BUSY, **LOW_BOUNDS)
+            standby.wait_for("election.joined")
+            began = time.monotonic()
+            while time.monotonic() < began + 4:
+                books.add(organizations=2)
+                eventually(lambda: books.all_billed, "everything is billed")
+            assert not standby.events("leader.evicted"), leader.tail()
+            for replica in (standby, leader):
+                assert replica.terminate() == 0
+                replica.remove()
+    books.judge()
+
+
+@pytest.fixture
+def role(conn: psycopg.Connection[Any], database: str) -> Iterator[str]:
+    """The URL for a role of its own that may bill and nothing else."""
+    conn.execute("create role other_billing login")
+    conn.execute("grant all on all tables in schema public to other_billing")
+    conn.execute("grant all on all sequences in schema public to other_billing")
+    yield database.replace("//postgres@", "//other_billing@")
+    conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'other_billing'")
+    conn.execute("drop owned by other_billing")
+    conn.execute("drop role other_billing")
+
+
+@pytest.mark.parametrize("superuser_leads", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_session_of_another_role_is_left_to_the_server(
+    database: str, role: str, start: StartReplica, books: Books, *, superuser_leads: bool
+) -> None:
+    first, second = (database, role) if superuser_leads else (role, database)
+    leader = start(first, **LOW_BOUNDS)
+    leader.wait_for("cycle.completed")
+    standby = stand_by(second, start, books, **LOW_BOUNDS)
+    standby.wait_for("eviction.excluded")
+    leader.freeze()
+    standby.wait_for("leader.elected")
+    assert not standby.events("leader.evicted")
+    assert len(standby.events("eviction.excluded")) == 1
+    leader.thaw()
+    leader.wait_for("leader.deposed")
+    books.judge()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PROGRAM is None, reason="no PgBouncer here: apt-get install pgbouncer")
+def test_leader_behind_a_session_pooler_is_evicted_too(
+    server: Server, database: str, start: StartReplica, books: Books, timings: Timings
+) -> None:
+    with Pooler(server, "session") as pooler:
+        leader = start(through(database, pooler.port), **PATIENT)
+        leader.wait_for("cycle.completed")
+        standby = stand_by(through(database, pooler.port), start, books, **PATIENT)
+        frozen_at = leader.freeze()
+        standby.wait_for("leader.elected", after=standby.wait_for("leader.evicted"))
+        leader.thaw()
+        leader.wait_for("leader.deposed")
+        seconds = seconds_to_next_term(books, frozen_at)
+        timings.record(
+            "leader frozen behind a session pooler, evicted", seconds, books.judge(), bound=LOW_BOUND_SECONDS
+        )

@@ -1,0 +1,245 @@
+"""A replica of the executable model: real sessions and the real statements, moved one step at a time by the model.
+
+It is the worst process that there can be: it never asks before a step whether it may still believe, it stands still for
+any length of time between two steps, and then goes on as if nothing had happened. Its clock is the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+
+from controller.billing.errors import DeposedError
+from controller.billing.ledger import Ledger
+from controller.billing.values import Pricing
+from controller.election import Bounds, Deadline, Leadership, LockSessionError, Silence
+from controller.postgres import queries
+from controller.postgres.connections import BoundedConnection, Database, SessionSettings
+from controller.postgres.lock_session import LockName, PostgresLockSession
+
+BOUNDS: Final = Bounds()
+LOCK: Final = LockName("model")
+#: A mint that has to wait for a batch gives up at once instead of after ten seconds, and contends again.
+MINT_WAITS: Final = b"set lock_timeout = '20ms'"
+WORKER: Final = SessionSettings("worker")
+
+#: One unit of work: the first that nobody has charged yet. Nothing but the fence keeps two replicas from charging it.
+CHARGE: Final = b"""
+insert into model_charges (example, unit, term)
+select %(example)s, coalesce(max(unit), 0) + 1, %(term)s from model_charges where example = %(example)s
+returning unit
+"""
+
+
+@dataclass
+class Clock:
+    """Seconds that pass when the model says so."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Actor:
+    """One replica; when it dies, another process takes its name."""
+
+    def __init__(
+        self, name: str, url: str, clock: Clock, statements: Mapping[str, str], silence: type[Silence] = Silence
+    ) -> None:
+        self.name = name
+        self._clock = clock
+        self._database = Database(lambda: url, "DATABASE_URL", name)
+        self._statements = statements
+        self._silence_class = silence
+        self.session: PostgresLockSession | None = None
+        self._spare: PostgresLockSession | None = None
+        self._worker: BoundedConnection | None = None
+        #: Backends that its last step has left to end.
+        self.ending: list[int] = []
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.silence = self._silence_class(self._clock)
+        self.frozen = False
+        self.took_lock_at: float | None = None
+        self.leadership: Leadership | None = None
+        self._transaction: AbstractContextManager[None] | None = None
+        self.unit: int | None = None
+        self.term = 0
+
+    def _open(self) -> PostgresLockSession:
+        session = PostgresLockSession.open(self._database, queries.load(), LOCK, BOUNDS)
+        session._connection.execute(MINT_WAITS)
+        return session
+
+    # --- where it is
+
+    @property
+    def contends(self) -> bool:
+        return not self.frozen and self.took_lock_at is None and not self.in_batch
+
+    @property
+    def wins(self) -> bool:
+        """Has the lock and no term yet."""
+        return not self.frozen and self.took_lock_at is not None and self.leadership is None
+
+    @property
+    def leads(self) -> bool:
+        """By what it remembers, whatever the time."""
+        return not self.frozen and self.leadership is not None
+
+    @property
+    def in_batch(self) -> bool:
+        return self._transaction is not None
+
+    @property
+    def lock_pid(self) -> int | None:
+        """Of its lock session's backend."""
+        return self.session._connection.info.backend_pid if self.session else None
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Of its worker session's backend."""
+        return self._worker.info.backend_pid if self._worker else None
+
+    # --- what it does
+
+    def contend(self) -> bool:
+        """One try; whether it has taken the lock."""
+        sent_at = self._clock()
+        try:
+            if self.session is None:
+                self.session, self._spare = self._spare or self._open(), None
+            attempt = self.session.try_lock()
+        except LockSessionError:
+            self.leave()
+            return False
+        self.silence.see(attempt.holder)
+        if attempt.taken:
+            self.took_lock_at = sent_at
+        return attempt.taken
+
+    def mint(self) -> int | None:
+        """The new term; None when a batch is in the way, or the session has been lost."""
+        assert self.session is not None
+        assert self.took_lock_at is not None
+        try:
+            self.term = self.session.mint()
+        except LockSessionError:
+            self.leave()
+            return None
+        self.leadership = Leadership(
+            self.term, Deadline(self._clock, BOUNDS.leader_deadline_seconds, self.took_lock_at)
+        )
+        return self.term
+
+    def ping(self) -> bool:
+        """Whether it leads on."""
+        assert self.session is not None
+        assert self.leadership is not None
+        sent_at = self._clock()
+        with suppress(LockSessionError):
+            if self.session.ping().held and self.leadership.extend(sent_at):
+                return True
+        self.leave()
+        return False
+
+    def begin(self) -> bool:
+        """A batch's transaction, with the ledger's own fence; whether it was let in."""
+        if self._worker is None or self._worker.closed:
+            self._worker = self._database.connect(WORKER)
+        ledger = Ledger(self._worker, self._statements, Pricing(None, "USD"))
+        transaction = ledger.fenced(self.term)
+        try:
+            transaction.__enter__()
+        except DeposedError:
+            self.leave()
+            return False
+        self._transaction = transaction
+        return True
+
+    def write(self, example: int) -> int | None:
+        """Charges a unit; None when the server has ended the transaction."""
+        assert self._worker is not None
+        try:
+            row = self._worker.execute(CHARGE, {"example": example, "term": self.term}).fetchone()
+        except psycopg.OperationalError as error:
+            self._end(error)
+            return None
+        assert row is not None
+        self.unit = row["unit"]
+        return self.unit
+
+    def commit(self) -> bool:
+        """Whether it did."""
+        transaction, self._transaction, self.unit = self._transaction, None, None
+        assert transaction is not None
+        try:
+            transaction.__exit__(None, None, None)
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def resign(self) -> None:
+        """On purpose, with no batch in hand."""
+        assert self.session is not None
+        with suppress(LockSessionError):
+            self.session.resign()
+        self.leave()
+
+    def leave(self) -> None:
+        """Its lock session ends, and what it believed; a batch in hand goes on, as on another thread."""
+        if self.session is not None:
+            self.ending.append(self.session._connection.info.backend_pid)
+            self.session.close()
+        if self.leadership is not None:
+            self.leadership.end()
+        self.session, self.leadership, self.took_lock_at = None, None, None
+
+    def die(self) -> None:
+        """The process is gone, and another begins."""
+        self.leave()
+        if self._worker is not None:
+            self.ending.append(self._worker.info.backend_pid)
+            self._worker.close()
+            self._end(psycopg.OperationalError("closed"))
+        self._worker = None
+        self._begin_anew()
+
+    def rest(self) -> None:
+        """Between two histories: nothing is left of the last but sessions that hold nothing, since those are dear."""
+        self._end(psycopg.OperationalError("over"))
+        if self.session is not None and self._spare is None:
+            with suppress(psycopg.OperationalError):
+                self.session._connection.execute("select pg_advisory_unlock_all()")
+                self.session._watched_pid = None
+                self._spare, self.session = self.session, None
+        self.leave()
+        self._begin_anew()
+
+    def close(self) -> None:
+        """The end."""
+        self.die()
+        if self._spare is not None:
+            self._spare.close()
+
+    def _end(self, error: psycopg.OperationalError) -> None:
+        """The transaction is lost."""
+        transaction, self._transaction, self.unit = self._transaction, None, None
+        if transaction is not None:
+            with suppress(psycopg.OperationalError):
+                transaction.__exit__(type(error), error, None)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def facts(row: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """A row that is there."""
+    assert row is not None
+    return row

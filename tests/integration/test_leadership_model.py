@@ -1,0 +1,71 @@
+"""No history of three replicas goes wrong, by the executable model over the real statements on a real server.
+
+That the model can see is shown by taking out what it is about: without the fence, with a fence that does not lock, or
+with a standby that does not wait for the holder's deadline, it finds the shortest history that goes wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from controller.election import Silence
+from controller.postgres import queries
+from tests.integration.leadership_model import histories, shortest
+
+CALM: Final = settings(
+    deadline=None,
+    database=None,
+    derandomize=True,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+FENCE: Final = queries.load()["fence"]
+#: Enough for each of the mistakes below several times over.
+ENOUGH: Final = settings(CALM, max_examples=600, stateful_step_count=30, phases=[Phase.generate])
+
+
+def test_no_history_goes_wrong(database: str) -> None:
+    with histories(database) as here:
+        run_state_machine_as_test(here, settings=settings(CALM, max_examples=50, stateful_step_count=40))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_no_long_history_goes_wrong(database: str) -> None:
+    search = settings(CALM, derandomize=False, print_blob=True, max_examples=400, stateful_step_count=80)
+    with histories(database) as here:
+        run_state_machine_as_test(here, settings=search)
+
+
+class Hasty(Silence):
+    """Does not wait for the deadline."""
+
+    @property
+    def remaining_seconds(self) -> float:
+        return super().remaining_seconds - 5
+
+
+@pytest.mark.parametrize(
+    ("parts", "last_step", "most_steps"),
+    [
+        ({"statements": {**queries.load(), "fence": "select %(term)s as term"}}, "a commits", 9),
+        ({"statements": {**queries.load(), "fence": FENCE.removesuffix(" for share")}}, "a commits", 9),
+        ({"silence": Hasty}, "b evicts a", 6),
+    ],
+    ids=["no fence", "a fence that does not lock", "an eviction before the deadline"],
+)
+def test_model_finds_the_history_that_goes_wrong(
+    database: str, parts: dict[str, Any], last_step: str, most_steps: int
+) -> None:
+    assert FENCE.endswith(" for share")
+    with histories(database, **parts) as here:
+        with pytest.raises(AssertionError):
+            run_state_machine_as_test(here, settings=ENOUGH)
+        found = shortest(here)
+    print(*found, sep="\n")  # noqa: T201 - for people: pytest -s
+    assert found[-1] == last_step
+    assert len(found) <= most_steps

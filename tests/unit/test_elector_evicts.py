@@ -1,0 +1,112 @@
+"""A standby evicts a holder that has outlasted its own deadline, and nobody else; on a clock of the test's own."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import pytest
+from structlog.testing import capture_logs
+
+from controller.election import Attempt, Holder, LockSessionError, Silence
+from tests.unit.elector_script import Session, World, stop
+
+
+def heard(second: int = 0, *, pid: int = 7, deadline_seconds: float = 6.0) -> Attempt:
+    """A try that fails, and finds that the holder last spoke at this second."""
+    moment = datetime(2026, 11, 22, 12, 0, second, tzinfo=UTC)
+    return Attempt(taken=False, holder=Holder(pid, moment, moment, deadline_seconds, "other-1"))
+
+
+def test_silent_holder_is_evicted_once_its_own_deadline_has_passed_by_our_clock() -> None:
+    world, standby = World(), Session(try_lock=[heard()] * 30, wait=[None] * 29 + [stop])
+    with capture_logs() as logs:
+        world.run(standby)
+    first_seen = world.calls[0][0]
+    evicted_at = next(moment for moment, _, call in world.calls if call == "evict")
+    assert 6.0 * 1.05 <= evicted_at - first_seen < 6.5
+    assert standby.evicted[0] == heard().holder
+    (told, *_) = [line for line in logs if line["event"] == "leader.evicted"]
+    assert (told["log_level"], told["holder"], told["silent_seconds"]) == ("warning", "other-1", 6.3)
+    assert world.evictions == len(standby.evicted)
+
+
+def test_lock_is_tried_at_once_after_an_eviction_and_then_ever_more_slowly() -> None:
+    world = World(jitter=lambda: 0.5)
+    world.run(Session(try_lock=[heard()] * 20, wait=[None] * 19 + [stop]))
+    evicted_at = next(moment for moment, _, call in world.calls if call == "evict")
+    tries = [moment - evicted_at for moment, _, call in world.calls if call == "try_lock" and moment > evicted_at]
+    assert tries[:6] == pytest.approx([0.05, 0.15, 0.35, 0.75, 1.55, 2.4])
+
+
+def test_holder_that_speaks_is_never_evicted() -> None:
+    tries = [heard(second // 6) for second in range(240)]  # a word about every five seconds: late, and in time
+    world = World()
+    world.run(Session(try_lock=tries, wait=[None] * 239 + [stop]))
+    assert "evict" not in world.did()
+
+
+@pytest.mark.parametrize("interruption", [Attempt(taken=False), heard(pid=8), heard(second=9)])
+def test_whatever_is_seen_of_another_begins_the_silence_anew(interruption: Attempt) -> None:
+    world = World(jitter=lambda: 0.5)
+    world.run(Session(try_lock=[*[heard()] * 6, interruption, *[heard()] * 7], wait=[None] * 13 + [stop]))
+    assert "evict" not in world.did()
+
+
+def test_holder_is_given_the_deadline_that_it_states() -> None:
+    """Replicas with other settings, as in the middle of a rollout, do not evict each other."""
+    world = World(jitter=lambda: 0.5)
+    world.run(Session(try_lock=[heard(deadline_seconds=300.0)] * 300, wait=[None] * 299 + [stop]))
+    assert "evict" not in world.did()
+
+
+def test_holder_that_was_faster_is_watched_anew() -> None:
+    world = World(jitter=lambda: 0.5)
+    with capture_logs() as logs:
+        world.run(Session(try_lock=[heard()] * 14, evict=[False], wait=[None] * 13 + [stop]))
+    assert world.did().count("evict") == 1
+    assert world.evictions == 0
+    assert not [line for line in logs if line["event"] == "leader.evicted"]
+
+
+def test_nobody_is_evicted_where_that_is_switched_off() -> None:
+    world = World(evicts=False)
+    world.run(Session(try_lock=[heard()] * 60, wait=[None] * 59 + [stop]))
+    assert "evict" not in world.did()
+    assert min(b - a for a, b in pairwise([at for at, _, call in world.calls if call == "try_lock"])) > 0
+
+
+def test_replica_that_has_stepped_down_evicts_nobody() -> None:
+    world = World(jitter=lambda: 0.5)
+    world.run(Session(try_lock=[heard()] * 3, wait=[lambda w: w.elector.step_down(60), *[None] * 100]))
+    assert world.did().count("try_lock") == 4
+    assert "evict" not in world.did()
+
+
+def test_hidden_holder_is_told_of_once() -> None:
+    hidden = Attempt(taken=False, hidden=True)
+    with capture_logs() as logs:
+        World().run(Session(try_lock=[hidden, hidden, heard(), hidden], wait=[None, None, None, stop]))
+    assert [line["log_level"] for line in logs if line["event"] == "eviction.excluded"] == ["info", "info"]
+
+
+def test_eviction_that_fails_closes_the_session() -> None:
+    world = World().run(Session(try_lock=[heard()] * 30, evict=[LockSessionError("x")], wait=[None] * 29))
+    assert world.did()[-2:] == ["evict", "close"]
+
+
+@pytest.mark.parametrize("frozen_seconds", [0.0, 5.0, 3600.0])
+def test_silence_is_never_longer_than_the_holders_own(frozen_seconds: float) -> None:
+    """Also when the standby was frozen between the server's answer and its look at the clock."""
+    now = 100.0
+    silence = Silence(lambda: now)
+    assert silence.remaining_seconds == math.inf
+    now += frozen_seconds
+    silence.see(heard().holder)
+    now += 6.2
+    silence.see(heard().holder)
+    assert silence.remaining_seconds == pytest.approx(0.1)
+    assert silence.outlasted is None
+    now += 0.2
+    assert silence.outlasted == heard().holder
