@@ -1,188 +1,132 @@
-"""Instances charged a second, against the floor (bench/floor.sql), in turn A B A B on fresh copies of one database.
+"""Instances charged a second against the floor (floor.sql), and what a charged instance costs, by size.
 
-    python bench/throughput.py [--instances 100000] [--rounds 5] [--workers 1 2] [--json FILE]
-
-The server keeps its durable defaults: fsync and synchronous_commit on. Each figure is min, median and max of the rounds
-after a warm-up; what counts is the ratio of medians within one run.
+Floor, one worker, two workers, size by size, in turn, on fresh copies; the contents that all of them leave are compared
+in every round, and the warm-up round is audited. After each cycle a second one finds nothing due.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
-from functools import partial
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
 import psycopg
+from psycopg.rows import dict_row
 
+from bench.cycle import CycleRun, Order, run_cycles
+from bench.figures import Aim, Figure, Section, ratios
+from bench.fingerprint import differences, fingerprint
+from bench.floor import FloorRun, run_floor
+from bench.template import Template, fresh_copy, make_payable
 from controller.billing.audit import audit
-from controller.billing.cycle import Cycle, CycleSettings
-from controller.billing.ledger import Ledger
-from controller.billing.values import Outcome, Pricing
-from controller.demo import sample
-from controller.demo.server import Server, find_installations
-from controller.postgres import migrations, queries
-from controller.postgres.connections import FOREGROUND, WORKER, Database
+from controller.demo.server import Server
+from controller.postgres import queries
 
-DURABLE = {
-    "fsync": "on",
-    "full_page_writes": "on",
-    "synchronous_commit": "on",
-    "shared_buffers": "2GB",
-    "max_wal_size": "8GB",
-    "checkpoint_timeout": "30min",
-    "wal_compression": "off",
-}
-FLOOR = Path(__file__).with_name("floor.sql")
+RATIO_AIMS = {1: Aim(0.9, at_least=True), 2: Aim(1.4, at_least=True)}
+FLAT = Aim(1.2)
+NOTHING_DUE = Aim(1.0, held="worst")
+MIB = 2**20
 
 
-@dataclass(frozen=True)
-class Leading:
-    """The benchmark's own leadership: nobody else is there."""
+class Rounds:
+    """What the rounds of one size have given so far."""
 
-    term: int
+    def __init__(self, template: Template, workers: list[int]) -> None:
+        self.template = template
+        self.floors: list[FloorRun] = []
+        self.cycles: dict[int, list[CycleRun]] = {each: [] for each in workers}
+        self.idle: list[CycleRun] = []
 
-    def still_leads(self) -> bool:
-        """Always."""
-        return True
+    def turn(self, server: Server, batch_size: int, *, warm_up: bool) -> None:
+        """One of each, on copies of their own.
 
+        Raises:
+            SystemExit: they did not do the same work, or the audit found something.
+        """
+        with fresh_copy(server, self.template) as url:
+            floor = run_floor(url, self.template.as_of)
+            expected = fingerprint(url)
+        if not warm_up:
+            self.floors.append(floor)
+        for workers, kept in self.cycles.items():
+            with fresh_copy(server, self.template) as url:
+                order = Order(url, self.template.as_of.isoformat(), workers, batch_size, cycles=2)
+                cycle, idle = run_cycles(order)
+                if differ := differences(expected, fingerprint(url)):
+                    raise SystemExit(f"floor and cycle did not do the same work: {'; '.join(differ)}")
+                if warm_up:
+                    require_clean_audit(url)
+            if idle.instances or idle.debts or idle.failures:
+                raise SystemExit(f"the second cycle found something due: {idle}")
+            if not warm_up:
+                kept.append(cycle)
+                self.idle.append(idle)
+            print(
+                f"  {self.template.instances:>9,} {'warm-up' if warm_up else 'round  '} {workers} worker(s)"
+                f" {cycle.seconds:.2f} s, floor {floor.seconds:.2f} s, nothing due {idle.seconds:.3f} s",
+                flush=True,
+            )
 
-@dataclass(frozen=True)
-class Figure:
-    """Seconds of each round, and how many instances were charged in one."""
+    def figures(self) -> list[Figure]:
+        """Of this size."""
+        size = f"{self.template.instances:,}"
+        floor = [each.instances / each.seconds for each in self.floors]
+        made = [
+            Figure(f"{size}: floor", "instances a second", tuple(floor)),
+            Figure(f"{size}: floor, WAL an instance", "bytes", tuple(f.wal_bytes / f.instances for f in self.floors)),
+        ]
+        for workers, runs in self.cycles.items():
+            name = f"{size}: {workers} worker{'s' if workers > 1 else ''}"
+            speed = [each.instances / each.seconds for each in runs]
+            made += [
+                Figure(name, "instances a second", tuple(speed)),
+                Figure(f"{name}, to the floor", "times", ratios(speed, floor), RATIO_AIMS.get(workers)),
+                Figure(f"{name}, an instance", "µs", self.microseconds(workers)),
+                Figure(f"{name}, longest transaction", "ms", tuple(1000 * max(each.transactions) for each in runs)),
+                Figure(f"{name}, WAL an instance", "bytes", tuple(each.wal_bytes / each.instances for each in runs)),
+                Figure(f"{name}, controller's peak memory", "MiB", tuple(each.peak_bytes / MIB for each in runs)),
+                Figure(f"{name}, controller's processor time", "s", tuple(each.processor_seconds for each in runs)),
+            ]
+        made.append(Figure(f"{size}: nothing due", "s", tuple(each.seconds for each in self.idle), NOTHING_DUE))
+        return made
 
-    name: str
-    instances: int
-    seconds: list[float]
-
-    @property
-    def per_second(self) -> float:
-        """Instances a second, by the median."""
-        return self.instances / statistics.median(self.seconds)
-
-
-@contextmanager
-def fresh_copy(server: Server, template: str) -> Iterator[str]:
-    """A database of its own, removed afterwards."""
-    url = server.create_database("round", template)
-    try:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("checkpoint")
-        yield url
-    finally:
-        server.drop_database("round")
-
-
-def make_template(server: Server, instances: int) -> str:
-    """The ContainerStacks schema with plausible rows; every wallet can pay, since the floor assumes it."""
-    url = server.create_database("template_bench")
-    with psycopg.connect(url) as connection:
-        sample.create_schema(connection)
-        sample.create_data(connection, sample.Size(max(40, instances // 20), instances))
-        connection.execute(
-            "delete from organizations o where not exists (select from wallets w where w.organization_id = o.id)"
-        )
-        connection.execute("update wallets set balance = balance + 1000000")
-        connection.execute("update vps_plans set base_price = 5 where base_price is null")
-        connection.execute(
-            "update vps_instances i set plan_id = (select id::text from vps_plans order by id limit 1)"
-            " where not exists (select from vps_plans p where i.plan_id in (p.id::text, p.provider_plan_id))"
-        )
-    migrations.migrate_url(url)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("vacuum analyze")
-    return "template_bench"
-
-
-def run_floor(url: str) -> tuple[int, float]:
-    """Charges everything by floor.sql; instances and seconds."""
-    with psycopg.connect(url) as connection:
-        began = time.perf_counter()
-        instances = 0
-        for statement in FLOOR.read_text("utf-8").split(";\n"):
-            instances = connection.execute(statement.encode()).rowcount
-        connection.commit()
-        return instances, time.perf_counter() - began
+    def microseconds(self, workers: int) -> tuple[float, ...]:
+        """That a charged instance takes of a cycle's time."""
+        return tuple(1e6 * each.seconds / each.instances for each in self.cycles[workers])
 
 
-def run_cycle(url: str, workers: int, batch_size: int) -> tuple[int, float]:
-    """Charges everything by the controller's own cycle, audited."""
-    statements = queries.load()
-    database = Database(lambda: url, "DATABASE_URL", "bench-1")
-    pricing = Pricing(Decimal("19.71"), "USD")
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("update billing_leadership set term = 1")
-        connection.execute("insert into billing_terms values (1, 'bench-1', clock_timestamp())")
-    cycle = Cycle(
-        lambda: Ledger(database.connect(FOREGROUND), statements, pricing),
-        lambda: Ledger(database.connect(WORKER), statements, pricing),
-        CycleSettings(workers=workers, batch_size=batch_size, holder="bench-1"),
-        lambda: True,
-        time.sleep,
+def throughput(server: Server, sizes: list[int], rounds: int, workers: list[int], batch_size: int) -> Section:
+    """All sizes in turn; the comparison of the sizes with the largest two."""
+    everything = [Rounds(make_payable(server, size), workers) for size in sizes]
+    for number in range(rounds + 1):
+        for each in everything:
+            each.turn(server, batch_size, warm_up=number == 0)
+    figures = [figure for each in everything for figure in each.figures()]
+    if len(everything) > 1:
+        figures += _flatness(everything[-2], everything[-1], max(workers))
+        figures += _memory(everything[0], everything[-1], max(workers))
+    return Section(
+        "throughput",
+        "Throughput",
+        f"Batches of {batch_size:,}. Every wallet can pay, as the floor assumes; floor and cycle leave the same rows in"
+        " every round. Ratios are of runs in the same round.",
+        tuple(figures),
     )
-    result = cycle.run(Leading(1))
-    if result.outcome is not Outcome.COMPLETED or result.figures.debts or result.figures.failures:
-        raise SystemExit(f"the cycle went wrong: {result}")
-    with database.connect() as connection:
-        if not audit(connection, statements).clean:
-            raise SystemExit("the audit found violations")
-    return result.figures.instances, result.seconds
 
 
-def main() -> None:
-    """Measures, prints a table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instances", type=int, default=int(os.environ.get("SCALE", "100000")))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batch-size", type=int, default=2000)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    installation = find_installations()[0]
-    with Server(installation, DURABLE) as server:
-        template = make_template(server, arguments.instances)
-        contenders: dict[str, Callable[[str], tuple[int, float]]] = {"floor": run_floor}
-        for workers in arguments.workers:
-            name = f"{workers} worker{'s' if workers > 1 else ''}"
-            contenders[name] = partial(run_cycle, workers=workers, batch_size=arguments.batch_size)
-        figures = {name: Figure(name, 0, []) for name in contenders}
-        for turn in range(arguments.rounds + 1):
-            for name, contender in contenders.items():
-                with fresh_copy(server, template) as url:
-                    instances, seconds = contender(url)
-                print(
-                    f"{'warm-up' if turn == 0 else f'round {turn}'}  {name:<10} {instances} in {seconds:.2f} s",
-                    flush=True,
-                )
-                if turn:
-                    figures[name] = Figure(name, instances, [*figures[name].seconds, seconds])
-    report(figures, installation.title, arguments.instances, arguments.json)
+def require_clean_audit(url: str) -> None:
+    """Raises SystemExit unless every invariant of money holds."""
+    with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
+        broken = [finding for finding in audit(connection, queries.load()).findings if finding.violations]
+    if broken:
+        raise SystemExit(f"the audit found violations: {broken}")
 
 
-def report(figures: dict[str, Figure], server: str, instances: int, to: Path | None) -> None:
-    """The table, and the same as JSON."""
-    floor = figures["floor"].per_second
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {server}"
-    print(f"\n{instances} instances; {machine}\n")
-    print(f"{'':<12}{'min s':>8}{'median s':>10}{'max s':>8}{'a second':>10}{'x floor':>9}")
-    rows: list[dict[str, Any]] = []
-    for figure in figures.values():
-        low, middle, high = min(figure.seconds), statistics.median(figure.seconds), max(figure.seconds)
-        ratio = figure.per_second / floor
-        print(f"{figure.name:<12}{low:>8.2f}{middle:>10.2f}{high:>8.2f}{figure.per_second:>10.0f}{ratio:>9.2f}")
-        rows.append({"name": figure.name, "seconds": figure.seconds, "per_second": figure.per_second, "ratio": ratio})
-    if to:
-        to.write_text(
-            json.dumps({"machine": machine, "instances": instances, "figures": rows}, indent=2) + "\n", "utf-8"
-        )
+def _flatness(less: Rounds, more: Rounds, workers: int) -> list[Figure]:
+    name = f"an instance at {more.template.instances:,} to one at {less.template.instances:,}, {workers} workers"
+    return [Figure(name, "times", ratios(more.microseconds(workers), less.microseconds(workers)), FLAT)]
 
 
-if __name__ == "__main__":
-    main()
+def _memory(least: Rounds, most: Rounds, workers: int) -> list[Figure]:
+    grown = [
+        (more.peak_bytes - less.peak_bytes) / MIB
+        for more, less in zip(most.cycles[workers], least.cycles[workers], strict=True)
+    ]
+    name = f"controller's peak memory at {most.template.instances:,} beyond that at {least.template.instances:,}"
+    return [Figure(name, "MiB", tuple(grown), Aim(2.0, held="worst"))]
