@@ -1,0 +1,76 @@
+"""Places for replicas during a soak: whatever happens to a process, there soon is another one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.faults.proxy import Proxy
+from tests.faults.replica import LOW_BOUNDS, Replica
+from tests.faults.waiting import through
+
+SETTINGS: Final = {
+    **LOW_BOUNDS,
+    "BILLING_INTERVAL_MINUTES": "0.004",
+    "BILLING_BATCH_SIZE": "4",
+    "BILLING_DRAIN_TIMEOUT_SECONDS": "3",
+    "BILLING_HEARTBEAT_SECONDS": "1",
+    "PYTHONFAULTHANDLER": "1",  # SIGABRT shows where each thread is
+}
+#: For a drain, with everything else that is under way.
+STOP_SECONDS: Final = 60.0
+
+
+class Slot:
+    """A place for a replica, with a proxy of its own in front of it; the processes that have been in it."""
+
+    def __init__(self, url: str, port: int) -> None:
+        self.proxy = Proxy(("127.0.0.1", port))
+        self._url = through(url, self.proxy.port)
+        self.replicas: list[Replica] = []
+        self._free = threading.Lock()
+        self.start()
+
+    @property
+    def replica(self) -> Replica:
+        return self.replicas[-1]
+
+    def start(self) -> None:
+        """A new process."""
+        self.replicas.append(Replica(self._url, **SETTINGS))
+
+    def remove(self) -> None:
+        """Everything."""
+        for replica in self.replicas:
+            replica.remove()
+        self.proxy.close()
+
+    @contextmanager
+    def taken(self, errors: list[str]) -> Iterator[Replica]:
+        """One fault at a time has the replica; it runs at the beginning, and at the end."""
+        with self._free:
+            if not self.replica.running:
+                errors.append(f"{self.replica.instance} ended by itself:\n{self.replica.tail()}")
+                self.start()
+            yield self.replica
+            if not self.replica.running:
+                self.start()
+
+    def ended(self, errors: list[str], why: str) -> None:
+        """Waits for the end of a replica that was asked to; one that hangs is made to tell where."""
+        replica = self.replica
+        try:
+            status = replica.wait(STOP_SECONDS)
+        except AssertionError:
+            state = Path(f"/proc/{replica.pid}/stat").read_text(encoding="utf-8").split()[2]
+            replica.signal(signal.SIGABRT)
+            replica.thaw()
+            status = replica.wait()
+            errors.append(f"{replica.instance} hung in state {state} after {why}")
+        early = status == -signal.SIGTERM and not replica.log  # before its first instruction
+        if status != 0 and not early:
+            errors.append(f"{replica.instance} ended with {status} after {why}:\n{replica.tail(100)}")

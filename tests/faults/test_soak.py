@@ -1,0 +1,226 @@
+"""Minutes of random faults under traffic: at the end the model, the wallets and the audit agree to the cent.
+
+`FAULT_MINUTES` says how long (5), `FAULT_SEED` repeats a sequence of faults; a failure prints both seed and sequence.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, Final, LiteralString
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from controller.billing.audit import audit
+from controller.demo.server import Installation, Server
+from controller.postgres import queries
+from tests.faults.proxy import Proxy
+from tests.faults.soak_faults import Faults
+from tests.faults.soak_ledger import Ledger
+from tests.faults.soak_model import Model
+from tests.faults.soak_slots import Slot
+from tests.faults.soak_traffic import Customers
+from tests.faults.soak_verdict import LeftOut, Verdict
+from tests.faults.waiting import eventually, through
+from tests.servers import prepare_template
+
+MINUTES: Final = float(os.environ.get("FAULT_MINUTES") or 5)
+REPLICAS: Final = 3
+THREADS: Final = 2
+#: A leader that could not work has stepped down for a minute; everybody may have.
+RECOVERY_SECONDS: Final = 150.0
+SHOWN: Final = 30
+#: What the verdict has to say of each harm to the rows of a billed database.
+PLANTED: Final[Mapping[str, LiteralString]] = {
+    "should hold": "update wallets set balance = balance + 0.01 where balance > 0",
+    "its periods end at": "update vps_instances set last_billed_at = last_billed_at - interval '1 hour'",
+    "acknowledged as they are": "delete from vps_instances where last_billed_at is not null",
+    "has no period": """
+        insert into payment_transactions (organization_id, amount, status, metadata)
+        select organization_id, amount, status, metadata from payment_transactions where metadata ? 'controller' limit 1
+    """,
+    "its open row is None": "delete from vps_billing_cycles where status = 'failed'",
+    "last billed at": "delete from vps_billing_cycles where status = 'billed'",
+    "belongs to no batch": "update vps_billing_cycles set total_amount = 1 where status = 'billed'",
+    "was paid by": "update payment_transactions set amount = amount - 0.01 where metadata ? 'controller'",
+    "its batches": "update billing_runs set hours = hours + 1",
+    "the next term began at": """
+        insert into billing_terms (term, holder, minted_at)
+        select max(term) + 1, 'too early', min(written_at) from billing_batches
+    """,
+    "beyond its run's": "update billing_runs set started_at = started_at - interval '1 year'",
+}
+
+
+@pytest.fixture
+def soak_server(fault_installation: Installation) -> Iterator[Server]:
+    """A server of its own, to be restarted, that remembers when each transaction was committed."""
+    with Server(fault_installation, {"track_commit_timestamp": "on"}) as running:
+        yield running
+
+
+@pytest.fixture
+def soak_database(soak_server: Server) -> str:
+    url = soak_server.create_database("soak")
+    prepare_template(url)
+    return url
+
+
+@pytest.fixture
+def slots(soak_server: Server, soak_database: str) -> Iterator[list[Slot]]:
+    made: list[Slot] = []
+    try:
+        made.extend(Slot(soak_database, soak_server.port) for _ in range(REPLICAS))
+        yield made
+    finally:
+        for slot in made:
+            slot.remove()
+
+
+@pytest.fixture
+def front_door(soak_server: Server) -> Iterator[Proxy]:
+    """By which customers come."""
+    with Proxy(("127.0.0.1", soak_server.port)) as running:
+        yield running
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(MINUTES * 60 + 400)
+def test_soak_ends_with_model_wallets_and_audit_in_agreement(
+    *,
+    soak_server: Server,
+    soak_database: str,
+    slots: list[Slot],
+    front_door: Proxy,
+    seed: int,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    began = time.monotonic()
+    seconds = _share_of_the_time(request)
+    ends_at = datetime.now(UTC) + timedelta(seconds=seconds)
+    model, shared, stop = Model(), threading.RLock(), threading.Event()
+    url = through(soak_database, front_door.port)
+    customers = [Customers(url, model, f"{seed}-{n}", ends_at, shared) for n in range(THREADS)]
+    customers[0].begin()
+    faults = Faults(soak_server, soak_database, slots, front_door, seed)
+    threads = [threading.Thread(target=each.run, args=(stop,), name="customers") for each in customers]
+    threads.append(threading.Thread(target=faults.run, name="faults"))
+    for thread in threads:
+        thread.start()
+    try:
+        stop.wait(seconds)
+    finally:
+        faults.stop()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    print(*faults.drawn, sep="\n")  # noqa: T201 - pytest shows it with a failure
+    assert [each.error for each in customers] == [None] * THREADS
+    _bill_what_is_left(soak_database, slots)
+    with psycopg.connect(soak_database, row_factory=dict_row, autocommit=True) as conn:
+        verdict = Verdict(model, Ledger.read(conn), _left_out(slots))
+        defects = [*faults.errors, *_crashes(slots), *verdict.defects(), *_audited(conn)]
+    figures = {"seed": seed, "seconds": round(time.monotonic() - began), **_figures(verdict, faults, slots)}
+    with capsys.disabled():
+        print(*(f"\nsoak: {name}: {value}" for name, value in figures.items()), sep="", end=" ")  # noqa: T201 - to be seen
+    print(*defects[:SHOWN], sep="\n")  # noqa: T201 - as above
+    assert not defects, f"{len(defects)} defects"
+
+
+def test_soak_would_find_what_is_planted(soak_database: str, slots: list[Slot]) -> None:
+    model = Model()
+    with closing(Customers(soak_database, model, "planted", datetime.now(UTC), threading.RLock())) as customers:
+        customers.begin()
+    _bill_what_is_left(soak_database, slots)
+    with psycopg.connect(soak_database, row_factory=dict_row) as conn:
+        assert Verdict(model, Ledger.read(conn), []).defects() == []
+        for sentence, statement in PLANTED.items():
+            assert conn.execute(statement).rowcount >= 1, statement
+            defects = Verdict(model, Ledger.read(conn), []).defects()
+            assert any(sentence in each for each in defects), (statement, defects)
+            conn.rollback()
+
+
+def _share_of_the_time(request: pytest.FixtureRequest) -> float:
+    """Seconds: all minutes together are spent on however many servers this run has."""
+    runs = [each for each in request.session.items if getattr(each, "originalname", "") == request.node.originalname]
+    return MINUTES * 60 / len(runs)
+
+
+def _bill_what_is_left(url: str, slots: list[Slot]) -> None:
+    """By a healthy pair, until a cycle that began after the last fault has left nobody out; then nobody bills."""
+    *pair, spare = [slot.replica for slot in slots]
+    spare.wait_for("controller.started")
+    assert spare.terminate() == 0, spare.tail()
+    since = datetime.now(UTC)
+    whole = "select from billing_runs where outcome = 'completed' and failures = 0 and started_at > %s"
+    with psycopg.connect(url, autocommit=True) as conn:
+        try:
+            eventually(lambda: conn.execute(whole, [since]).fetchone() is not None, "a whole cycle", RECOVERY_SECONDS)
+        except AssertionError:
+            print(*(replica.tail() for replica in pair), sep="\n\n")  # noqa: T201 - as above
+            raise
+    assert [replica.terminate() for replica in pair] == [0, 0], [replica.tail() for replica in pair]
+
+
+def _left_out(slots: list[Slot]) -> list[LeftOut]:
+    """Who could not be charged, and said so."""
+    failed = [line for slot in slots for replica in slot.replicas for line in replica.events("organization.failed")]
+    return [LeftOut(UUID(line["organization"]), datetime.fromisoformat(line["time"])) for line in failed]
+
+
+def _crashes(slots: list[Slot]) -> list[str]:
+    """What no replica may ever say, what only the log may, and failures for another reason than somebody's locks."""
+    replicas = [replica for slot in slots for replica in slot.replicas]
+    said = [line for each in replicas for line in each.events("service.crashed", "organization.failed")]
+    crashes = [f"{line.event} {line.fields}" for line in said if line.fields.get("reason") != "locked"]
+    return crashes + [f"{each.instance}: {line}" for each in replicas for line in each.noise]
+
+
+def _audited(conn: psycopg.Connection[dict[str, Any]]) -> list[str]:
+    """What the controller's own audit finds."""
+    findings = audit(conn, queries.load()).findings
+    return [f"audit: {each.invariant}: {each.examples}" for each in findings if each.violations]
+
+
+def _figures(verdict: Verdict, faults: Faults, slots: list[Slot]) -> dict[str, object]:
+    model, ledger, billed = verdict.model, verdict.ledger, verdict.billed
+    replicas = [replica for slot in slots for replica in slot.replicas]
+    said = Counter(line.event for replica in replicas for line in replica.events())
+    plans = {id(plan): plan for plan in model.plans.values()}.values()
+    return {
+        "faults": f"{len(faults.drawn)}: {_counted(faults.counts)}",
+        "cycles": _counted(Counter(run.outcome for run in ledger.runs.values())),
+        "batches": len(ledger.batches),
+        "seconds without a batch": f"at most {_longest_pause(ledger):.1f}",
+        "terms": len(ledger.minted_at),
+        "replicas": len(replicas),
+        "organizations": len(model.opening),
+        "instances": f"{len(model.instances)}, {len(model.instances) - len(model.live)} of them deleted",
+        "periods": f"{len(billed)}, {sum(each.hours for each in billed)} hours, {sum(each.amount for each in billed)}",
+        "top-ups": len(model.top_ups),
+        "prices": sum(len(plan.prices) for plan in plans),
+        "commits whose answer was lost": model.looked_up,
+        "organizations left out of a cycle": len(verdict.left_out),
+        "said": _counted(said),
+    }
+
+
+def _counted(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counter.most_common())
+
+
+def _longest_pause(ledger: Ledger) -> float:
+    """Seconds between two batches: there always was something to charge."""
+    moments = sorted(batch.written_at for batch in ledger.batches.values())
+    return max((later - earlier).total_seconds() for earlier, later in pairwise(moments))
