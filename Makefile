@@ -36,13 +36,20 @@ format: $(VENV)/.dev ## Puts the code into its form
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+FAULT_MINUTES ?= 5
+FAULT_LANES ?= 2
+
 .PHONY: faults
 faults: $(VENV)/.dev ## Every fault many times over, with measured times (20 minutes)
-	$(BIN)/pytest tests/faults $(PYTEST_ARGS)
+	FAULT_MINUTES=$(FAULT_MINUTES) $(BIN)/pytest tests/faults tests/integration/test_leadership_model.py --lanes $(FAULT_LANES) $(if $(FAULT_REPORT),--fault-report $(FAULT_REPORT)) $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Throughput against the floor, and kindness to others
-	$(BIN)/python bench/throughput.py $(BENCH_ARGS)
+bench: $(VENV)/.dev ## All figures at 100 thousand instances (15 minutes); SCALE=1000000 adds the million
+	$(BIN)/python -m bench all $(BENCH_ARGS)
+
+.PHONY: bench-check
+bench-check: $(VENV)/.dev ## Fails when the cycle has become slow against hand-written SQL (under 2 minutes)
+	@$(BIN)/python -m bench check $(BENCH_ARGS)
 
 .PHONY: e2e
 e2e: $(VENV)/.dev ## On a real Kubernetes: KUBECONFIG and E2E_IMAGE, else kind, else skipped

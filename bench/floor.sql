@@ -3,7 +3,7 @@
 -- every wallet can pay. What makes it fast, measured (docs/performance.md): a materialized temporary table beats one
 -- statement with CTEs, since every writing step scans it once and nothing is computed twice; in the order of the
 -- instances' ids new entries of two indexes and the checks of a foreign key go through the tables once; and updates before
--- inserts save write-ahead log.
+-- inserts save write-ahead log. As in a cycle, a period and its payment share one id.
 -- :'as_of' is the moment whose due hours are charged, as psql writes a variable.
 
 set local jit = off;
@@ -13,7 +13,7 @@ create temporary table charge on commit drop as
 select i.id, i.organization_id, i.label, w.id as wallet_id, w.currency, p.monthly_price, p.source, d.period_start, d.hours,
     d.period_start + d.hours * interval '1 hour' as period_end,
     billing_charge(p.monthly_price, d.period_start, d.hours) as amount,
-    billing_time_ordered_uuid(clock_timestamp()) as payment_id
+    billing_time_ordered_uuid(clock_timestamp()) as charge_id
 from vps_instances i
 cross join lateral (
     select coalesce(i.last_billed_at, i.created_at) as period_start,
@@ -41,17 +41,18 @@ where i.id = c.id;
 
 insert into payment_transactions
     (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata)
-select payment_id, organization_id, -amount, currency, 'wallet_debit', 'internal', 'completed',
+select charge_id, organization_id, -amount, currency, 'wallet_debit', 'internal', 'completed',
     'VPS ' || coalesce(label, id::text) || ', ' || hours || ' h',
-    jsonb_build_object('controller', 'containerstacks-billing', 'vps_instance_id', id, 'hours', hours, 'term', 1, 'run', 1)
+    '{"controller": "containerstacks-billing", "term": 1, "run": 1}'::jsonb
+        || jsonb_build_object('vps_instance_id', id, 'hours', hours)
 from charge
 where amount > 0;
 
 insert into vps_billing_cycles
     (id, vps_instance_id, organization_id, billing_period_start, billing_period_end, hourly_rate, total_amount,
      status, payment_transaction_id, metadata)
-select billing_time_ordered_uuid(clock_timestamp()), id, organization_id, period_start, period_end,
-    round(monthly_price / 730, 4), amount, 'billed', case when amount > 0 then payment_id end,
-    jsonb_build_object('controller', 'containerstacks-billing', 'hours', hours, 'monthly_price', monthly_price,
-        'price_source', source, 'term', 1, 'run', 1)
+select charge_id, id, organization_id, period_start, period_end,
+    round(monthly_price / 730, 4), amount, 'billed', case when amount > 0 then charge_id end,
+    '{"controller": "containerstacks-billing", "term": 1, "run": 1}'::jsonb
+        || jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', source)
 from charge

@@ -215,7 +215,10 @@ class Server:
         if not self._account.reaches(Path(self.installation.program("postgres"))):
             self.installation = copy_installation(self.installation, self._folder / "programs")
             self._account.own(self._folder / "programs")
-        data = self._folder / "data"
+        self._make_data(self._folder / "data")
+
+    def _make_data(self, data: Path) -> None:
+        """Fill the data folder, which is not there yet. Raises: ServerError."""
         status, text = self._account.output(
             self.installation.program("initdb"),
             f"--pgdata={data}",
@@ -228,7 +231,7 @@ class Server:
         if status != 0:
             raise ServerError(f"initdb of {self.installation.title} failed: {_tail(text)}")
         settings = {"listen_addresses": "127.0.0.1", **self.options}
-        settings["unix_socket_directories"] = "" if WINDOWS else str(self._folder)
+        settings["unix_socket_directories"] = "" if WINDOWS else str(self.folder)
         with (data / "postgresql.conf").open("a", encoding="utf-8") as file:
             for key, value in settings.items():
                 quoted = value.replace("'", "''")

@@ -1,14 +1,17 @@
 """Fixtures of the fault tests: a server, a database whose cents are known, replicas, proxies, and the table at the end.
 
-The short selection runs on the newest PostgreSQL there is, what is marked slow on each that `--postgres` allows.
+The short selection runs on the newest PostgreSQL that `--postgres` allows, `make faults` on the others too, less often.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,8 +19,10 @@ import pytest
 
 from controller.demo.server import Installation, Server
 from tests.faults.books import Books
+from tests.faults.lanes import ALONE, Lanes, share_out
 from tests.faults.proxy import Proxy
 from tests.faults.replica import Replica
+from tests.faults.report import write_report
 from tests.faults.timings import Timings
 from tests.servers import ORIGINS, TEMPLATE, create_template, installation_of, temporary_database
 
@@ -27,44 +32,98 @@ StartReplica = Callable[..., Replica]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Which PostgreSQL, and for what is marked `runs` how often: `runs(20, short=2, older=4)`.
+
+    On the newest so often as the marker says, `short` times in the short selection; on each other one `older` times.
+    """
     if "fault_installation" not in metafunc.fixturenames:
         return
-    chosen = metafunc.config.getoption("--postgres")
-    found = [installation_of(origin) for origin in ORIGINS if chosen in (origin, "all")]
-    newest_first = sorted((each for each in found if each), key=lambda each: -each.version)
-    if not newest_first:
+    servers = _servers(metafunc.config.getoption("--postgres"))
+    if not servers:
         metafunc.parametrize("fault_installation", [pytest.param(None, marks=pytest.mark.skip("no PostgreSQL"))])
         return
-    slow = metafunc.definition.get_closest_marker("slow")
-    metafunc.parametrize(
-        "fault_installation",
-        newest_first if slow else newest_first[:1],
-        ids=lambda each: f"{each.version}-{each.origin}",
-        indirect=True,
-        scope="session",
+    if (marker := metafunc.definition.get_closest_marker("runs")) is None:
+        slow = metafunc.definition.get_closest_marker("slow")
+        metafunc.parametrize(
+            "fault_installation", servers if slow else servers[:1], ids=_name_of, indirect=True, scope="session"
+        )
+        return
+    newest, *others = servers
+    older = marker.kwargs.get("older", 2)
+    counts = [(newest, marker.args[0]), *((each, older) for each in others if older)]
+    parameters = [pytest.param(*each, id=f"{_name_of(each[0])}-{each[1]}", marks=pytest.mark.slow) for each in counts]
+    if short := marker.kwargs.get("short", 0):
+        parameters.insert(0, pytest.param(newest, short, id=f"{_name_of(newest)}-{short}"))
+    metafunc.parametrize(("fault_installation", "runs"), parameters, indirect=["fault_installation"], scope="session")
+
+
+@cache
+def _servers(chosen: str) -> list[Installation]:
+    """The newest first."""
+    found = [installation_of(origin) for origin in ORIGINS if chosen in (origin, "all")]
+    return sorted((each for each in found if each), key=lambda each: -each.version)
+
+
+def _name_of(installation: Installation) -> str:
+    return f"{installation.version}-{installation.origin}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fault-report",
+        type=Path,
+        metavar="FILE",
+        help="write the table of faults, with this machine, between the markers of this Markdown file",
     )
+    parser.addoption("--lanes", type=int, default=1, help="fault tests are shared out to so many runs side by side")
+    parser.addoption("--lane", type=int, default=0, help="which of them this is; set by the first")
+    parser.addoption("--lane-timings", type=Path, metavar="FILE", help="where it leaves its times; set by the first")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TIMINGS] = Timings()
+    timings = config.stash[TIMINGS] = Timings()
+    # the options are not there where this file is found while tests are being collected, as by `make test`
+    if (lanes := config.getoption("lanes", 1)) > 1 and config.getoption("lane") == 0:
+        config.pluginmanager.register(Lanes(config.invocation_params.args, lanes, timings))
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:  # noqa: ANN401 - pytest keeps the type
-    if lines := config.stash.setdefault(TIMINGS, Timings()).lines():
-        terminalreporter.section("faults: billing without a leader")
-        for line in lines:
-            terminalreporter.write_line(line)
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (lanes := config.getoption("lanes", 1)) > 1:
+        files = share_out(items, lanes)[config.getoption("lane")]
+        config.hook.pytest_deselected(items=[item for item in items if item.path not in files])
+        items[:] = sorted((item for item in items if item.path in files), key=lambda item: item.path.name == ALONE)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if kept := session.config.getoption("lane_timings", None):
+        kept.write_text(session.config.stash[TIMINGS].as_json(), encoding="utf-8")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    timings = config.stash[TIMINGS]
+    lines = timings.lines()
+    if not lines or config.getoption("lane_timings", None):
+        return
+    terminalreporter.section("faults: how long nothing was billed, and what it cost")
+    for line in lines:
+        terminalreporter.write_line(line)
+    if report := config.getoption("fault_report", None):
+        write_report(report, timings)
+        terminalreporter.write_line(f"written to {report}")
 
 
 @pytest.fixture(scope="session")
 def timings(request: pytest.FixtureRequest) -> Timings:
     """Where measured times go."""
-    return request.config.stash.setdefault(TIMINGS, Timings())
+    return request.config.stash[TIMINGS]
 
 
 @pytest.fixture(scope="session")
-def fault_installation(request: pytest.FixtureRequest) -> Installation:
+def fault_installation(request: pytest.FixtureRequest, timings: Timings) -> Installation:
     found: Installation = request.param
+    said = subprocess.run([found.program("postgres"), "--version"], capture_output=True, text=True, check=True).stdout
+    timings.servers.add(said.removeprefix("postgres (PostgreSQL) ").strip())
     return found
 
 
@@ -125,11 +184,11 @@ def books(conn: psycopg.Connection[Any]) -> Books:
 
 @pytest.fixture
 def start() -> Iterator[StartReplica]:
-    """Starts replicas: `start(url, SETTING="value", ...)`; none survives the test."""
+    """Starts replicas: `start(url, *launcher, SETTING="value", ...)`; none survives the test."""
     started: list[Replica] = []
 
-    def start_one(url: str, **settings: str) -> Replica:
-        started.append(Replica(url, **settings))
+    def start_one(url: str, *launcher: str, **settings: str) -> Replica:
+        started.append(Replica(url, *launcher, **settings))
         return started[-1]
 
     yield start_one

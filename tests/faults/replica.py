@@ -26,6 +26,12 @@ LOW_BOUNDS: Final[Mapping[str, str]] = {
     "BILLING_LEADER_DEADLINE_SECONDS": "1",
     "BILLING_SESSION_TIMEOUT_SECONDS": "2",
 }
+#: An organization a batch, one after the other, and a cycle whenever there is something to do.
+BUSY: Final[Mapping[str, str]] = {
+    "BILLING_WORKERS": "1",
+    "BILLING_BATCH_SIZE": "3",
+    "BILLING_INTERVAL_MINUTES": "0.003",
+}
 _DEFAULTS: Final[Mapping[str, str]] = {
     "BILLING_TAKEOVER_DELAY_SECONDS": "0",
     "BILLING_HTTP_ADDRESS": "none",
@@ -59,9 +65,15 @@ def command(*words: str) -> list[str]:
 
 
 class Replica:
-    """`containerstacks-billing run`, started at once."""
+    """`containerstacks-billing run`, started at once.
 
-    def __init__(self, url: str, **settings: str) -> None:
+    Args:
+        url: of the database.
+        launcher: a command that becomes the controller, such as one that enters a network namespace.
+        settings: of its environment.
+    """
+
+    def __init__(self, url: str, *launcher: str, **settings: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="csb-"))
         self.control_socket = self._folder / "control.sock"
         self.environment = clean_environment(
@@ -78,7 +90,7 @@ class Replica:
         self._news = threading.Condition()
         self._ended = False
         self._process = subprocess.Popen(
-            command("run"),
+            [*launcher, *command("run")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

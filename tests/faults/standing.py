@@ -20,7 +20,7 @@ def wait_until_standing_by(books: Books, replica: Replica) -> None:
     """Blocks until it has tried the lock once, and in vain: from then on it polls."""
     replica.wait_for("election.joined")
     eventually(
-        lambda: any("pg_try_advisory_lock" in each["query"] for each in sessions(books, "elector", replica)),
+        lambda: any("advisory" in each["query"] for each in sessions(books, "elector", replica)),
         f"{replica.instance} tries the lock",
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime
+from itertools import cycle, islice
 from typing import Any, Final
 
 import psycopg
@@ -11,20 +13,27 @@ import pytest
 from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy, When
-from tests.faults.replica import Replica
+from tests.faults.replica import BUSY, Replica
 from tests.faults.standing import wait_until_standing_by
+from tests.faults.test_sessions_lost import starts_with
 from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.faults.waiting import eventually, through
 from tests.faults.wire import Statement
 
 BOUND_SECONDS: Final = 2.0
-#: One worker, an organization a batch, and a cycle whenever there is something to do.
-BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
 #: From the moment at which the lock is held to the moment before its holder hears of its term.
-MINT: Final = [
-    ("select pg_try_advisory_lock", "after"),
-    *((step, when) for step in ("BEGIN", "lock table", "with minted", "COMMIT") for when in ("before", "after")),
+MINT: Final[list[tuple[str, When]]] = [
+    ("lock table", "after"),
+    ("COMMIT", "after"),
+    ("BEGIN", "before"),
+    ("BEGIN", "after"),
+    ("lock table", "before"),
+    ("with minted", "before"),
+    ("with minted", "after"),
+    ("COMMIT", "before"),
 ]
+#: Two processes start on two cores, one of them is elected and bills: no election to wait for.
+START_SECONDS: Final = 5.0
 
 
 @pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
@@ -54,13 +63,14 @@ def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing
             killed_at = leader.kill()
             proxy.cut(leader.instance)  # as the kernel closes what the process had open
         standby.wait_for("cycle.completed")
-        verdict = books.judge()
-        timings.record("killed around a statement of a batch", seconds_to_next_term(books, killed_at), verdict)
-        assert seconds_to_next_charge(books, killed_at, term) < BOUND_SECONDS, statement
+        seconds = seconds_to_next_charge(books, killed_at, term)
+        fault = "leader killed: inside a batch, around each statement"
+        assert timings.record(fault, seconds, books.judge(), bound=BOUND_SECONDS), statement
         leader = standby
 
 
-@pytest.mark.parametrize("runs", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.runs(20, short=2)
+@pytest.mark.timeout(240)
 def test_leader_killed_inside_a_statement_holds_its_successor_up_no_longer(
     database: str, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
@@ -82,11 +92,12 @@ def test_leader_killed_inside_a_statement_holds_its_successor_up_no_longer(
             standby.wait_for("leader.elected")
         standby.wait_for("cycle.completed")
         seconds = seconds_to_next_term(books, killed_at)
-        assert timings.record("killed inside a statement", seconds, books.judge()) < BOUND_SECONDS
+        timings.record("leader killed: inside a statement", seconds, books.judge(), bound=BOUND_SECONDS)
         leader = standby
 
 
-@pytest.mark.parametrize("runs", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.runs(20, short=3)
+@pytest.mark.timeout(240)
 def test_idle_leader_killed_is_replaced(
     database: str, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
@@ -98,65 +109,94 @@ def test_idle_leader_killed_is_replaced(
         killed_at = leader.kill()
         standby.wait_for("leader.elected")
         seconds = seconds_to_next_term(books, killed_at)
-        assert timings.record("killed while idle", seconds, books.judge()) < BOUND_SECONDS
+        timings.record("leader killed: idle", seconds, books.judge(), bound=BOUND_SECONDS)
         leader = standby
 
 
-@pytest.mark.parametrize(
-    ("step", "when"),
-    [
-        ("lock table", "after"),
-        ("COMMIT", "after"),
-        *(pytest.param(step, when, marks=pytest.mark.slow) for step, when in MINT),
-    ],
-)
-def test_winner_killed_inside_its_mint_leaves_the_next_one_free(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, step: str, when: When
+@pytest.mark.runs(20)
+@pytest.mark.timeout(240)
+def test_leader_killed_between_two_batches_leaves_the_second_to_its_successor(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
-    winner = start(through(database, proxy.port))
-    with proxy.hold(f"elector {winner.instance}", lambda statement: statement.sql.startswith(step), when) as hold:
-        hold.wait()
-        standby = start(database)
-        wait_until_standing_by(books, standby)
-        killed_at = winner.kill()
-        proxy.cut(winner.instance)
-        standby.wait_for("cycle.completed")
-    assert not winner.events("leader.elected")
-    seconds = seconds_to_next_term(books, killed_at)
-    assert timings.record("killed inside the mint", seconds, books.judge()) < BOUND_SECONDS
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_leader_killed_at_random_moments(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, seed: int
-) -> None:
-    chance = random.Random(seed)
     url = through(database, proxy.port)
     leader = start(url, **BUSY)
-    for _ in range(20):
+    leader.wait_for("cycle.completed")
+    for _ in range(runs):
         standby = start(url, **BUSY)
         wait_until_standing_by(books, standby)
-        session, number = chance.choice(["worker", "cycle", "elector"]), chance.randrange(1, 40)
-        with proxy.hold(f"{session} {leader.instance}", _is_number(number)) as hold:
-            books.add(organizations=8)
-            hold.reached.wait(1.0)  # a session may have fewer statements: then it is killed wherever it is
+        before = books.billed_instances
+        with proxy.hold(f"worker {leader.instance}", _is_beginning(2)) as hold:
+            books.add(organizations=3)
+            hold.wait()
+            term = leader.wait_for("leader.elected")["term"]
+            assert books.billed_instances == before + 3
             killed_at = leader.kill()
             proxy.cut(leader.instance)
         standby.wait_for("cycle.completed")
-        _finish(standby, books)
-        timings.record("killed at a random moment", seconds_to_next_term(books, killed_at), books.judge())
+        seconds = seconds_to_next_charge(books, killed_at, term)
+        timings.record("leader killed: between batches", seconds, books.judge(), bound=BOUND_SECONDS)
         leader = standby
 
 
-def _finish(leader: Replica, books: Books) -> None:
-    eventually(lambda: books.all_billed, f"{leader.instance} bills what is left")
-    leader.wait_for("cycle.completed", after=leader.events("cycle.completed")[-1])
+@pytest.mark.runs(20, short=2)
+@pytest.mark.timeout(300)
+def test_winner_killed_inside_its_mint_leaves_the_next_one_free(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    url = through(database, proxy.port)
+    leader: Replica | None = None
+    for step, when in islice(cycle(MINT), runs):
+        with proxy.hold(" elector ", starts_with(step), when) as hold:
+            winner = start(url)
+            if leader is not None:
+                leader.kill()
+                proxy.cut(leader.instance)
+            hold.wait()
+            standby = start(database)
+            wait_until_standing_by(books, standby)
+            killed_at = winner.kill()
+            proxy.cut(winner.instance)
+            standby.wait_for("cycle.completed" if leader is None else "leader.elected")
+        assert not winner.events("leader.elected")
+        seconds = seconds_to_next_term(books, killed_at)
+        timings.record("leader killed: inside its mint", seconds, books.judge(), bound=BOUND_SECONDS)
+        leader = standby
+
+
+@pytest.mark.runs(20, short=1)
+@pytest.mark.timeout(300)
+def test_all_replicas_killed_at_once_and_started_again_bill_what_is_left(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    url = through(database, proxy.port)
+    replicas = [start(url, **BUSY), start(url, **BUSY)]
+    for _ in range(runs):
+        with proxy.hold(" worker ", _is_number(chance.randrange(4, 40))) as hold:
+            books.add()
+            hold.wait()
+            for each in replicas:
+                each.kill()
+            proxy.cut()
+        since, replicas = datetime.now(UTC), [start(url, **BUSY), start(url, **BUSY)]
+        eventually(lambda: books.all_billed, "the rest of it")
+        seconds = seconds_to_next_charge(books, since)
+        timings.record("all replicas killed, and started again", seconds, books.judge(), bound=START_SECONDS)
 
 
 def _is_number(number: int) -> Any:  # noqa: ANN401 - a predicate
     def matches(statement: Statement) -> bool:
         return statement.number == number
+
+    return matches
+
+
+def _is_beginning(number: int) -> Any:  # noqa: ANN401 - a predicate
+    """The so-manieth transaction from now on."""
+    begun = iter(range(1, number + 1))
+
+    def matches(statement: Statement) -> bool:
+        return statement.sql == "BEGIN" and next(begun) == number
 
     return matches
 

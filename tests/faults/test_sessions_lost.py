@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
+from itertools import cycle, islice
 from typing import Any, Final
 
 import pytest
 
 from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
-from tests.faults.proxy import Hold, Proxy
-from tests.faults.replica import LOW_BOUNDS, Replica
+from tests.faults.proxy import Hold, Proxy, When
+from tests.faults.replica import BUSY, LOW_BOUNDS, Replica
 from tests.faults.standing import end_sessions, wait_until_standing_by
-from tests.faults.timings import Timings, seconds_to_next_term
+from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.faults.waiting import eventually, through
 from tests.faults.wire import Statement
 
 BOUND_SECONDS: Final = 2.0
-BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
+
+
+#: The moments of a batch, and of what the client knows of it, that differ.
+IN_A_BATCH: Final[list[tuple[str, When]]] = [
+    ("COMMIT", "after"),
+    ("with due as materialized", "after"),
+    ("insert into billing_wallet_baselines", "before"),
+    ("COMMIT", "before"),
+    ("BEGIN", "after"),
+]
 
 
 def starts_with(sql: str) -> Any:  # noqa: ANN401 - a predicate
@@ -29,19 +40,26 @@ def starts_with(sql: str) -> Any:  # noqa: ANN401 - a predicate
     return matches
 
 
-def test_leader_whose_lock_session_the_server_ends_is_deposed_at_once(
-    database: str, start: StartReplica, books: Books, timings: Timings
+@pytest.mark.parametrize("how", ["ended by the server", "cut"])
+@pytest.mark.runs(20, short=2)
+def test_leader_whose_lock_session_is_lost_is_deposed_at_once(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, how: str, runs: int
 ) -> None:
-    leader = start(database)
-    leader.wait_for("cycle.completed")
-    standby = start(database)
-    wait_until_standing_by(books, standby)
-    since = datetime.now(UTC)
-    assert end_sessions(books, "elector", leader) == 1
-    leader.wait_for("leader.deposed", within=BOUND_SECONDS)
-    eventually(lambda: bool(books.rows("select from billing_terms where term = 2")), "either leads again")
-    seconds = seconds_to_next_term(books, since)
-    assert timings.record("lock session ended by the server", seconds, books.judge()) < BOUND_SECONDS
+    replicas = [start(through(database, proxy.port)) for _ in range(2)]
+    term = 1
+    for _ in range(runs):
+        leader = _wait_for_leader(replicas, term)
+        (standby,) = (each for each in replicas if each is not leader)
+        wait_until_standing_by(books, standby)
+        since = datetime.now(UTC)
+        lost = end_sessions(books, "elector", leader) if how != "cut" else proxy.cut(f"elector {leader.instance}")
+        assert lost == 1
+        leader.wait_for("leader.deposed", term=term, within=BOUND_SECONDS)
+        term += 1
+        _wait_for_leader(replicas, term)
+        seconds = seconds_to_next_term(books, since)
+        eventually(lambda: books.all_billed, "everything is billed")
+        timings.record(f"lock session lost: {how}", seconds, books.judge(), bound=BOUND_SECONDS)
 
 
 def test_leader_deposed_inside_a_batch_commits_nothing_after_its_successors_term(
@@ -64,36 +82,25 @@ def test_leader_deposed_inside_a_batch_commits_nothing_after_its_successors_term
     books.judge()
 
 
-def test_worker_session_ended_by_the_server_is_replaced_within_the_cycle(
-    database: str, proxy: Proxy, start: StartReplica, books: Books
-) -> None:
-    leader = start(through(database, proxy.port), **BUSY)
-    first = leader.wait_for("cycle.completed")
-    with proxy.hold(f"worker {leader.instance}", starts_with("insert into billing_wallet_baselines")) as hold:
-        books.add(organizations=3)
-        hold.wait()
-        assert end_sessions(books, "worker", leader) == 1
-    done = leader.wait_until(lambda line: line.fields.get("instances") == 9, "the cycle of nine", first)
-    assert done.event == "cycle.completed"
-    assert not leader.events("leader.deposed")
-    books.judge()
-
-
-@pytest.mark.parametrize("statement", ["COMMIT", "with due as materialized"])
-def test_answer_of_a_worker_lost_on_the_way_is_not_charged_again(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, statement: str
+@pytest.mark.parametrize("how", ["ended by the server", "cut"])
+@pytest.mark.runs(20, short=4)
+def test_worker_session_lost_in_a_batch_is_replaced_and_nothing_charged_again(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, how: str, runs: int
 ) -> None:
     leader = start(through(database, proxy.port), **BUSY)
     leader.wait_for("cycle.completed")
-    with proxy.hold(f"worker {leader.instance}", starts_with(statement), "after") as hold:
-        books.add(organizations=3)
-        hold.wait()
-        assert proxy.cut(f"worker {leader.instance}") == 1
-    leader.wait_until(
-        lambda line: line.event == "cycle.completed" and books.all_billed, "the end of it", leader.events()[-1]
-    )
+    for statement, when in islice(cycle(IN_A_BATCH), runs):
+        with proxy.hold(f"worker {leader.instance}", starts_with(statement), when) as hold:
+            books.add(organizations=3)
+            hold.wait()
+            since = datetime.now(UTC)
+            lost = end_sessions(books, "worker", leader) if how != "cut" else proxy.cut(f"worker {leader.instance}")
+            assert lost == 1
+        last = leader.events()[-1]
+        leader.wait_until(lambda line: line.event == "cycle.completed" and books.all_billed, "the end of it", last)
+        seconds = seconds_to_next_charge(books, since)
+        timings.record(f"worker session lost: {how}", seconds, books.judge(), bound=BOUND_SECONDS)
     assert not leader.events("cycle.failed", "leader.deposed")
-    books.judge()
 
 
 def test_lock_session_cut_while_it_is_being_opened_is_opened_again(
@@ -152,7 +159,7 @@ def test_replica_that_a_slow_server_has_elected_bills(
     with (
         proxy.hold(" elector ", starts_with("lock table"), "after") as first,
         proxy.hold(" elector ", starts_with("with minted"), "after") as second,
-        proxy.hold(" elector ", starts_with("select exists"), "after") as ping,
+        proxy.hold(" elector ", starts_with("/* leads for"), "after") as ping,
     ):
         replica = start(through(database, proxy.port), **LOW_BOUNDS)
         for hold in (first, second, ping):
@@ -172,3 +179,14 @@ def _is_number(number: int) -> Any:  # noqa: ANN401 - a predicate
 
 def _is_held_or_over(hold: Hold, replica: Replica) -> bool:
     return hold.reached.is_set() or not replica.running
+
+
+def _wait_for_leader(replicas: Sequence[Replica], term: int) -> Replica:
+    """Who leads under this term."""
+
+    def leaders() -> list[Replica]:
+        return [each for each in replicas if any(line["term"] == term for line in each.events("leader.elected"))]
+
+    eventually(lambda: bool(leaders()), f"somebody leads under term {term}")
+    (leader,) = leaders()
+    return leader

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Final
 
 import pytest
 
@@ -11,13 +13,17 @@ from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
+from tests.faults.timings import Timings, seconds_to_next_charge
 from tests.faults.waiting import eventually, through
 
+#: One has the lock at once, and only has to mint its term and begin.
+BOUND_SECONDS: Final = 2.0
 
-@pytest.mark.parametrize("runs", [6, pytest.param(100, marks=pytest.mark.slow)])
+
+@pytest.mark.runs(50, short=6)
 @pytest.mark.timeout(900)
-def test_two_replicas_started_at_the_same_instant(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, runs: int
+def test_two_replicas_started_at_the_same_instant_and_stopped_again(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
     terms: Counter[int] = Counter()
     url = through(database, proxy.port)
@@ -29,10 +35,12 @@ def test_two_replicas_started_at_the_same_instant(
             replicas = [start(url, **settings), start(url, **settings)]
             for hold in holds:
                 hold.wait()
+            since = datetime.now(UTC)
         eventually(lambda: books.all_billed, "everything is billed")
+        seconds = seconds_to_next_charge(books, since)
         assert [replica.terminate() for replica in replicas] == [0, 0]
         for replica in replicas:
             terms.update(line["term"] for line in replica.events("leader.elected"))
             replica.remove()
-        books.judge()
+        timings.record("started at one instant, and stopped", seconds, books.judge(), bound=BOUND_SECONDS)
     assert set(terms.values()) == {1}, f"two leaders at one term: {terms}"

@@ -10,16 +10,26 @@ import pytest
 
 from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import Proxy, When
 from tests.faults.replica import Replica
 from tests.faults.standing import lock_holders, status_row, wait_until_standing_by
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings
+from tests.faults.timings import Timings, seconds_to_next_term
 from tests.faults.waiting import eventually, through
 
 SMALL_BATCHES: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3"}
+#: A cycle whenever there is something to do, and a heartbeat in which only the end of a cycle shows.
+WITHOUT_HASTE: Final = {**SMALL_BATCHES, "BILLING_INTERVAL_MINUTES": "0.003", "BILLING_HEARTBEAT_SECONDS": "1800"}
 HANDOVER_SECONDS: Final = 0.3
+KILLED_SECONDS: Final = 2.0
 CHARGE: Final = "insert into billing_wallet_baselines"
+#: Where a drain's last batch may be when its replica dies.
+DRAINING: Final[list[tuple[str, When]]] = [
+    (CHARGE, "before"),
+    ("COMMIT", "before"),
+    ("COMMIT", "after"),
+    ("with due as materialized", "after"),
+]
 
 
 def handover_seconds(books: Books) -> float:
@@ -43,23 +53,30 @@ def assert_stopped_honestly(books: Books, replica: Replica, outcome: str) -> Non
     assert row["heartbeat_at"] < run["finished_at"], "the heartbeat was refreshed on the way out"
 
 
+@pytest.mark.runs(20, short=1)
+@pytest.mark.timeout(240)
 def test_leader_stopped_inside_a_batch_finishes_its_cycle_first(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
-    with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
-        leader = start(through(database, proxy.port), **SMALL_BATCHES, BILLING_HEARTBEAT_SECONDS="1800")
-        hold.wait()
-        standby = start(database)
-        wait_until_standing_by(books, standby)
-        leader.signal(signal.SIGTERM)
-        leader.wait_for("drain.started", reason="SIGTERM")
-    assert leader.wait() == 0
-    standby.wait_for("leader.elected")
-    steps = ("drain.started", "cycle.completed", "leader.resigned", "drain.completed", "controller.stopped")
-    assert [line.event for line in leader.events(*steps)] == list(steps)
-    assert books.all_billed
-    assert_stopped_honestly(books, leader, "completed")
-    assert timings.record("stopped inside a batch", handover_seconds(books), books.judge()) < HANDOVER_SECONDS
+    url = through(database, proxy.port)
+    leader = start(url, **WITHOUT_HASTE)
+    leader.wait_for("cycle.completed")
+    for _ in range(runs):
+        with proxy.hold(f"worker {leader.instance}", starts_with(CHARGE)) as hold:
+            books.add()
+            hold.wait()
+            standby = start(url, **WITHOUT_HASTE)
+            wait_until_standing_by(books, standby)
+            leader.signal(signal.SIGTERM)
+            leader.wait_for("drain.started", reason="SIGTERM")
+        assert leader.wait() == 0
+        standby.wait_for("leader.elected")
+        steps = ("drain.started", "cycle.completed", "leader.resigned", "drain.completed", "controller.stopped")
+        assert [line.event for line in leader.events(*steps)][-len(steps) :] == list(steps)
+        assert books.all_billed
+        assert_stopped_honestly(books, leader, "completed")
+        timings.record("leader stopped: inside a batch", handover_seconds(books), books.judge(), bound=HANDOVER_SECONDS)
+        leader = standby
 
 
 def test_leader_keeps_lock_and_heartbeat_while_it_drains_and_says_nothing_else(
@@ -84,21 +101,54 @@ def test_leader_keeps_lock_and_heartbeat_while_it_drains_and_says_nothing_else(
     books.judge()
 
 
+@pytest.mark.runs(20, short=1)
+@pytest.mark.timeout(240)
 def test_drain_that_outlasts_its_deadline_stops_after_the_batch_and_the_successor_goes_on(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
-    with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
-        leader = start(through(database, proxy.port), **SMALL_BATCHES, BILLING_DRAIN_TIMEOUT_SECONDS="0.2")
-        hold.wait()
-        standby = start(database)
-        wait_until_standing_by(books, standby)
-        leader.signal(signal.SIGTERM)
-        leader.wait_for("drain.timed_out")
-    assert leader.wait() == 0
-    assert leader.events("cycle.stopped")[0]["instances"] == 3
-    assert_stopped_honestly(books, leader, "stopped")
-    standby.wait_for("cycle.completed")
-    assert timings.record("drain outlasts its deadline", handover_seconds(books), books.judge()) < HANDOVER_SECONDS
+    url, settings = through(database, proxy.port), {**WITHOUT_HASTE, "BILLING_DRAIN_TIMEOUT_SECONDS": "0.2"}
+    leader = start(url, **settings)
+    leader.wait_for("cycle.completed")
+    for _ in range(runs):
+        with proxy.hold(f"worker {leader.instance}", starts_with(CHARGE)) as hold:
+            books.add()
+            hold.wait()
+            standby = start(url, **settings)
+            wait_until_standing_by(books, standby)
+            leader.signal(signal.SIGTERM)
+            leader.wait_for("drain.timed_out")
+        assert leader.wait() == 0
+        assert leader.events("cycle.stopped")[-1]["instances"] == 3
+        assert_stopped_honestly(books, leader, "stopped")
+        standby.wait_for("cycle.completed")
+        fault = "leader stopped: drain outlasts its deadline"
+        timings.record(fault, handover_seconds(books), books.judge(), bound=HANDOVER_SECONDS)
+        leader = standby
+
+
+@pytest.mark.runs(20, short=1)
+@pytest.mark.timeout(240)
+def test_leader_killed_in_the_middle_of_its_drain_is_replaced_like_any_other(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    url = through(database, proxy.port)
+    leader = start(url, **WITHOUT_HASTE)
+    leader.wait_for("cycle.completed")
+    for number in range(runs):
+        statement, when = DRAINING[number % len(DRAINING)]
+        with proxy.hold(f"worker {leader.instance}", starts_with(statement), when) as hold:
+            books.add()
+            hold.wait()
+            standby = start(url, **WITHOUT_HASTE)
+            wait_until_standing_by(books, standby)
+            leader.signal(signal.SIGTERM)
+            leader.wait_for("drain.started")
+            killed_at = leader.kill()
+            proxy.cut(leader.instance)
+        standby.wait_for("cycle.completed")
+        seconds = seconds_to_next_term(books, killed_at)
+        timings.record("leader killed: in the middle of its drain", seconds, books.judge(), bound=KILLED_SECONDS)
+        leader = standby
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
@@ -129,22 +179,29 @@ def test_two_signals_in_the_same_moment_are_two(database: str, proxy: Proxy, sta
     assert leader.wait() == 0
 
 
-def test_idle_leader_stopped_hands_over(database: str, start: StartReplica, books: Books, timings: Timings) -> None:
+@pytest.mark.runs(20, short=1)
+@pytest.mark.timeout(240)
+def test_idle_leader_stopped_hands_over(
+    database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
     leader = start(database, BILLING_HEARTBEAT_SECONDS="1800")
     leader.wait_for("cycle.completed")
-    standby = start(database)
-    wait_until_standing_by(books, standby)
     eventually(lambda: (status_row(books, leader) or {}).get("instances_billed") == 18, "the cycle's heartbeat")
-    beat = (status_row(books, leader) or {})["heartbeat_at"]
-    leader.signal(signal.SIGTERM)
-    elected = standby.wait_for("leader.elected")
-    resigned = leader.wait_for("leader.resigned")
-    assert leader.wait() == 0
-    row = status_row(books, leader)
-    assert row is not None
-    assert (row["status"], row["heartbeat_at"]) == ("stopped", beat)
-    seconds = max(elected.read_at - resigned.read_at, 0.0)
-    assert timings.record("stopped while idle", seconds, books.judge()) < HANDOVER_SECONDS
+    for _ in range(runs):
+        standby = start(database, BILLING_HEARTBEAT_SECONDS="1800")
+        wait_until_standing_by(books, standby)
+        beat = (status_row(books, leader) or {})["heartbeat_at"]
+        leader.signal(signal.SIGTERM)
+        elected = standby.wait_for("leader.elected")
+        resigned = leader.wait_for("leader.resigned")
+        assert leader.wait() == 0
+        row = status_row(books, leader)
+        assert row is not None
+        assert (row["status"], row["heartbeat_at"]) == ("stopped", beat)
+        seconds = max(elected.read_at - resigned.read_at, 0.0)
+        timings.record("leader stopped: idle", seconds, books.judge(), bound=HANDOVER_SECONDS)
+        eventually(lambda: status_row(books, standby) is not None, "the successor's first heartbeat")  # noqa: B023 - now
+        leader = standby
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,16 +1,17 @@
-"""The table at the end of a run: each fault, how often, how long billing was without a leader, and what it cost."""
+"""The table at the end of a run: each fault, how often, how long nothing was billed, and what it cost."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
 from tests.faults.books import Books, Verdict
 
-HEADINGS: Final = ("fault", "runs", "p50", "p99", "worst", "hours lost", "hours doubled")
+HEADINGS: Final = ("fault", "runs", "p50", "p99", "worst", "bound", "hours lost", "hours doubled")
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -24,15 +25,16 @@ class Fault:
     """Every run of one fault."""
 
     seconds: list[float] = field(default_factory=list)
+    bounds: set[float] = field(default_factory=set)
     hours_lost: int = 0
     hours_doubled: int = 0
 
     def row(self, name: str) -> tuple[str, ...]:
         """As the table shows it."""
-        times = [f"{each * 1000:.0f} ms" for each in (
-            percentile(self.seconds, 0.5), percentile(self.seconds, 0.99), max(self.seconds)
-        )]  # fmt: skip
-        return (name, str(len(self.seconds)), *times, str(self.hours_lost), str(self.hours_doubled))
+        times = (percentile(self.seconds, 0.5), percentile(self.seconds, 0.99), max(self.seconds))
+        bound = f"{max(self.bounds):g} s" if self.bounds else ""
+        costs = (str(self.hours_lost), str(self.hours_doubled))
+        return (name, str(len(self.seconds)), *(f"{each * 1000:.0f} ms" for each in times), bound, *costs)
 
 
 class Timings:
@@ -40,22 +42,48 @@ class Timings:
 
     def __init__(self) -> None:
         self._faults: dict[str, Fault] = {}
+        self.servers: set[str] = set()
 
-    def record(self, fault: str, seconds: float, verdict: Verdict | None = None) -> float:
-        """One run; gives the seconds back, to be asserted."""
+    def record(
+        self, fault: str, seconds: float, verdict: Verdict | None = None, *, bound: float | None = None
+    ) -> float:
+        """One run; gives the seconds back. Raises: AssertionError when it took longer than its bound."""
         kept = self._faults.setdefault(fault, Fault())
         kept.seconds.append(seconds)
         if verdict is not None:
             kept.hours_lost += verdict.hours_lost
             kept.hours_doubled += verdict.hours_doubled
+        if bound is not None:
+            kept.bounds.add(bound)
+            assert seconds < bound, f"{fault}: {seconds:.3f} s, and the bound is {bound:g} s"
         return seconds
 
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """Headings and a row a fault, by name, so that kindred ones stand together; or nothing."""
+        faults = sorted(self._faults.items())
+        return [HEADINGS, *(fault.row(name) for name, fault in faults)] if faults else []
+
+    def as_json(self) -> str:
+        """For another process to `add`."""
+        faults = {name: {**asdict(fault), "bounds": sorted(fault.bounds)} for name, fault in self._faults.items()}
+        return json.dumps({"faults": faults, "servers": sorted(self.servers)})
+
+    def add(self, text: str) -> None:
+        """What another process has measured."""
+        given = json.loads(text)
+        self.servers |= set(given["servers"])
+        for name, other in given["faults"].items():
+            fault = self._faults.setdefault(name, Fault())
+            fault.seconds += other["seconds"]
+            fault.bounds |= set(other["bounds"])
+            fault.hours_lost += other["hours_lost"]
+            fault.hours_doubled += other["hours_doubled"]
+
     def lines(self) -> list[str]:
-        """The table, or nothing."""
-        if not self._faults:
-            return []
-        rows = [HEADINGS, *(fault.row(name) for name, fault in self._faults.items())]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+        """The table for a terminal."""
+        rows = self.rows
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return [
             "  ".join(
                 cell.ljust(width) if column == 0 else cell.rjust(width)
@@ -71,7 +99,9 @@ def seconds_to_next_term(books: Books, since: datetime) -> float:
     return (minted_at - since).total_seconds()
 
 
-def seconds_to_next_charge(books: Books, since: datetime, term: int) -> float:
-    """From a moment to the first batch under a term newer than `term`."""
-    written_at: datetime = books.one("select min(written_at) from billing_batches where term > %s", term)
+def seconds_to_next_charge(books: Books, since: datetime, term: int = 0) -> float:
+    """From a moment to the first batch after it, under a term newer than `term`."""
+    written_at: datetime = books.one(
+        "select min(written_at) from billing_batches where written_at > %s and term > %s", since, term
+    )
     return (written_at.astimezone(UTC) - since).total_seconds()

@@ -58,7 +58,7 @@ class ClientStream:
                 self._number += 1
                 out.append((self._trip, Statement(self._number, self._sql)))
                 self._trip, self._sql = b"", ""
-            elif kind in {b"p", b"X", b"H"}:
+            elif kind in {b"p", b"X", b"H", b"d", b"c"}:  # nor has what flows in a COPY, such as replication
                 out.append((self._trip, None))
                 self._trip = b""
         return out

@@ -1,0 +1,180 @@
+"""Others hold what a batch needs: everyone else is billed, and whoever was held up is as soon as it is let go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import cycle, islice
+from typing import Final
+
+import psycopg
+import pytest
+
+from controller.postgres.migrations import migrate_url
+from tests.faults.books import Books
+from tests.faults.conftest import StartReplica
+from tests.faults.proxy import Proxy
+from tests.faults.replica import BUSY, Replica
+from tests.faults.test_sessions_lost import starts_with
+from tests.faults.timings import Timings, seconds_to_next_charge
+from tests.faults.waiting import eventually, through
+
+#: Left out organizations are tried again after 0.25, 0.5, 1 and 2 s.
+WALLET_SECONDS: Final = 2.5
+#: A lock is waited for half a second, and tried again at most 0.6 s later.
+LOCK_SECONDS: Final = 2.0
+#: A statement of others that changes a table waits for the batch in hand, and the next batch for it.
+DDL_SECONDS: Final = 2.0
+
+UNBILLED: Final = "from vps_instances i where i.organization_id = w.organization_id and i.last_billed_at is null"
+LOCKS: Final = (
+    "select from vps_instances where last_billed_at is null limit 1 for update",
+    "lock table wallets in access exclusive mode",
+    "lock table payment_transactions in share mode",
+)
+#: What an application's migrations do to its own tables.
+DDL: Final = (
+    "alter table vps_instances add column {name} text",
+    "alter table wallets add column {name} numeric(10,2) default 0",
+    "create index {name} on vps_billing_cycles (created_at)",
+    "alter table payment_transactions add column {name} jsonb",
+    "create index concurrently {name} on payment_transactions (created_at)",
+    "alter table vps_plans add column {name} boolean not null default false",
+    "alter table vps_billing_cycles alter column hourly_rate type numeric(12,4)",
+    "vacuum full vps_instances",
+)
+
+
+@pytest.mark.runs(20, short=1)
+@pytest.mark.timeout(180)
+def test_wallet_in_an_open_transaction_delays_its_organization_alone(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    leader = start(through(database, proxy.port), **BUSY)
+    leader.wait_for("cycle.completed")
+    for _ in range(runs):
+        with psycopg.connect(database) as other:
+            with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
+                books.add(organizations=3)
+                hold.wait()
+                other.execute(f"select from wallets w where exists (select {UNBILLED}) limit 1 for update".encode())
+            eventually(lambda: _unbilled(books) == 3, "the two others are billed")
+            released_at = datetime.now(UTC)
+            other.rollback()
+        eventually(lambda: books.all_billed, "so is the one held up")
+        seconds = seconds_to_next_charge(books, released_at)
+        timings.record("blocked: a wallet", seconds, books.judge(), bound=WALLET_SECONDS)
+    assert not leader.events("cycle.failed", "organization.failed")
+
+
+@pytest.mark.runs(5, older=1)
+def test_wallet_blocked_for_a_whole_cycle_leaves_a_reason_and_is_billed_by_the_next(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    leader = start(through(database, proxy.port), **BUSY)
+    told = leader.wait_for("cycle.completed")
+    for _ in range(runs):
+        with psycopg.connect(database) as other:
+            with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
+                books.add(organizations=3)
+                hold.wait()
+                other.execute(f"select from wallets w where exists (select {UNBILLED}) limit 1 for update".encode())
+            told = leader.wait_for("organization.failed", reason="locked", after=told)
+            assert leader.wait_for("cycle.completed", after=told)["failures"] == 3
+            released_at = datetime.now(UTC)
+            other.rollback()
+        eventually(lambda: books.all_billed, "the next cycle bills it")
+        seconds = seconds_to_next_charge(books, released_at)
+        timings.record("blocked: a wallet, for a whole cycle", seconds, books.judge(), bound=WALLET_SECONDS)
+        assert books.one("select count(*) from vps_billing_cycles where status = 'failed'") == 0
+
+
+@pytest.mark.runs(21)
+@pytest.mark.timeout(180)
+def test_lock_that_times_out_is_tried_again(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    leader = start(through(database, proxy.port), **BUSY, LOG_LEVEL="debug")
+    last = leader.wait_for("cycle.completed")
+    for lock in islice(cycle(LOCKS), runs):
+        with psycopg.connect(database) as other:
+            with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
+                books.add(organizations=3)
+                hold.wait()
+                other.execute(lock.encode())
+            last = leader.wait_until(
+                lambda line: line.event == "batch.retried" and "lock timeout" in line["error"], "a timeout", last
+            )
+            released_at = datetime.now(UTC)
+            other.rollback()
+        eventually(lambda: books.all_billed, "everyone is billed")
+        seconds = seconds_to_next_charge(books, released_at)
+        timings.record("lock timeout: a row or a table", seconds, books.judge(), bound=LOCK_SECONDS)
+    assert not leader.events("cycle.failed", "leader.deposed")
+
+
+@pytest.mark.runs(20, short=2, older=8)
+@pytest.mark.timeout(180)
+def test_application_changes_its_tables_in_the_middle_of_a_batch(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    def change(number: int, sql: str) -> None:
+        with psycopg.connect(database, autocommit=True) as application:
+            application.execute(sql.format(name=f"added_{number}").encode())
+
+    changes = [partial(change, number, sql) for number, sql in enumerate(islice(cycle(DDL), runs))]
+    leader = start(through(database, proxy.port), **BUSY)
+    _bill_during(changes, leader, proxy, books, partial(timings.record, "while it bills: the application's DDL"))
+
+
+@pytest.mark.runs(20, short=1)
+@pytest.mark.timeout(180)
+def test_migration_runs_in_the_middle_of_a_batch(
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    def migrate() -> None:
+        """All that are numbered after the status table's, once more: as if this version had just brought them."""
+        books.conn.execute("delete from billing_schema_migrations where name > '013'")
+        migrate_url(database)
+
+    leader = start(through(database, proxy.port), **BUSY)
+    _bill_during([migrate] * runs, leader, proxy, books, partial(timings.record, "while it bills: a migration"))
+
+
+def _bill_during(
+    changes: Sequence[Callable[[], None]], leader: Replica, proxy: Proxy, books: Books, record: Callable[..., float]
+) -> None:
+    """Each change begins while a batch is open, and is over when everything is billed."""
+    leader.wait_for("cycle.completed")
+    for change in changes:
+        failures: list[BaseException] = []
+        changing = threading.Thread(target=_caught, args=(change, failures))
+        with proxy.hold(" worker ", starts_with("with due as"), "after") as hold:
+            books.add(organizations=3)
+            hold.wait()
+            changing.start()
+            eventually(lambda: not changing.is_alive() or _someone_waits(books), "it waits for the batch")  # noqa: B023
+            since = datetime.now(UTC)
+        eventually(lambda: books.all_billed, "everyone is billed")
+        changing.join(30)
+        assert not changing.is_alive()
+        assert not failures, failures
+        record(seconds_to_next_charge(books, since), books.judge(), bound=DDL_SECONDS)
+    assert not leader.events("cycle.failed", "leader.deposed", "organization.failed"), leader.tail()
+
+
+def _caught(action: Callable[[], None], failures: list[BaseException]) -> None:
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - the test's own thread reports it
+        failures.append(error)
+
+
+def _someone_waits(books: Books) -> bool:
+    return bool(books.rows("select from pg_locks where not granted"))
+
+
+def _unbilled(books: Books) -> int:
+    return int(books.one("select count(*) from vps_instances where last_billed_at is null"))

@@ -1,0 +1,96 @@
+"""Packets are lost between the leader's kernel and the server's: some, and billing goes on; all, and it is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+import psycopg
+import pytest
+
+from controller.demo.server import Installation, Server
+from tests.faults.books import Books
+from tests.faults.conftest import StartReplica
+from tests.faults.lossy import LossyLink, lossy_link
+from tests.faults.replica import BUSY, LOW_BOUNDS
+from tests.faults.standing import wait_until_standing_by
+from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.faults.waiting import eventually
+from tests.servers import create_template
+
+#: A cycle is some forty packets each way on new connections; TCP sends a lost one again after 0.2 s, 0.4 s, 0.8 s, and
+#: the first of a connection after 1 s, 3 s.
+LOSSY_SECONDS: Final = 15.0
+#: The low bounds' server timeout, a poll, and the 5 s after which a transaction that the loss left open is ended.
+UNPLUGGED_SECONDS: Final = 8.0
+
+
+@pytest.fixture
+def link() -> Iterator[LossyLink]:
+    with lossy_link() as made:
+        yield made
+
+
+@pytest.fixture
+def far_server(fault_installation: Installation, link: LossyLink) -> Iterator[Server]:
+    """Listens at the near end of the link."""
+    with Server(fault_installation, {"listen_addresses": f"127.0.0.1,{link.server_address}"}) as server:
+        with (server.folder / "data" / "pg_hba.conf").open("a", encoding="utf-8") as file:
+            file.write(f"host all all {link.network} trust\n")
+        with psycopg.connect(server.url()) as conn:
+            conn.execute("select pg_reload_conf()")
+        yield server
+
+
+@pytest.mark.runs(20, older=2)
+@pytest.mark.timeout(300)
+def test_leader_across_a_link_that_loses_a_twentieth_of_all_packets_goes_on_billing(
+    *, link: LossyLink, far_server: Server, start: StartReplica, timings: Timings, runs: int
+) -> None:
+    url = far_server.create_database("billed", create_template(far_server))
+    with psycopg.connect(url, autocommit=True) as conn:
+        books = Books(conn)
+        books.add()
+        leader = start(url.replace("127.0.0.1", link.server_address), *link.launcher, **BUSY)
+        leader.wait_for("cycle.completed")
+        standby = start(url, **BUSY)
+        wait_until_standing_by(books, standby)
+        link.lose(0.05)
+        for _ in range(runs):
+            since = datetime.now(UTC)
+            books.add(organizations=1)
+            eventually(lambda: books.all_billed, "it is billed across the link")
+            seconds = seconds_to_next_charge(books, since)
+            timings.record("link loses a twentieth of all packets", seconds, books.judge(), bound=LOSSY_SECONDS)
+        assert not leader.events("leader.deposed")
+        assert not standby.events("leader.elected")
+
+
+@pytest.mark.runs(5, older=1)
+@pytest.mark.timeout(180)
+def test_leader_whose_link_loses_everything_is_unplugged(
+    *, link: LossyLink, far_server: Server, start: StartReplica, timings: Timings, runs: int
+) -> None:
+    url = far_server.create_database("billed", create_template(far_server))
+    with psycopg.connect(url, autocommit=True) as conn:
+        books = Books(conn)
+        books.add()
+        for _ in range(runs):
+            leader = start(url.replace("127.0.0.1", link.server_address), *link.launcher, **BUSY, **LOW_BOUNDS)
+            leader.wait_for("leader.elected")
+            books.add(organizations=1)
+            eventually(lambda: books.all_billed, "it bills")
+            standby = start(url, **BUSY, **LOW_BOUNDS)
+            wait_until_standing_by(books, standby)
+            since = datetime.now(UTC)
+            link.lose(1)
+            deposed, elected = leader.wait_for("leader.deposed"), standby.wait_for("leader.elected")
+            assert deposed.read_at < elected.read_at, "it knew before its successor began"
+            books.add(organizations=1)
+            eventually(lambda: books.all_billed, "the successor bills")
+            seconds = seconds_to_next_term(books, since)
+            timings.record("link loses everything, low bounds", seconds, books.judge(), bound=UNPLUGGED_SECONDS)
+            leader.kill()
+            link.lose(0)
+            assert standby.terminate() == 0

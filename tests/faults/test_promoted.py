@@ -1,0 +1,206 @@
+"""The primary is lost and its standby promoted. Nothing is lost with synchronous replication. With asynchronous, what
+had not been replicated vanishes in whole transactions, and is billed again in books that are right in themselves.
+
+The replicas know both servers by one URL with two hosts; each run's promoted server is the next run's primary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+import psycopg
+import pytest
+
+from controller.demo.server import Installation, Server
+from tests.faults.books import Books, assert_audit_clean
+from tests.faults.conftest import StartReplica
+from tests.faults.proxy import Proxy
+from tests.faults.replica import BUSY, Logged, Replica
+from tests.faults.standby import StandbyServer
+from tests.faults.standing import end_sessions
+from tests.faults.test_server_restarts import reconnected
+from tests.faults.test_sessions_lost import starts_with
+from tests.faults.timings import Timings, seconds_to_next_term
+from tests.faults.waiting import eventually
+from tests.servers import create_template
+
+#: The server's promotion, and then a try after 0.5 to 1.5 s.
+PROMOTED_SECONDS: Final = 4.0
+DATABASE: Final = "billed"
+
+
+@dataclass
+class Pair:
+    """A primary and its standby, and the two doors that the replicas know them by; behind which is which changes."""
+
+    primary: Server
+    stack: ExitStack
+    doors: list[Proxy] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for _ in range(2):
+            self.doors.append(self.stack.enter_context(Proxy(("127.0.0.1", self.primary.port))))
+        self.doors[1].refuse()
+
+    @property
+    def url(self) -> str:
+        """Both, whichever can be written."""
+        hosts = ",".join(f"127.0.0.1:{door.port}" for door in self.doors)
+        return f"postgresql://postgres@{hosts}/{DATABASE}?target_session_attrs=read-write"
+
+    @property
+    def front(self) -> Proxy:
+        """The primary's door."""
+        return self.doors[0]
+
+    def add_standby(self) -> StandbyServer:
+        """Starts one behind the other door."""
+        standby = StandbyServer(self.primary)
+        self.stack.enter_context(standby)
+        self.doors[1].target = ("127.0.0.1", standby.port)
+        self.doors[1].accept()
+        return standby
+
+    def lose_primary(self) -> None:
+        """For good."""
+        self.primary.stop("immediate")
+        self.front.refuse()
+
+    def promote(self, standby: StandbyServer) -> None:
+        """It is the primary now."""
+        standby.promote()
+        self.primary.remove()
+        self.primary = standby
+        self.doors.reverse()
+
+
+@pytest.fixture
+def pair(fault_installation: Installation) -> Iterator[Pair]:
+    with ExitStack() as stack:
+        primary = stack.enter_context(Server(fault_installation))
+        primary.create_database(DATABASE, create_template(primary))
+        yield Pair(primary, stack)
+
+
+@pytest.fixture
+def books(pair: Pair) -> Books:
+    with psycopg.connect(pair.primary.url(DATABASE), autocommit=True) as conn:
+        made = Books(conn)
+        made.add()
+    return made
+
+
+@pytest.mark.runs(20, older=2)
+@pytest.mark.timeout(300)
+def test_promoted_synchronous_standby_has_lost_nothing(
+    *, pair: Pair, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    replicas = [start(pair.url, **BUSY), start(pair.url, **BUSY)]
+    for run in range(1, runs + 1):
+        _wait_for_cycle(replicas, pair, books)
+        standby = pair.add_standby()
+        standby.replicate_synchronously()
+        with pair.front.hold(" worker ", starts_with("COMMIT"), "after") as hold:
+            with reconnected(books, pair.primary.url(DATABASE)):
+                books.add(organizations=3)
+                hold.wait()
+                committed = books.one("select count(*) from billing_batches")
+                assert books.one("select term from billing_leadership") == run
+            pair.lose_primary()
+        since = datetime.now(UTC)
+        pair.promote(standby)
+        with reconnected(books, pair.primary.url(DATABASE)):
+            assert books.one("select count(*) from billing_batches") >= committed
+            eventually(lambda: books.all_billed, "the rest of the cycle")
+            assert books.one("select max(term) from billing_terms") == run + 1
+            seconds = seconds_to_next_term(books, since)
+            timings.record("primary lost: synchronous standby", seconds, books.judge(), bound=PROMOTED_SECONDS)
+
+
+@pytest.mark.runs(20, short=1, older=2)
+@pytest.mark.timeout(300)
+def test_cycle_that_vanished_with_its_primary_is_billed_again_in_books_that_are_right(
+    *, pair: Pair, start: StartReplica, books: Books, timings: Timings, runs: int
+) -> None:
+    """The log still tells of it, the books do not, and no audit can: nothing in them contradicts anything."""
+    replicas = [start(pair.url, **BUSY), start(pair.url, **BUSY)]
+    for _ in range(runs):
+        _wait_for_cycle(replicas, pair, books)
+        standby = pair.add_standby()
+        told_before = _told(replicas)
+        with pair.front.hold(" worker ", starts_with("BEGIN")) as hold:
+            with reconnected(books, pair.primary.url(DATABASE)):
+                books.add(organizations=3)
+                hold.wait()
+                # the hours have become due after the last cycle that has ended, as hours do
+                books.conn.execute(
+                    "update billing_runs set started_at = started_at - interval '6 hours' where outcome <> 'running'"
+                )
+            standby.wait_until_caught_up()
+            standby.link.stall()
+        with reconnected(books, pair.primary.url(DATABASE)):
+            eventually(lambda: len(_told(replicas)) > len(told_before), "a cycle of nine instances has ended")  # noqa: B023
+            (told,) = (line for line in _told(replicas) if line not in told_before)
+            assert books.rows("select from billing_runs where id = %s and instances = 9", told["cycle"])
+        for door in pair.doors:
+            door.refuse()  # nobody bills before the test has looked
+        pair.lose_primary()
+        for door in pair.doors:
+            door.cut()
+        pair.promote(standby)
+        with reconnected(books, pair.primary.url(DATABASE)):
+            assert books.one("select count(*) from vps_instances where last_billed_at is null") == 9, (
+                "it vanished whole"
+            )
+            assert not books.rows("select from billing_runs where id = %s and instances = 9", told["cycle"])
+            assert books.verdict().hours_lost == 9 * 5
+            assert_audit_clean(books.conn)
+            since = datetime.now(UTC)
+            pair.front.accept()
+            eventually(lambda: books.all_billed, "the hours are billed again")
+            seconds = seconds_to_next_term(books, since)
+            timings.record("primary lost: asynchronous standby", seconds, books.judge(), bound=PROMOTED_SECONDS)
+
+
+@pytest.mark.slow
+def test_two_leaders_of_one_term_charge_each_hour_once(pair: Pair, start: StartReplica, books: Books) -> None:
+    """The worst that asynchronous replication can do, with a primary that was not shut off. Its leader still holds the
+    lock there, and reaches the promoted server with everything else, where the very number of its term is another's.
+    """
+    left_behind = start(pair.url, **BUSY)
+    first = left_behind.wait_for("leader.elected")
+    left_behind.wait_for("cycle.completed")
+    standby = pair.add_standby()
+    standby.wait_until_caught_up()
+    standby.link.stall()
+    with reconnected(books, pair.primary.url(DATABASE)):
+        end_sessions(books, "elector", left_behind)
+        term = left_behind.wait_for("leader.elected", after=first)["term"]
+    standby.promote()
+    namesake = start(standby.url(DATABASE), **BUSY)
+    assert namesake.wait_for("leader.elected")["term"] == term == 2
+    pair.front.refuse()  # the old primary answers those that it knows, and nobody else
+    with reconnected(books, standby.url(DATABASE)):
+        for _ in range(5):
+            books.add(organizations=6)
+            eventually(lambda: books.all_billed, "whoever bills")
+        assert not left_behind.events("leader.deposed")[1:]
+        books.judge()
+    assert left_behind.terminate() == 0
+    assert namesake.terminate() == 0
+
+
+def _wait_for_cycle(replicas: list[Replica], pair: Pair, books: Books) -> None:
+    with reconnected(books, pair.primary.url(DATABASE)):
+        eventually(lambda: books.all_billed, "everything is billed")
+    eventually(lambda: any(each.events("cycle.completed") for each in replicas), "a cycle's end")
+
+
+def _told(replicas: list[Replica]) -> list[Logged]:
+    """What the log says of cycles of nine instances."""
+    done = [line for each in replicas for line in each.events("cycle.completed")]
+    return [line for line in done if line["instances"] == 9]

@@ -1,0 +1,78 @@
+"""The table says what was measured, and stands in the document where it belongs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.books import Verdict
+from tests.faults.report import BEGIN, END, write_report
+from tests.faults.timings import Timings
+
+
+@pytest.fixture
+def measured() -> Timings:
+    timings = Timings()
+    timings.servers.add("18.1")
+    for number in range(1, 101):
+        timings.record("leader killed: idle", number / 1000, Verdict(0, 0), bound=2.0)
+    return timings
+
+
+def test_row_gives_percentiles_the_worst_and_the_bound(measured: Timings) -> None:
+    headings, row = measured.rows
+    assert dict(zip(headings, row, strict=True)) == {
+        "fault": "leader killed: idle",
+        "runs": "100",
+        "p50": "50 ms",
+        "p99": "99 ms",
+        "worst": "100 ms",
+        "bound": "2 s",
+        "hours lost": "0",
+        "hours doubled": "0",
+    }
+
+
+def test_run_beyond_its_bound_fails_and_is_in_the_table_all_the_same(measured: Timings) -> None:
+    with pytest.raises(AssertionError, match=r"leader killed: idle: 2\.100 s, and the bound is 2 s"):
+        measured.record("leader killed: idle", 2.1, bound=2.0)
+    assert measured.rows[1][4] == "2100 ms"
+
+
+def test_what_another_lane_has_measured_is_added(measured: Timings) -> None:
+    other = Timings()
+    other.servers.add("15.14")
+    other.record("leader killed: idle", 1.5, Verdict(1, 0))
+    other.record("read-only database", 5.0)
+    measured.add(other.as_json())
+    assert measured.servers == {"15.14", "18.1"}
+    killed, read_only = measured.rows[1:]
+    assert (killed[1], killed[4], killed[5], killed[6]) == ("101", "1500 ms", "2 s", "1")
+    assert read_only[0] == "read-only database"
+
+
+def test_document_keeps_what_stands_around_the_table(measured: Timings, tmp_path: Path) -> None:
+    document = tmp_path / "reliability.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    write_report(document, measured)
+    write_report(document, measured)
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"\n{END}\nafter\n")
+    assert "old" not in text
+    assert text.count("| leader killed: idle | 100 |") == 1
+    assert "PostgreSQL 18.1" in text
+
+
+def test_document_of_the_repository_has_a_place_for_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert text.index(BEGIN) < text.index(END)
+
+
+def test_document_without_a_place_for_the_table_is_left_as_it_is(measured: Timings, tmp_path: Path) -> None:
+    document = tmp_path / "other.md"
+    document.write_text("nothing\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="has no lines"):
+        write_report(document, measured)
+    assert document.read_text(encoding="utf-8") == "nothing\n"
