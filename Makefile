@@ -37,7 +37,7 @@ format: $(VENV)/.dev ## Puts the code into its form
 	$(BIN)/ruff check --fix $(SOURCES)
 
 FAULT_MINUTES ?= 5
-FAULT_LANES ?= 2
+FAULT_LANES ?= 3
 
 .PHONY: faults
 faults: $(VENV)/.dev ## Every fault many times over, with measured times (20 minutes)

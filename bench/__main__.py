@@ -20,6 +20,7 @@ from bench.machine import describe
 from bench.rest import rest
 from bench.template import durable_server
 from bench.throughput import throughput
+from controller.billing.cycle import CycleSettings
 from controller.demo.server import Server
 
 SUITES = {
@@ -104,7 +105,7 @@ def _arguments() -> argparse.Namespace:
         suite.add_argument("--runs", type=int, default=20, help="of failover and handover")
         suite.add_argument("--window", type=float, default=30.0, help="seconds of a window at rest")
         suite.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-        suite.add_argument("--batch-size", type=int, default=2000)
+        suite.add_argument("--batch-size", type=int, default=CycleSettings.batch_size)
         suite.add_argument("--only", nargs="+", default=[], help="changes of costs to measure, by name")
         suite.add_argument("--postgres", choices=["installed", "embedded"], help="default: the newest installed one")
         suite.add_argument("--json", type=Path, metavar="FILE")

@@ -49,7 +49,7 @@ class Order:
     url: str
     as_of: str
     workers: int = 2
-    batch_size: int = 2000
+    batch_size: int = CycleSettings.batch_size
     cycles: int = 1
     session: dict[str, str] = field(default_factory=dict)
 

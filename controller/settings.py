@@ -63,7 +63,7 @@ class Settings(BaseSettings):
 
     interval_minutes: Annotated[float, _env("BILLING_INTERVAL_MINUTES"), Field(gt=0, le=10080)] = 60.0
     workers: Annotated[int, _env("BILLING_WORKERS"), Field(ge=1, le=16)] = 2
-    batch_size: Annotated[int, _env("BILLING_BATCH_SIZE"), Field(ge=1, le=20000)] = 2000
+    batch_size: Annotated[int, _env("BILLING_BATCH_SIZE"), Field(ge=1, le=20000)] = 3000
     default_hourly_rate: Annotated[
         Annotated[Decimal, Field(ge=0, le=100000, allow_inf_nan=False)] | None,
         BeforeValidator(_none),

@@ -35,7 +35,7 @@ class CycleSettings:
     """How a cycle goes about it; see docs/configuration.md."""
 
     workers: int = 2
-    batch_size: int = 2000
+    batch_size: int = 3000
     holder: str = ""
     retention_days: int = 30
 

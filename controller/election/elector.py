@@ -100,7 +100,7 @@ class Elector:
         self._stopping = threading.Event()
         self._stepping_down = threading.Event()
         self._not_before = clock()
-        self._failing = False
+        self._told: set[str] = set()
         self._told_hidden = False
         self.role = Role.CONNECTING
         #: Why it has not joined the election, or is no longer in it; one line.
@@ -152,7 +152,8 @@ class Elector:
                 self._tell_hidden(hidden=attempt.hidden)
             if not joined:
                 self._log.info("election.joined")
-                joined, self._failing = True, False
+                joined = True
+                self._told.clear()
                 self.role, self.trouble = Role.STANDBY, None
             hurry_seconds = HURRY_SECONDS if self._evict(session, silence) else hurry_seconds * 2
             poll_seconds = self._bounds.poll_interval_seconds * (0.6 + 0.5 * self._jitter())
@@ -177,7 +178,7 @@ class Elector:
         if not leadership.still_leads():
             raise LockSessionError("minting the term took longer than a leader may believe without a ping")
         self._stepping_down.clear()
-        self._failing = False
+        self._told.clear()
         self.role, self.trouble = Role.LEADER, None
         self._log.info("leader.elected", term=term)
         self._on_elected(leadership)
@@ -226,6 +227,7 @@ class Elector:
     def _tell_failed(self, error: LockSessionError) -> None:
         """A warning for each outage and each new reason, the rest of it at debug."""
         reason = str(error)
-        tell = self._log.debug if self._failing and reason == self.trouble else self._log.warning
+        tell = self._log.debug if reason in self._told else self._log.warning
         tell("session.failed", error=reason)
-        self._failing, self.trouble = True, reason
+        self._told.add(reason)
+        self.trouble = reason

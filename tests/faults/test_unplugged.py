@@ -50,24 +50,29 @@ def test_unplugged_leader_stops_by_its_deadline_and_before_its_successor_starts(
     assert deposed.read_at - began < LOW_DEADLINE_SECONDS + SLACK_SECONDS
     assert deposed.read_at < elected.read_at
     seconds = seconds_to_next_term(books, since)
-    assert timings.record("unplugged while idle", seconds, books.judge()) < 4
+    timings.record("leader unplugged, no eviction, low bounds", seconds, books.judge(), bound=4)
     proxy.resume()
 
 
-@pytest.mark.slow
+@pytest.mark.runs(5, older=1)
+@pytest.mark.timeout(240)
 def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
-    leader = start(through(database, proxy.port), **UNEVICTED)
-    leader.wait_for("cycle.completed")
-    standby = start(database, **UNEVICTED)
-    wait_until_standing_by(books, standby)
-    since, began = datetime.now(UTC), time.monotonic()
-    proxy.stall()
-    deposed = leader.wait_for("leader.deposed")
-    standby.wait_for("leader.elected")
-    assert deposed.read_at - began < 6 + SLACK_SECONDS
-    assert timings.record("unplugged, default bounds", seconds_to_next_term(books, since), books.judge()) < 12
+    for _ in range(runs):
+        leader = start(through(database, proxy.port), **UNEVICTED)
+        leader.wait_for("leader.elected")
+        standby = start(database, **UNEVICTED)
+        wait_until_standing_by(books, standby)
+        since, began = datetime.now(UTC), time.monotonic()
+        proxy.stall()
+        deposed = leader.wait_for("leader.deposed")
+        standby.wait_for("cycle.completed")
+        assert deposed.read_at - began < 6 + SLACK_SECONDS
+        timings.record("leader unplugged, no eviction", seconds_to_next_term(books, since), books.judge(), bound=12)
+        proxy.resume()
+        for replica in (leader, standby):
+            replica.remove()
 
 
 @pytest.mark.parametrize("statement", [pytest.param("with due as materialized", marks=pytest.mark.slow), "COMMIT"])
@@ -88,7 +93,7 @@ def test_leader_unplugged_inside_a_batch_loses_and_doubles_nothing(
     seconds = seconds_to_next_charge(books, since, term)
     proxy.resume()  # what was under way arrives late, the batch's next statement among it
     leader.wait_for("election.joined", after=leader.wait_for("leader.deposed"))
-    assert timings.record("unplugged inside a batch", seconds, books.judge()) < 8
+    timings.record("leader unplugged inside a batch, no eviction, low bounds", seconds, books.judge(), bound=8)
 
 
 def test_replica_whose_old_connections_stay_silent_bills_again_once_new_ones_pass(

@@ -45,7 +45,7 @@ def refusal(**environment: str) -> str:
 
 def test_defaults_are_those_of_the_design() -> None:
     loaded = load(DATABASE_URL=URL)
-    assert (loaded.interval_minutes, loaded.workers, loaded.batch_size) == (60, 2, 2000)
+    assert (loaded.interval_minutes, loaded.workers, loaded.batch_size) == (60, 2, 3000)
     assert (loaded.default_hourly_rate, loaded.currency) == (Decimal("0.027"), "USD")
     assert (loaded.takeover_delay_seconds, loaded.drain_timeout_seconds, loaded.heartbeat_seconds) == (300, 270, 60)
     assert (loaded.log_level, loaded.log_format, loaded.lock_name) == ("info", None, "containerstacks-billing")

@@ -17,7 +17,8 @@ with due as materialized (
     order by organization_id, coalesce(created_at, 'infinity'), id
     limit %(batch_size)s
 ), costed as materialized (
-    select due.*, p.monthly_price, p.source as price_source, counted.hours,
+    select due.id, due.organization_id, due.label, due.last_billed_at, due.period_start, counted.hours, p.monthly_price,
+        p.source as price_source,
         case when billing_is_moment(due.period_start) and p.monthly_price >= 0 and p.monthly_price < 'NaN'
             then billing_charge(p.monthly_price, due.period_start, counted.hours) end as amount
     from due
@@ -47,6 +48,7 @@ with due as materialized (
         billing_time_ordered_uuid(clock_timestamp()) as charge_id
     from costed
     where (organization_id in (select organization_id from covered)) is true
+    order by id
 ), paid as (
     insert into payment_transactions
         (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata)
