@@ -250,3 +250,15 @@ def test_the_rest_of_a_backlog_is_charged_by_the_clock(world: World) -> None:
     world.bill(NOON)
     assert sum(amount for _, _, amount in world.billed(instance)) == charge_of(D("9.99"), start, 700)
     assert world.violations() == {}
+
+
+def test_an_instance_that_moves_to_an_organization_that_can_pay_closes_its_debt(world: World) -> None:
+    debtor = tenant(world, "0.00")
+    world.bill(NOON)
+    assert world.reason(debtor.first) == "insufficient_balance"
+    rich = world.organization()
+    world.run("update vps_instances set organization_id = %s where id = %s", rich, debtor.first)
+    world.bill(NOON)
+    assert world.reason(debtor.first) is None
+    assert world.balance(rich) == 1000 - D("0.10")
+    assert world.violations() == {}

@@ -16,13 +16,23 @@ with due as materialized (
             or (coalesce(created_at, 'infinity'), id) > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
     order by organization_id, coalesce(created_at, 'infinity'), id
     limit %(batch_size)s
+), indebted as materialized (
+    select vps_instance_id
+    from vps_billing_cycles
+    where vps_instance_id = any (array(select id from due))
+        and status = 'failed' and metadata ->> 'controller' = 'containerstacks-billing'
 ), costed as materialized (
+    -- null where it is not plain what an instance costs, or whether it is all that it owes. `is not true` keeps `in` from
+    -- becoming a join: the planner can't know how many are in it
     select due.id, due.organization_id, due.label, due.last_billed_at, due.period_start, counted.hours, p.monthly_price,
         p.source as price_source,
-        case when billing_is_moment(due.period_start) and p.monthly_price >= 0 and p.monthly_price < 'NaN'
+        case when p.monthly_price >= 0 and p.monthly_price < 'NaN'
+                and (due.id in (select vps_instance_id from indebted)) is not true
             then billing_charge(p.monthly_price, due.period_start, counted.hours) end as amount
     from due
-    cross join lateral (select billing_whole_hours(due.period_start, %(as_of)s) as hours) counted
+    cross join lateral (
+        select case when billing_is_moment(due.period_start) then billing_whole_hours(due.period_start, %(as_of)s) end as hours
+    ) counted
     left join billing_plan_prices() p on p.key = due.plan_id
 ), owed as materialized (
     select organization_id, sum(amount) as amount
@@ -37,13 +47,7 @@ with due as materialized (
         and exists (select from billing_wallet_baselines b where b.wallet_id = w.id)
         and not exists (select from wallets other where other.organization_id = w.organization_id and other.id <> w.id)
         and not exists (select from billing_holds h where h.organization_id = o.organization_id)
-        and o.organization_id not in (
-            select c.organization_id
-            from vps_billing_cycles c
-            where c.vps_instance_id = any (array(select id from due))
-                and c.status = 'failed' and c.metadata ->> 'controller' = 'containerstacks-billing')
 ), charge as materialized (
-    -- `is true` keeps this from becoming a join: the planner can't know how many are covered
     select *, period_start + hours * interval '1 hour' as period_end,
         billing_time_ordered_uuid(clock_timestamp()) as charge_id
     from costed
