@@ -156,7 +156,7 @@ class Elector:
                 self._told.clear()
                 self.role, self.trouble = Role.STANDBY, None
             hurry_seconds = HURRY_SECONDS if self._evict(session, silence) else hurry_seconds * 2
-            poll_seconds = self._bounds.poll_interval_seconds * (0.6 + 0.5 * self._jitter())
+            poll_seconds = self._bounds.poll_interval_seconds * (0.8 + 0.4 * self._jitter())
             session.wait(max(min(poll_seconds, hurry_seconds, silence.remaining_seconds), HURRY_SECONDS))
 
     def _evict(self, session: LockSession, silence: Silence) -> bool:

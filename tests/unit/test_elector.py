@@ -33,7 +33,7 @@ def test_standby_tries_again_at_once_when_a_resignation_ends_its_wait() -> None:
     assert world.did()[:4] == ["try_lock", "wait", "try_lock", "mint"]
 
 
-@pytest.mark.parametrize(("jitter", "seconds"), [(0.0, 0.6), (0.5, 0.85), (1.0, 1.1)])
+@pytest.mark.parametrize(("jitter", "seconds"), [(0.0, 0.8), (0.5, 1.0), (1.0, 1.2)])
 def test_polls_are_about_a_second_apart_with_jitter(jitter: float, seconds: float) -> None:
     world = World(jitter=lambda: jitter)
     world.run(Session(try_lock=[False, False], wait=[None, stop]))
