@@ -104,7 +104,8 @@ def test_idle_leader_frozen_with_the_default_bounds_is_replaced_in_twelve_second
 def _freeze_and_thaw(database: str, start: StartReplica, books: Books, settings: Mapping[str, str]) -> float:
     """Seconds from the freeze to the next term; both replicas are gone again."""
     leader = start(database, **settings)
-    leader.wait_for("cycle.completed")
+    leader.wait_for("leader.elected")
+    eventually(lambda: books.all_billed, "what is due at all is billed")
     standby = start(database, **settings)
     wait_until_standing_by(books, standby)
     frozen_at = leader.freeze()
