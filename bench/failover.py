@@ -15,7 +15,7 @@ from tests.faults.replica import Replica
 from tests.faults.standing import wait_until_standing_by
 from tests.faults.test_stopping import handover_seconds
 from tests.faults.timings import seconds_to_next_charge, seconds_to_next_term
-from tests.servers import create_template, temporary_database
+from tests.servers import migrated_database
 
 KILLED: Final = Aim(2.0, held="worst")
 HANDED_OVER: Final = Aim(300.0, held="worst")
@@ -25,10 +25,9 @@ BUSY: Final = {"BILLING_INTERVAL_MINUTES": "0.003"}
 
 def failover(server: Server, runs: int) -> Section:
     """Each run ends with every cent and hour where it belongs, or this raises AssertionError."""
-    template = create_template(server)
-    with temporary_database(server, template) as url:
+    with migrated_database(server) as url:
         terms, charges = _killed(url, runs)
-    with temporary_database(server, template) as url:
+    with migrated_database(server) as url:
         handovers = _stopped(url, runs)
     return Section(
         "failover",

@@ -27,7 +27,7 @@ from controller.demo.server import Server
 from tests.faults.books import Books
 from tests.faults.replica import Replica
 from tests.faults.standing import wait_until_standing_by
-from tests.servers import create_template, temporary_database
+from tests.servers import migrated_database
 
 MIB: Final = 2**20
 MEMORY: Final = Aim(80.0, held="worst")
@@ -68,11 +68,10 @@ def rest(server: Server, rounds: int, window_seconds: float) -> Section:
     """
     if not Path("/proc/self/smaps_rollup").exists():
         raise SystemExit("figures at rest are read from Linux's /proc")
-    template = create_template(server)
     ready: list[float] = []
     leading, standing = AtRest(), AtRest()
     with (
-        temporary_database(server, template) as url,
+        migrated_database(server) as url,
         psycopg.connect(url, autocommit=True) as connection,
         ExitStack() as stack,
     ):

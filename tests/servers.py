@@ -53,3 +53,11 @@ def temporary_database(server: Server, template: str | None = None) -> Iterator[
     finally:
         if server.running:
             server.drop_database(name)
+
+
+@contextmanager
+def migrated_database(server: Server) -> Iterator[str]:
+    """As `temporary_database`, with the sample schema, migrated, without rows; for a server without a template."""
+    with temporary_database(server) as url:
+        prepare_template(url)
+        yield url

@@ -24,6 +24,9 @@ from controller.postgres.queries import Queries
 
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
 
+#: Other replicas that ask at the same moment may each time be given the backend that would have told.
+POOLER_PROBES: Final = 10
+
 
 class PoolerError(SettingsError):
     """A pooler moves our session between backends."""
@@ -210,7 +213,7 @@ def refuse_moving_pooler(connection: BoundedConnection, database: Database, boun
         PoolerError: they don't.
     """
     before = _backend_pid(connection)
-    for _ in range(3):
+    for _ in range(POOLER_PROBES):
         with database.connect(lock_session_settings(bounds), autocommit=False) as other:
             if _backend_pid(other) == before or _backend_pid(connection) != before:
                 raise PoolerError(

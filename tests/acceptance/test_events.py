@@ -15,7 +15,7 @@ LEVELS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
 NAME: Final = re.compile(r"[a-z]+(_[a-z]+)*\.[a-z]+(_[a-z]+)*")
 #: Past forms that do not end in -ed, and states that are over when they are told.
 IRREGULAR: Final = {
-    "begun", "lost", "left", "stuck", "unavailable", "unreachable", "unable", "timed_out", "priced_by_default",
+    "begun", "held", "lost", "left", "stuck", "unavailable", "unreachable", "unable", "timed_out", "priced_by_default",
     "not_recorded", "exposed", "shut", "sent", "found", "made", "taken",
 }  # fmt: skip
 
