@@ -106,7 +106,7 @@ class Application:
 
     def guard(self, may_go_on: Callable[[], bool]) -> Guard:
         """Looks at what cycles have charged."""
-        return Guard(partial(self.ledger, CYCLE), self.statements, may_go_on)
+        return Guard(partial(self.ledger, WORKER), self.statements, may_go_on)
 
     def heart(self) -> Heart:
         """The heartbeat of this process."""
