@@ -81,6 +81,25 @@ def test_an_hour_that_is_charged_again_holds_the_organization(world: World) -> N
     assert held(world) == {organization_of(world, broken): "periods"}
 
 
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_gap_is_a_violation_unless_the_applications_own_billing_has_filled_it(world: World, *, filled: bool) -> None:
+    instance, *_ = town(world)
+    guard(world).look(world.term())
+    world.run("update vps_instances set last_billed_at = %s where id = %s", THEN + HOUR, instance)
+    if filled:
+        world.run(
+            "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start,"
+            " billing_period_end, hourly_rate, total_amount, status) values (%s, %s, %s, %s, 0.01, 0.01, 'billed')",
+            instance,
+            organization_of(world, instance),
+            THEN,
+            THEN + HOUR,
+        )
+    world.bill(NOON)
+    guard(world).look(world.term())
+    assert list(held(world).values()) == ([] if filled else ["periods"])
+
+
 def test_a_held_organization_is_not_charged_until_its_audit_is_clean(world: World) -> None:
     broken, *others = town(world)
     organization = organization_of(world, broken)
