@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import psycopg
 
+from bench.cycle import HOLDER
 from bench.figures import Figure, Section
 from bench.template import fresh_copy, make_payable
 from controller.billing.ledger import Ledger
@@ -73,17 +74,17 @@ def anatomy(server: Server, instances: int, rounds: int, batch_size: int) -> Sec
     template = make_payable(server, instances)
     spent: dict[str, list[float]] = defaultdict(list)
     with fresh_copy(server, template) as url:
-        database = Database(lambda: url, "DATABASE_URL", "bench-1")
+        database = Database(lambda: url, "DATABASE_URL", HOLDER)
         pricing = Pricing(Decimal("19.71"), "USD")
         with database.connect(CYCLE) as planning, database.connect(WORKER) as working:
             try:
                 working.execute(_ANALYZE.encode())
             except psycopg.errors.UndefinedFile:
                 raise SystemExit("this PostgreSQL comes without auto_explain: use another one") from None
-            planning.execute("update billing_leadership set term = 1")
+            planning.execute("update billing_leadership set term = 1, holder = %s", [HOLDER])
             run = Run(1, 1, template.as_of)
-            ledger = Ledger(working, queries.load(), pricing)
-            plan = Ledger(planning, queries.load(), pricing).plan(run, batch_size)
+            ledger = Ledger(working, queries.load(), pricing, HOLDER)
+            plan = Ledger(planning, queries.load(), pricing, HOLDER).plan(run, batch_size)
             batches = [batch for batch in plan if not batch.large][: rounds + WARM_UP_BATCHES]
             for number, batch in enumerate(batches):
                 start, began = server.log_path.stat().st_size, time.perf_counter()

@@ -94,9 +94,9 @@ class TimedLedger(Ledger):
     as_of: datetime
     took: list[float]
 
-    def begin_run(self, term: int, holder: str) -> Run:
+    def begin_run(self, term: int) -> Run:
         """As the real one, but moved."""
-        run = super().begin_run(term, holder)
+        run = super().begin_run(term)
         self.connection.execute("update billing_runs set started_at = %s where id = %s", (self.as_of, run.id))
         return replace(run, as_of=self.as_of)
 
@@ -142,14 +142,14 @@ def _run(order: Order) -> Iterator[CycleRun]:
     worker = replace(WORKER, server={**WORKER.server, **order.session})
 
     def ledger(session: SessionSettings, times: list[float]) -> Ledger:
-        made = TimedLedger(database.connect(session), statements, Pricing(Decimal("19.71"), "USD"))
+        made = TimedLedger(database.connect(session), statements, Pricing(Decimal("19.71"), "USD"), HOLDER)
         made.as_of, made.took = datetime.fromisoformat(order.as_of), times
         return made
 
-    settings = CycleSettings(workers=order.workers, batch_size=order.batch_size, holder=HOLDER)
+    settings = CycleSettings(workers=order.workers, batch_size=order.batch_size)
     cycle = Cycle(lambda: ledger(CYCLE, []), lambda: ledger(worker, took), settings, lambda: True, time.sleep)
     with psycopg.connect(order.url, autocommit=True) as own:
-        own.execute("update billing_leadership set term = %s", [TERM])
+        own.execute("update billing_leadership set term = %s, holder = %s", [TERM, HOLDER])
         own.execute(
             "insert into billing_terms values (%s, %s, clock_timestamp()) on conflict do nothing", [TERM, HOLDER]
         )

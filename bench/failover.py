@@ -51,11 +51,8 @@ def _killed(url: str, runs: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         leader = _start(stack, url)
         leader.wait_for("cycle.completed")
         for _ in range(runs):
-            standby = _start(stack, url)
-            wait_until_standing_by(books, standby)
             term = leader.wait_for("leader.elected")["term"]
-            books.add()
-            leader.wait_for("cycle.started", after=leader.events()[-1])
+            standby = _join_in_a_cycle(stack, url, leader, books)
             killed_at = leader.kill()
             books.add()
             elected = standby.wait_for("leader.elected")
@@ -77,10 +74,7 @@ def _stopped(url: str, runs: int) -> tuple[float, ...]:
         leader = _start(stack, url)
         leader.wait_for("cycle.completed")
         for _ in range(runs):
-            standby = _start(stack, url)
-            wait_until_standing_by(books, standby)
-            books.add()
-            leader.wait_for("cycle.started", after=leader.events()[-1])
+            standby = _join_in_a_cycle(stack, url, leader, books)
             leader.signal(signal.SIGTERM)
             standby.wait_for("leader.elected")
             if leader.wait() != 0:
@@ -90,6 +84,15 @@ def _stopped(url: str, runs: int) -> tuple[float, ...]:
             books.judge()
             leader = standby
     return tuple(seconds)
+
+
+def _join_in_a_cycle(stack: ExitStack, url: str, leader: Replica, books: Books) -> Replica:
+    """A standby that stands by, of a leader that has just begun a cycle with something to charge."""
+    standby = _start(stack, url)
+    wait_until_standing_by(books, standby)
+    books.add()
+    leader.wait_for("cycle.started", after=leader.events()[-1])
+    return standby
 
 
 def _start(stack: ExitStack, url: str) -> Replica:

@@ -92,14 +92,13 @@ class Application:
 
     def ledger(self, kind: SessionSettings = BILLER) -> Ledger:
         """The money, as seen from a session of a kind."""
-        return Ledger(self.connect(kind), self.statements, self.pricing, self.on_fenced)
+        return self._ledger(self.connect(kind))
 
     def cycle(self, may_go_on: Callable[[], bool], pause: Callable[[float], None]) -> Cycle:
         """A cycle with this application's settings."""
         settings = CycleSettings(
             self.settings.workers,
             self.settings.batch_size,
-            self.instance_id,
             self.settings.status_retention_days,
         )
         return Cycle(partial(self.ledger, CYCLE), partial(self.ledger, WORKER), settings, may_go_on, pause)
@@ -212,7 +211,7 @@ class Application:
         if dry:
             with self.connect() as connection:
                 migrations.check(connection)
-                standing = _Standing(Ledger(connection, self.statements, self.pricing).current_term())
+                standing = _Standing(self._ledger(connection).current_term())
             with _stopped_by(signals, stopping):
                 return cycle.run(standing, dry=True, on_planned=on_planned, on_charged=on_charged)
         guard = self.guard(lambda: not stopping.is_set())
@@ -278,6 +277,9 @@ class Application:
         finally:
             services.stop("elector", STOP_SECONDS)
             services.stop("heart", STOP_SECONDS)
+
+    def _ledger(self, connection: BoundedConnection) -> Ledger:
+        return Ledger(connection, self.statements, self.pricing, self.instance_id, self.on_fenced)
 
     def _metadata(self) -> dict[str, Any]:
         settings = self.settings

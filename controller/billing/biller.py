@@ -20,6 +20,8 @@ LOOK_AGAIN_SECONDS = 60.0
 FAILURES_BEFORE_STEPPING_DOWN = 3
 FIRST_BACK_OFF_SECONDS = 5.0
 STEP_DOWN_BACK_OFF_SECONDS = 60.0
+#: A leader whose lock and whose term are not on the same server finds the right one by contending anew.
+CONTRADICTED_BACK_OFF_SECONDS = 5.0
 
 CYCLE_EVENTS = {
     Outcome.COMPLETED: "cycle.completed",
@@ -127,6 +129,9 @@ class Biller:
                     self._wait(min(seconds, LOOK_AGAIN_SECONDS))
                     continue
                 result = self._bill(leadership)
+                if result.outcome is Outcome.DEPOSED and leadership.still_leads():
+                    self._give_up_contradicted(leadership)
+                    return
                 failures = failures + 1 if result.outcome is Outcome.FAILED else 0
             if failures >= FAILURES_BEFORE_STEPPING_DOWN:
                 log.error("leader.unable", failures=failures)
@@ -170,6 +175,15 @@ class Biller:
             self._heart.beat()
         self._guard.look(leadership)
         return result
+
+    def _give_up_contradicted(self, leadership: Leadership) -> None:
+        log.error(
+            "leader.contradicted",
+            term=leadership.term,
+            error="the lock is held, but the term in the database is somebody else's",
+            remedy="make sure that DATABASE_URL and DATABASE_DIRECT_URL lead to the same server and the same database",
+        )
+        self._step_down(CONTRADICTED_BACK_OFF_SECONDS)
 
     def _wait(self, seconds: float) -> None:
         self._look_up.wait(seconds)

@@ -36,7 +36,6 @@ class CycleSettings:
 
     workers: int = 2
     batch_size: int = 3000
-    holder: str = ""
     retention_days: int = 30
 
 
@@ -88,7 +87,7 @@ class Cycle:
             ledger = self._connect()
             with ledger.connection:
                 with ledger.fenced(leadership.term, keep=not dry):
-                    run = ledger.begin_run(leadership.term, self._settings.holder)
+                    run = ledger.begin_run(leadership.term)
                 plan = ledger.plan(run, self._settings.batch_size)
             on_planned(sum(batch.instances for batch in plan))
             work = Work(

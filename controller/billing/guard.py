@@ -9,6 +9,7 @@ It must not fail a cycle, delay a drain, or lock what billing needs.
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -64,12 +65,19 @@ class Guard:
             if not (leadership.still_leads() and self._may_go_on()):
                 return
             organization = row["organization_id"]
-            with self._connect().connection as own:
-                clean = audit(own, self._statements, organization).clean
-            if clean:
+            if self._is_clean(organization):
                 with ledger.fenced(leadership.term):
                     self._execute(ledger, "release_organization", organization_id=organization)
                 log.info("organization.released", organization=str(organization))
+
+    def _is_clean(self, organization: UUID) -> bool:
+        """By the audit of its whole books. One that can't be audited keeps nobody else held."""
+        with self._connect().connection as own:
+            try:
+                return audit(own, self._statements, organization).clean
+            except psycopg.Error as error:
+                log.warning("guard.failed", organization=str(organization), error=str(error).split("\n", 1)[0])
+                return False
 
     def _look(self, leadership: Leadership, ledger: Ledger) -> None:
         (bounds,) = self._rows(ledger, "guard_begin")

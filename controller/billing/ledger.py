@@ -31,6 +31,7 @@ class Ledger:
     Args:
         connection: in autocommit mode; its rows are mappings.
         statements: by name, from `postgres/sql`.
+        holder: whose terms it writes under.
         on_fenced: told of each transaction that the fence refuses; returns at once.
     """
 
@@ -39,35 +40,37 @@ class Ledger:
         connection: psycopg.Connection[dict[str, Any]],
         statements: Mapping[str, str],
         pricing: Pricing,
+        holder: str,
         on_fenced: Callable[[], None] = lambda: None,
     ) -> None:
         self.connection = connection
         self._statements = statements
         self._pricing = pricing
+        self._holder = holder
         self._on_fenced = on_fenced
 
     @contextmanager
     def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
-        """A transaction that commits only while `term` is the newest.
+        """A transaction that commits only while `term` is the newest, and ours.
 
         Args:
             term: the writer's.
-            keep: False rolls back at the end what was done, for a dry run.
+            keep: False rolls back at the end what was done, for a dry run: under anybody's term.
 
         Raises:
-            DeposedError: a newer term has been minted; nothing has been written.
+            DeposedError: another term has been minted; nothing has been written.
         """
         with self.connection.transaction(force_rollback=not keep):
             self.connection.execute(_BOUND_TRANSACTION, (list(TRANSACTION_BOUNDS), list(TRANSACTION_BOUNDS.values())))
-            if self._row("fence", term=term) is None:
+            if self._row("fence", term=term, holder=self._holder) is None and keep:
                 self._on_fenced()
                 raise DeposedError(f"term {term} is over: another replica leads")
             yield
 
-    def begin_run(self, term: int, holder: str) -> Run:
+    def begin_run(self, term: int) -> Run:
         """Closes what lost leaders left open, and begins. Needs `fenced`."""
         self._execute("close_abandoned_runs", term=term)
-        row = self._the_row("begin_run", term=term, holder=holder)
+        row = self._the_row("begin_run", term=term, holder=self._holder)
         return Run(row["id"], term, row["started_at"])
 
     def plan(self, run: Run, batch_size: int) -> list[Batch]:

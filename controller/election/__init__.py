@@ -8,8 +8,8 @@ The lock makes the first *likely at every moment*, cheaply and fast; the term ma
     lock   a session-level advisory lock, held by a dedicated session. Gone when the session is gone.
     term   a whole number, minted in the database on winning; it only grows. The fencing token.
     fence  the first statement of every transaction that writes: it locks the term's row `for share` and finds its own
-           term there, or the writer is deposed. A mint waits for such transactions and excludes later ones, so
-           whatever a deposed leader still has in flight commits *before* the next term begins, or never.
+           term and its own name there, or the writer is deposed. A mint waits for such transactions and excludes later
+           ones, so whatever a deposed leader still has in flight commits *before* the next term begins, or never.
 
 The states of a replica
 -----------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 
 from tests.acceptance.program import Program
@@ -47,6 +48,20 @@ def test_wrong_password_is_said_without_it(database: str, start: Start) -> None:
     replica.wait_until(says("DATABASE_URL", "nobody"), "word of the refusal")
     assert "hunter2" not in replica.tail()
     assert replica.terminate() == 0
+
+
+def test_lock_on_another_database_than_the_money_bills_nothing_and_names_both_settings(
+    database: str, foreign_database: str, bare: Program, start: Start
+) -> None:
+    assert bare("migrate", DATABASE_URL=foreign_database).status == 0
+    replica = start(database, DATABASE_DIRECT_URL=foreign_database)
+    said = replica.wait_for("leader.contradicted")
+    assert "DATABASE_URL" in said["remedy"]
+    assert "DATABASE_DIRECT_URL" in said["remedy"]
+    replica.wait_for("leader.resigned")
+    assert replica.terminate() == 0
+    with psycopg.connect(database) as conn:
+        assert conn.execute("select from billing_runs").fetchall() == []
 
 
 @pytest.mark.parametrize("level", ["error", "warn", "info", "debug"])

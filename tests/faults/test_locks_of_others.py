@@ -47,6 +47,14 @@ DDL: Final = (
 )
 
 
+def _hold_a_wallet(other: psycopg.Connection, proxy: Proxy, books: Books) -> None:
+    """Of one of three organizations, before the first batch of the cycle that finds them due."""
+    with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
+        books.add(organizations=3)
+        hold.wait()
+        other.execute(f"select from wallets w where exists (select {UNBILLED}) limit 1 for update".encode())
+
+
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(180)
 def test_wallet_in_an_open_transaction_delays_its_organization_alone(
@@ -56,10 +64,7 @@ def test_wallet_in_an_open_transaction_delays_its_organization_alone(
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         with psycopg.connect(database) as other:
-            with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
-                books.add(organizations=3)
-                hold.wait()
-                other.execute(f"select from wallets w where exists (select {UNBILLED}) limit 1 for update".encode())
+            _hold_a_wallet(other, proxy, books)
             eventually(lambda: _unbilled(books) == 3, "the two others are billed")
             released_at = datetime.now(UTC)
             other.rollback()
@@ -77,10 +82,7 @@ def test_wallet_blocked_for_a_whole_cycle_leaves_a_reason_and_is_billed_by_the_n
     told = leader.wait_for("cycle.completed")
     for _ in range(runs):
         with psycopg.connect(database) as other:
-            with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
-                books.add(organizations=3)
-                hold.wait()
-                other.execute(f"select from wallets w where exists (select {UNBILLED}) limit 1 for update".encode())
+            _hold_a_wallet(other, proxy, books)
             told = leader.wait_for("organization.failed", reason="locked", after=told)
             assert leader.wait_for("cycle.completed", after=told)["failures"] == 3
             released_at = datetime.now(UTC)

@@ -153,7 +153,7 @@ class Actor:
         """A batch's transaction, with the ledger's own fence; whether it was let in."""
         if self._worker is None or self._worker.closed:
             self._worker = self._database.connect(WORKER)
-        ledger = Ledger(self._worker, self._statements, Pricing(None, "USD"))
+        ledger = Ledger(self._worker, self._statements, Pricing(None, "USD"), self.name)
         transaction = ledger.fenced(self.term)
         try:
             transaction.__enter__()

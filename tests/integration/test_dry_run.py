@@ -9,7 +9,7 @@ import pytest
 
 from controller.billing.values import CycleResult, Figures, Outcome
 from controller.demo.sample import Size, create_data
-from tests.integration.touchy import TouchyLedger
+from tests.integration.touchy import TouchyLedger, touchy_kind
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 
@@ -101,9 +101,11 @@ def test_a_trigger_that_refuses_is_found_by_a_dry_run_too(world: World) -> None:
     assert (tried.figures.instances, tried.figures.failures) == (4, 1)
 
 
-def test_it_stops_when_a_new_leader_is_elected_and_says_so(world: World) -> None:
-    world.instance(world.organization(), world.plan(), NOON - 5 * HOUR)
-    stale = world.term()
-    world.lead()
-    result = world.cycle(NOON).run(stale, dry=True)
-    assert (result.outcome, result.figures) == (Outcome.DEPOSED, Figures())
+def test_an_election_in_the_middle_of_it_does_not_end_it(touchy: World) -> None:
+    kind = touchy_kind(touchy)
+    dry(touchy, NOON)
+    terms: list[int] = []
+    kind.before = {kind.names.index("plan_cycle"): lambda _ledger: terms.append(touchy.lead().term)}
+    kind.counted = 0
+    assert dry(touchy, NOON).figures.instances == 4
+    assert terms == [touchy.term().term]

@@ -54,7 +54,7 @@ class Mint:
     def _run(self) -> None:
         with self._connection, self._connection.transaction():
             self._connection.execute(QUERIES["close_leadership"].encode())
-            minted = self._connection.execute(QUERIES["mint_term"].encode(), {"holder": "test-2", "lock_name": "test"})
+            minted = self._connection.execute(QUERIES["mint_term"].encode(), {"holder": "test-1", "lock_name": "test"})
             row = minted.fetchone()
             self.term = row["term"] if row else None
 
@@ -144,7 +144,7 @@ def test_a_batch_in_flight_delays_the_mint_and_commits_before_it(touchy: World) 
 def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
     """The workers of a deposed leader that does not know it: one always begins before the other ends."""
     term = world.lead().term
-    fence, parameters = QUERIES["fence"].encode(), {"term": term}
+    fence, parameters = QUERIES["fence"].encode(), {"term": term, "holder": "test-1"}
     with session(world) as first, session(world) as second:
         first.execute("begin")
         first.execute(fence, parameters)
@@ -164,7 +164,7 @@ def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
 def test_a_plain_update_would_be_starved(world: World) -> None:
     """Why `close_leadership` locks the table: row locks that are shared let each other pass a waiting update."""
     term = world.lead().term
-    fence, parameters = QUERIES["fence"].encode(), {"term": term}
+    fence, parameters = QUERIES["fence"].encode(), {"term": term, "holder": "test-1"}
     with session(world) as first, session(world) as second, session(world) as successor:
         workers = [first, second]
         first.execute("begin")
@@ -192,7 +192,7 @@ def test_a_ledgers_every_write_is_fenced(touchy: World) -> None:
     ledger = touchy.ledger()
     with ledger.connection:
         for write in (
-            lambda: ledger.begin_run(old.term, "test-1"),
+            lambda: ledger.begin_run(old.term),
             lambda: ledger.finish_run(run, Outcome.COMPLETED, None),
             lambda: ledger.plan(run, 10),
         ):
@@ -203,7 +203,7 @@ def test_a_ledgers_every_write_is_fenced(touchy: World) -> None:
 
 
 def test_a_heartbeat_is_written_by_the_newest_term_alone(world: World) -> None:
-    old, new = world.lead(), world.lead()
+    old, new = world.lead("stale-1"), world.lead("young-2")
 
     def heart(name: str, leadership: Term) -> Heart:
         heart = Heart(
@@ -228,3 +228,11 @@ def test_a_heartbeat_is_written_by_the_newest_term_alone(world: World) -> None:
     for each in (young, stale):
         each.stop()
         each.run()
+
+
+def test_a_term_that_was_given_twice_lets_in_its_own_holder_alone(world: World) -> None:
+    """A server that is promoted without the last terms gives their numbers again, to somebody else."""
+    ours = world.lead()
+    world.run("update billing_leadership set holder = 'test-2'")
+    with (ledger := world.ledger()).connection, pytest.raises(DeposedError), ledger.fenced(ours.term):
+        pass

@@ -124,7 +124,7 @@ def test_a_held_organization_is_not_charged_until_its_audit_is_clean(world: Worl
 def test_what_a_lost_leader_has_charged_is_looked_at_by_the_next(world: World) -> None:
     broken, *_ = town(world)
     world.run(MISHAPS["terms"], broken)
-    world.bill(NOON, world.lead("test-2"))
+    world.bill(NOON, world.lead())
     guard(world).look(world.term())
     assert list(held(world).values()) == ["terms"]
 
@@ -144,6 +144,18 @@ def test_a_guard_that_is_interrupted_goes_on_next_time(world: World, monkeypatch
 def test_an_instance_that_has_been_deleted_is_no_violation(world: World) -> None:
     deleted, *_ = town(world)
     world.run("delete from vps_instances where id = %s", deleted)
+    guard(world).look(world.term())
+    assert held(world) == {}
+
+
+def test_a_refund_is_no_violation(world: World) -> None:
+    refunded, *_ = town(world)
+    world.run(
+        "with period as (update vps_billing_cycles set status = 'refunded' where vps_instance_id = %s"
+        " returning payment_transaction_id as id)"
+        " update payment_transactions t set status = 'refunded' from period where t.id = period.id",
+        refunded,
+    )
     guard(world).look(world.term())
     assert held(world) == {}
 
@@ -169,6 +181,26 @@ def test_a_guard_that_cannot_read_a_row_says_so_and_stops_nobody(world: World) -
         guard(world).look(world.term())
     assert [line["event"] for line in logs] == ["guard.failed"]
     assert "many" in logs[0]["error"]
+
+
+def test_an_organization_that_cannot_be_audited_keeps_nobody_else_held(world: World) -> None:
+    unreadable, mended, _ = town(world)
+    for instance in (unreadable, mended):
+        world.run(MISHAPS["last_billed"], instance)
+    guard(world).look(world.term())
+    world.run("update vps_instances set last_billed_at = last_billed_at + interval '1 hour'")
+    world.run(
+        'update vps_billing_cycles set metadata = metadata || \'{"hours": "many"}\' where vps_instance_id = %s',
+        unreadable,
+    )
+    assert list(held(world)) == [organization_of(world, each) for each in (unreadable, mended)]
+    with capture_logs() as logs:
+        guard(world).release(world.term())
+    assert [(line["event"], line["organization"]) for line in logs] == [
+        ("guard.failed", str(organization_of(world, unreadable))),
+        ("organization.released", str(organization_of(world, mended))),
+    ]
+    assert list(held(world)) == [organization_of(world, unreadable)]
 
 
 def test_a_deposed_leaders_guard_holds_and_releases_nobody(world: World) -> None:

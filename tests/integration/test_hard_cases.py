@@ -121,7 +121,7 @@ def test_a_step_that_is_tried_again_counts_no_debt_twice(database: str, balance:
 
 
 def test_a_beat_that_was_fenced_says_that_it_was_not_written(world: World) -> None:
-    old = world.lead()
+    old = world.lead("a-1")
     world.lead()
     heart = Heart(
         connect=world.database.connect,

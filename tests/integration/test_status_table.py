@@ -23,7 +23,7 @@ def heart_of(world: World) -> Iterator[MakeHeart]:
     """Hearts that are stopped afterwards."""
     made: list[Heart] = []
 
-    def make(instance_id: str = "node-1", retention_days: int = 30) -> Heart:
+    def make(instance_id: str = "test-1", retention_days: int = 30) -> Heart:
         made.append(
             Heart(
                 connect=world.database.connect,
@@ -57,7 +57,7 @@ def test_taking_office_writes_the_first_heartbeat_before_any_cycle(world: World,
     before: datetime = world.one("select clock_timestamp()")
     heart_of().take_office(leadership)
     row = status(world)
-    assert (row["daemon_instance_id"], row["status"], row["last_run_at"]) == ("node-1", "running", None)
+    assert (row["daemon_instance_id"], row["status"], row["last_run_at"]) == ("test-1", "running", None)
     assert row["heartbeat_at"] >= before
     assert row["metadata"] == {"version": "1", "os": "Linux", "term": leadership.term}
     assert row["started_at"] is not None
@@ -129,12 +129,12 @@ def test_a_cycle_under_way_does_not_hide_the_last_ones_figures(world: World, hea
 
 
 def test_a_successor_carries_the_figures_on_and_closes_the_rows_of_others(world: World, heart_of: MakeHeart) -> None:
-    heart_of("node-1").take_office(world.lead())
+    heart_of("test-1").take_office(world.lead())
     bill_five_cents(world)
-    heart_of("node-2").take_office(world.lead())
+    heart_of("test-2").take_office(world.lead("test-2"))
     row = status(world)
-    assert (row["daemon_instance_id"], row["total_amount"], row["status"]) == ("node-2", Decimal("0.05"), "running")
-    other = world.rows("select * from billing_daemon_status where daemon_instance_id = 'node-1'")[0]
+    assert (row["daemon_instance_id"], row["total_amount"], row["status"]) == ("test-2", Decimal("0.05"), "running")
+    other = world.rows("select * from billing_daemon_status where daemon_instance_id = 'test-1'")[0]
     assert other["status"] == "stopped"
     assert other["heartbeat_at"] < row["heartbeat_at"]
 
@@ -146,9 +146,9 @@ def test_rows_of_the_dead_are_pruned_after_their_retention(world: World, heart_o
         " ('young', 'stopped', now() - interval '6 days', now(), now()),"
         " ('never', 'stopped', null, now() - interval '8 days', now())"
     )
-    heart_of("node-1", retention_days=7).take_office(world.lead())
+    heart_of("test-1", retention_days=7).take_office(world.lead())
     names = {row["daemon_instance_id"] for row in world.rows("select daemon_instance_id from billing_daemon_status")}
-    assert names == {"young", "node-1"}
+    assert names == {"young", "test-1"}
 
 
 def test_a_large_catch_up_fits(world: World, heart_of: MakeHeart) -> None:

@@ -59,9 +59,9 @@ class LedgerAt(Ledger):
 
     as_of: datetime | None = None
 
-    def begin_run(self, term: int, holder: str) -> Run:
+    def begin_run(self, term: int) -> Run:
         """As the real one, but the run's start is moved."""
-        run = super().begin_run(term, holder)
+        run = super().begin_run(term)
         if self.as_of is None:
             return run
         self.connection.execute("update billing_runs set started_at = %s where id = %s", (self.as_of, run.id))
@@ -227,7 +227,9 @@ class World:
 
     def ledger(self, settings: SessionSettings = FOREGROUND, as_of: datetime | None = None) -> LedgerAt:
         """On a session of its own."""
-        ledger = self.ledger_class(self.database.connect(settings), queries.load(), self.pricing)
+        ledger = self.ledger_class(
+            self.database.connect(settings), queries.load(), self.pricing, self.database.instance_id
+        )
         ledger.as_of = as_of
         return ledger
 
@@ -258,7 +260,7 @@ class World:
         return Cycle(
             lambda: self.ledger(FOREGROUND, as_of),
             lambda: self.ledger(WORKER, as_of),
-            CycleSettings(workers, batch_size, "test-1"),
+            CycleSettings(workers, batch_size),
             may_go_on,
             pause,
         )

@@ -76,8 +76,9 @@ order by a.backend_start
 
 -- name: fence
 -- The first statement of every transaction that writes: no row, and the writer is deposed. `for share`, not
--- `for key share`: a mint changes no key and would pass the weaker lock.
-select term from billing_leadership where term = %(term)s for share
+-- `for key share`: a mint changes no key and would pass the weaker lock. The holder as well: on a server that was promoted
+-- without the last terms, a number can be given a second time.
+select term from billing_leadership where term = %(term)s and holder = %(holder)s for share
 
 -- name: current_term
 select term, holder, lock_name, elected_at from billing_leadership

@@ -26,8 +26,9 @@ with payment as materialized (
     select p.organization_id, p.id as payment_id,
         case
             when c.id is null and i.id is null then null  -- a deleted instance has taken its period with it
-            when c.id is null or c.organization_id <> p.organization_id or c.total_amount <> -p.amount
-                or p.status <> 'completed' or count(c.id) over (partition by p.id) > 1 then 'transactions'
+            when c.id is null or count(c.id) over (partition by p.id) > 1 then 'transactions'
+            when c.status = 'billed' and (c.organization_id <> p.organization_id or c.total_amount <> -p.amount
+                or p.status <> 'completed') then 'transactions'
             when c.billing_period_end <= c.billing_period_start or c.billing_period_end > clock_timestamp()
                 or c.billing_period_end
                     <> c.billing_period_start + (c.metadata ->> 'hours')::bigint * interval '1 hour' then 'whole_hours'

@@ -6,14 +6,14 @@
 insert into billing_daemon_status as s
     (daemon_instance_id, status, last_run_at, last_run_success, instances_billed, total_amount, total_hours,
      error_message, started_at, heartbeat_at, metadata, updated_at)
-select %(instance_id)s, case when r.outcome = 'failed' then 'error' else 'running' end,
+select %(instance_id)s::text, case when r.outcome = 'failed' then 'error' else 'running' end,
     r.started_at, r.outcome = 'completed', coalesce(r.instances, 0), coalesce(r.amount, 0), coalesce(r.hours, 0),
     r.error, %(started_at)s, clock_timestamp(), %(metadata)s, clock_timestamp()
 from billing_leadership l
 left join lateral (
     select * from billing_runs where outcome <> 'running' order by started_at desc, id desc limit 1
 ) r on true
-where l.term = %(term)s
+where l.term = %(term)s and l.holder = %(instance_id)s::text
 on conflict (daemon_instance_id) do update
 set status = excluded.status, last_run_at = excluded.last_run_at, last_run_success = excluded.last_run_success,
     instances_billed = excluded.instances_billed, total_amount = excluded.total_amount,
@@ -33,18 +33,18 @@ from billing_leadership l
 left join lateral (
     select * from billing_runs where outcome <> 'running' order by started_at desc, id desc limit 1
 ) r on true
-where s.daemon_instance_id = %(instance_id)s and l.term = %(term)s
+where s.daemon_instance_id = %(instance_id)s::text and l.term = %(term)s and l.holder = %(instance_id)s::text
 
 -- name: close_other_statuses
 -- A new leader knows that nobody else leads: rows that still say so belong to replicas that are gone.
 update billing_daemon_status
 set status = 'stopped', updated_at = clock_timestamp()
-where daemon_instance_id <> %(instance_id)s and status <> 'stopped'
-    and exists (select from billing_leadership where term = %(term)s)
+where daemon_instance_id <> %(instance_id)s::text and status <> 'stopped'
+    and exists (select from billing_leadership where term = %(term)s and holder = %(instance_id)s::text)
 
 -- name: prune_statuses
 delete from billing_daemon_status
-where daemon_instance_id <> %(instance_id)s
+where daemon_instance_id <> %(instance_id)s::text
     and coalesce(heartbeat_at, updated_at, created_at) < clock_timestamp() - %(retention_days)s * interval '1 day'
 
 -- name: overview
