@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.cycle import CycleRun, Order, run_cycle
 from bench.figures import Figure, Section
 from bench.template import fresh_copy, make_plausible
-from bench.throughput import require_clean_audit
+from bench.watch import require_clean_audit
 from controller.demo.server import Server
 
 

@@ -12,8 +12,8 @@ from bench.cycle import CycleRun, Order, run_cycle
 from bench.figures import Aim, Figure, Section, percentile, ratios
 from bench.reload import changed_settings
 from bench.template import Template, fresh_copy, make_plausible
-from bench.throughput import require_clean_audit
 from bench.topups import Pace, topping_up
+from bench.watch import require_clean_audit
 from controller.demo.server import Server
 
 CONNECTIONS = 4

@@ -1,22 +1,19 @@
 """Instances charged a second against the floor (floor.sql), and what a charged instance costs, by size.
 
 Floor, one worker, two workers, size by size, in turn, on fresh copies; the contents that all of them leave are compared
-in every round, and the warm-up round is audited. After each cycle a second one finds nothing due.
+in every round. After each cycle a second one finds nothing due; after a round's last one the guard looks at what was
+charged, and the whole database is audited.
 """
 
 from __future__ import annotations
-
-import psycopg
-from psycopg.rows import dict_row
 
 from bench.cycle import CycleRun, Order, run_cycles
 from bench.figures import Aim, Figure, Section, ratios
 from bench.fingerprint import differences, fingerprint
 from bench.floor import FloorRun, run_floor
 from bench.template import Template, fresh_copy, make_payable
-from controller.billing.audit import audit
+from bench.watch import WatchRun, watch
 from controller.demo.server import Server
-from controller.postgres import queries
 
 RATIO_AIMS = {1: Aim(0.9, at_least=True), 2: Aim(1.4, at_least=True)}
 FLAT = Aim(1.2)
@@ -32,6 +29,7 @@ class Rounds:
         self.floors: list[FloorRun] = []
         self.cycles: dict[int, list[CycleRun]] = {each: [] for each in workers}
         self.idle: list[CycleRun] = []
+        self.watched: list[WatchRun] = []
 
     def turn(self, server: Server, batch_size: int, *, warm_up: bool) -> None:
         """One of each, on copies of their own.
@@ -50,13 +48,13 @@ class Rounds:
                 cycle, idle = run_cycles(order)
                 if differ := differences(expected, fingerprint(url)):
                     raise SystemExit(f"floor and cycle did not do the same work: {'; '.join(differ)}")
-                if warm_up:
-                    require_clean_audit(url)
+                watched = [watch(url)] if workers == max(self.cycles) else []
             if idle.instances or idle.debts or idle.failures:
                 raise SystemExit(f"the second cycle found something due: {idle}")
             if not warm_up:
                 kept.append(cycle)
                 self.idle.append(idle)
+                self.watched += watched
             print(
                 f"  {self.template.instances:>9,} {'warm-up' if warm_up else 'round  '} {workers} worker(s)"
                 f" {cycle.seconds:.2f} s, floor {floor.seconds:.2f} s, nothing due {idle.seconds:.3f} s",
@@ -83,8 +81,14 @@ class Rounds:
                 Figure(f"{name}, controller's peak memory", "MiB", tuple(each.peak_bytes / MIB for each in runs)),
                 Figure(f"{name}, controller's processor time", "s", tuple(each.processor_seconds for each in runs)),
             ]
-        made.append(Figure(f"{size}: nothing due", "s", tuple(each.seconds for each in self.idle), NOTHING_DUE))
-        return made
+        charged = [each.instances for each in self.cycles[max(self.cycles)]]
+        guard = tuple(1e6 * each.guard / payments for each, payments in zip(self.watched, charged, strict=True))
+        return [
+            *made,
+            Figure(f"{size}: nothing due", "s", tuple(each.seconds for each in self.idle), NOTHING_DUE),
+            Figure(f"{size}: guard, a payment", "µs", guard),
+            Figure(f"{size}: whole audit", "s", tuple(each.audit for each in self.watched)),
+        ]
 
     def microseconds(self, workers: int) -> tuple[float, ...]:
         """That a charged instance takes of a cycle's time."""
@@ -108,14 +112,6 @@ def throughput(server: Server, sizes: list[int], rounds: int, workers: list[int]
         " every round. Ratios are of runs in the same round.",
         tuple(figures),
     )
-
-
-def require_clean_audit(url: str) -> None:
-    """Raises SystemExit unless every invariant of money holds."""
-    with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
-        broken = [finding for finding in audit(connection, queries.load()).findings if finding.violations]
-    if broken:
-        raise SystemExit(f"the audit found violations: {broken}")
 
 
 def _flatness(less: Rounds, more: Rounds, workers: int) -> list[Figure]:
