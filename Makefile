@@ -44,7 +44,7 @@ faults: $(VENV)/.dev ## Every fault many times over, with measured times (20 min
 	FAULT_MINUTES=$(FAULT_MINUTES) $(BIN)/pytest tests/faults tests/integration/test_leadership_model.py --lanes $(FAULT_LANES) $(if $(FAULT_REPORT),--fault-report $(FAULT_REPORT)) $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev ## All figures at 100 thousand instances (15 minutes); SCALE=1000000 adds the million
+bench: $(VENV)/.dev ## All figures at 100 thousand instances (15 minutes); SCALE=1000000 adds the million (45 minutes)
 	$(BIN)/python -m bench all $(BENCH_ARGS)
 
 .PHONY: bench-check

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
+
 from bench import report
 from bench.anatomy import anatomy
 from bench.catchup import catchup
@@ -38,6 +40,7 @@ SUITES = {
 
 def main() -> int:
     """Measures, prints tables, writes what is asked for; 1 when the guard finds something."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     arguments = _arguments()
     if arguments.suite == "check":
         return _check(arguments)

@@ -58,6 +58,8 @@ def audit(
 ) -> AuditReport:
     """Checks every invariant in one snapshot, of all or of one organization; locks nothing, and writes nothing.
 
+    A row that an invariant can't even be computed from breaks it.
+
     Raises:
         psycopg.Error: the database is away, or lacks the controller's tables.
     """
@@ -78,9 +80,10 @@ def _check(
         f" coalesce((array_agg(subject || ': ' || detail) filter (where not apart))[1:{EXAMPLES}], '{{}}') as examples"
         f" from ({statements[f'audit_{name}']}) as broken"
     )
-    row = connection.execute(query.encode(), {"organization": organization}).fetchone() or {
-        "violations": 0,
-        "apart": 0,
-        "examples": [],
-    }
+    try:
+        with connection.transaction():
+            row = connection.execute(query.encode(), {"organization": organization}).fetchone()
+    except psycopg.DataError as error:
+        row = {"violations": 1, "apart": 0, "examples": [f"a row can't be read: {error.diag.message_primary}"]}
+    row = row or {"violations": 0, "apart": 0, "examples": []}
     return Finding(name, INVARIANTS[name], row["violations"], row["apart"], tuple(row["examples"]))

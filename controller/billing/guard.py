@@ -8,6 +8,7 @@ It must not fail a cycle, delay a drain, or lock what billing needs.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -81,35 +82,61 @@ class Guard:
 
     def _look(self, leadership: Leadership, ledger: Ledger) -> None:
         (bounds,) = self._rows(ledger, "guard_begin")
-        first_id, payments = bounds["first_id"], 0
-        while True:
+        after_id, payments, more = bounds["after_id"], 0, True
+        while more:
             if not (leadership.still_leads() and self._may_go_on()):
                 log.info("guard.interrupted", payments=payments)
                 return
-            (step,) = self._rows(ledger, "guard_charges", first_id=first_id, end_id=bounds["end_id"], limit=PAYMENTS)
-            for violation in step["violations"]:
+            judged = self._judge(ledger, after_id, bounds["end_id"])
+            for violation in judged.violations:
                 self._hold(leadership, ledger, violation)
-            payments += step["payments"]
-            if step["payments"] < PAYMENTS:
-                break
-            first_id = step["last_id"]
+            payments += judged.payments
+            after_id, more = judged.last_id, judged.more
         with ledger.fenced(leadership.term):
             self._execute(ledger, "guard_end", checked_until=bounds["now"])
         log.debug("guard.passed", payments=payments)
 
-    def _hold(self, leadership: Leadership, ledger: Ledger, violation: Mapping[str, str]) -> None:
-        organization, invariant = violation["organization_id"], violation["invariant"]
-        detail = f"found at payment {violation['payment_id']}"
+    def _judge(self, ledger: Ledger, after_id: UUID, end_id: UUID) -> "_Judged":
+        """The next payments: fewer where one of them can't be read, down to that one alone, which is a violation."""
+        limit = PAYMENTS
+        while True:
+            try:
+                (row,) = self._rows(ledger, "guard_charges", after_id=after_id, end_id=end_id, limit=limit)
+            except psycopg.DataError as error:
+                if limit == 1:
+                    return self._unreadable(ledger, after_id, end_id, error)
+                limit = max(1, limit // 8)
+            else:
+                violations = tuple(
+                    _Violation(UUID(each["organization_id"]), each["invariant"], f"payment {each['payment_id']}")
+                    for each in row["violations"]
+                )
+                return _Judged(row["payments"], row["last_id"], violations, more=row["payments"] == limit)
+
+    def _unreadable(self, ledger: Ledger, after_id: UUID, end_id: UUID, error: psycopg.DataError) -> "_Judged":
+        rows = self._rows(ledger, "guard_unreadable", after_id=after_id, end_id=end_id)
+        if not rows:  # deleted meanwhile, and it was the last one
+            return _Judged(0, after_id, (), more=False)
+        payment = rows[0]
+        detail = f"payment {payment['id']}: {error.diag.message_primary}"
+        violation = _Violation(payment["organization_id"], "unreadable", detail)
+        return _Judged(1, payment["id"], (violation,), more=True)
+
+    def _hold(self, leadership: Leadership, ledger: Ledger, violation: "_Violation") -> None:
         with ledger.fenced(leadership.term):
             new = self._rows(
-                ledger, "hold_organization", organization_id=organization, invariant=invariant, detail=detail
+                ledger,
+                "hold_organization",
+                organization_id=violation.organization,
+                invariant=violation.invariant,
+                detail=violation.detail,
             )
         if new:
             log.error(
                 "organization.held",
-                organization=organization,
-                invariant=invariant,
-                detail=detail,
+                organization=str(violation.organization),
+                invariant=violation.invariant,
+                detail=violation.detail,
                 remedy="it is not charged until `containerstacks-billing audit` finds nothing wrong with it",
             )
 
@@ -118,3 +145,22 @@ class Guard:
 
     def _execute(self, ledger: Ledger, name: str, **parameters: object) -> psycopg.Cursor[dict[str, Any]]:
         return ledger.connection.execute(self._statements[name].encode(), parameters)
+
+
+@dataclass(frozen=True)
+class _Violation:
+    """`invariant` as the audit names them, or `unreadable`."""
+
+    organization: UUID
+    invariant: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What one statement looked at."""
+
+    payments: int
+    last_id: UUID
+    violations: tuple[_Violation, ...]
+    more: bool

@@ -162,6 +162,14 @@ def test_examples_are_five_and_the_number_is_exact(world: World) -> None:
     assert (finding.invariant, finding.violations, len(finding.examples)) == ("last_billed", 8, 5)
 
 
+def test_a_row_that_cannot_be_read_breaks_what_it_is_needed_for_and_hides_nothing_else(billed: World) -> None:
+    billed.run("update vps_billing_cycles set metadata = metadata || '{\"hours\": \"many\"}' where status = 'billed'")
+    billed.run("update wallets set balance = balance + 1")
+    found = billed.violations()
+    assert list(found) == ["wallet_balance", "whole_hours", "price_clock"]
+    assert found["whole_hours"] == ('a row can\'t be read: invalid input syntax for type bigint: "many"',)
+
+
 def test_an_audit_writes_nothing(billed: World) -> None:
     before = billed.dump()
     billed.audit()

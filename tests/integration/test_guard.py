@@ -1,5 +1,6 @@
 """The guard: whoever's charge breaks an invariant is not charged again until an audit of its books is clean."""
 
+import itertools
 from collections.abc import Callable
 from decimal import Decimal
 from uuid import UUID
@@ -11,7 +12,7 @@ from controller.billing import guard as guards
 from controller.billing.guard import Guard
 from controller.billing.values import Figures
 from controller.postgres import queries
-from tests.integration.world import World
+from tests.integration.world import LedgerAt, World
 from tests.model import HOUR, NOON
 
 D = Decimal
@@ -29,6 +30,9 @@ MISHAPS = {
     "wallet_state": "update wallets set balance = -1"
     " where organization_id = (select organization_id from vps_instances where id = %s)",
 }
+
+
+HOURS = 'update vps_billing_cycles set metadata = metadata || \'{{"hours": "{}"}}\' where vps_instance_id = %s'
 
 
 def guard(world: World, may_go_on: Callable[[], bool] = lambda: True) -> Guard:
@@ -171,36 +175,52 @@ def test_payments_of_the_application_are_left_alone(world: World) -> None:
     assert held(world) == {}
 
 
-def test_a_guard_that_cannot_read_a_row_says_so_and_stops_nobody(world: World) -> None:
-    instance, *_ = town(world)
-    world.run(
-        'update vps_billing_cycles set metadata = metadata || \'{"hours": "many"}\' where vps_instance_id = %s',
-        instance,
-    )
+@pytest.mark.parametrize("payments", [1, 2, 3, 5000])
+def test_a_charge_that_cannot_be_read_holds_its_organization_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, payments: int
+) -> None:
+    monkeypatch.setattr(guards, "PAYMENTS", payments)
+    unreadable, broken, _ = town(world)
+    world.run(HOURS.format("many"), unreadable)
+    world.run(MISHAPS["last_billed"], broken)
     with capture_logs() as logs:
         guard(world).look(world.term())
-    assert [line["event"] for line in logs] == ["guard.failed"]
-    assert "many" in logs[0]["error"]
+        guard(world).look(world.term())
+    assert held(world) == {
+        organization_of(world, unreadable): "unreadable",
+        organization_of(world, broken): "last_billed",
+    }
+    assert "many" in next(line["detail"] for line in logs if line.get("invariant") == "unreadable")
+    assert [line["payments"] for line in logs if line["event"] == "guard.passed"] == [3, 0]
+    world.run(HOURS.format(5), unreadable)
+    guard(world).release(world.term())
+    assert held(world) == {organization_of(world, broken): "last_billed"}
 
 
 def test_an_organization_that_cannot_be_audited_keeps_nobody_else_held(world: World) -> None:
-    unreadable, mended, _ = town(world)
-    for instance in (unreadable, mended):
+    broken = town(world)[:2]
+    for instance in broken:
         world.run(MISHAPS["last_billed"], instance)
     guard(world).look(world.term())
-    world.run("update vps_instances set last_billed_at = last_billed_at + interval '1 hour'")
+    assert list(held(world)) == [organization_of(world, each) for each in broken]
     world.run(
-        'update vps_billing_cycles set metadata = metadata || \'{"hours": "many"}\' where vps_instance_id = %s',
-        unreadable,
+        "update vps_instances set last_billed_at = last_billed_at + interval '1 hour' where id = any (%s)", broken
     )
-    assert list(held(world)) == [organization_of(world, each) for each in (unreadable, mended)]
+    opened = itertools.count()
+
+    def connect() -> LedgerAt:
+        ledger = world.ledger()
+        if next(opened) == 1:  # the first is the guard's own
+            ledger.connection.close()
+        return ledger
+
     with capture_logs() as logs:
-        guard(world).release(world.term())
+        Guard(connect, queries.load(), lambda: True).release(world.term())
     assert [(line["event"], line["organization"]) for line in logs] == [
-        ("guard.failed", str(organization_of(world, unreadable))),
-        ("organization.released", str(organization_of(world, mended))),
+        ("guard.failed", str(organization_of(world, broken[0]))),
+        ("organization.released", str(organization_of(world, broken[1]))),
     ]
-    assert list(held(world)) == [organization_of(world, unreadable)]
+    assert list(held(world)) == [organization_of(world, broken[0])]
 
 
 def test_a_deposed_leaders_guard_holds_and_releases_nobody(world: World) -> None:
