@@ -24,7 +24,7 @@ from controller.postgres.queries import Queries
 
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
 
-#: Other replicas that ask at the same moment may each time be given the backend that would have told.
+#: Another replica that asks at the same moment may be given the backend that would have told.
 POOLER_PROBES: Final = 10
 
 
@@ -206,16 +206,22 @@ class PostgresLockSession:
 def refuse_moving_pooler(connection: BoundedConnection, database: Database, bounds: Bounds) -> None:
     """Tells session pooling, which is harmless, from transaction pooling, which is not.
 
-    A second session that is inside a transaction occupies a backend. If that is the one our first session was on, or if
-    the first session moves meanwhile, sessions do not keep their backends.
+    A second session that is inside a transaction occupies a backend. If that is the one our first session was on just
+    before, or if the first session moves meanwhile, sessions do not keep their backends. A pooler gives away first what
+    was given back last, so our session speaks right before the other one begins.
 
     Raises:
         PoolerError: they don't.
     """
     before = _backend_pid(connection)
-    for _ in range(POOLER_PROBES):
-        with database.connect(lock_session_settings(bounds), autocommit=False) as other:
-            if _backend_pid(other) == before or _backend_pid(connection) != before:
+    with database.connect(lock_session_settings(bounds), autocommit=False) as other:
+        for _ in range(POOLER_PROBES):
+            other.rollback()
+            if (
+                _backend_pid(connection) != before
+                or _backend_pid(other) == before
+                or _backend_pid(connection) != before
+            ):
                 raise PoolerError(
                     f"{database.setting} leads through a pooler in transaction mode, on which a session lock is"
                     " stranded; set DATABASE_DIRECT_URL to PostgreSQL itself, or use session pooling"
