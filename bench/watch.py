@@ -15,7 +15,7 @@ from controller.billing.guard import Guard
 from controller.billing.ledger import Ledger
 from controller.billing.values import Pricing
 from controller.postgres import queries
-from controller.postgres.connections import WORKER, Database
+from controller.postgres.connections import GUARD, Database
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def watch(url: str) -> WatchRun:
     statements = queries.load()
     database = Database(lambda: url, "DATABASE_URL", HOLDER)
     pricing = Pricing(Decimal("19.71"), "USD")
-    guard = Guard(lambda: Ledger(database.connect(WORKER), statements, pricing, HOLDER), statements, lambda: True)
+    guard = Guard(lambda: Ledger(database.connect(GUARD), statements, pricing, HOLDER), statements, lambda: True)
     with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
         (before,) = connection.execute("select checked_until from billing_guard").fetchall()
         began = time.perf_counter()

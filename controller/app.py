@@ -32,6 +32,7 @@ from controller.postgres.connections import (
     BILLER,
     CYCLE,
     FOREGROUND,
+    GUARD,
     HEARTBEAT,
     MIGRATION,
     WORKER,
@@ -105,7 +106,7 @@ class Application:
 
     def guard(self, may_go_on: Callable[[], bool]) -> Guard:
         """Looks at what cycles have charged."""
-        return Guard(partial(self.ledger, WORKER), self.statements, may_go_on)
+        return Guard(partial(self.ledger, GUARD), self.statements, may_go_on)
 
     def heart(self) -> Heart:
         """The heartbeat of this process."""

@@ -6,7 +6,7 @@ the network swallows every packet and no timeout of the server can reach us.
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -82,6 +82,8 @@ WORKER: Final = SessionSettings(
     },
     reply_timeout_seconds=15.0,
 )
+#: The guard's, which looks again at what a batch has charged; `pg_stat_activity` tells the two apart.
+GUARD: Final = replace(WORKER, purpose="guard")
 #: The biller's question when a cycle is due. Bounded tightly: while it waits for an answer, nobody bills.
 BILLER: Final = SessionSettings(
     "biller",

@@ -184,7 +184,10 @@ def books(conn: psycopg.Connection[Any]) -> Books:
 
 @pytest.fixture
 def start() -> Iterator[StartReplica]:
-    """Starts replicas: `start(url, *launcher, SETTING="value", ...)`; none survives the test."""
+    """Starts replicas: `start(url, *launcher, SETTING="value", ...)`; none survives the test.
+
+    A failing test shows the ends of their logs among what it printed.
+    """
     started: list[Replica] = []
 
     def start_one(url: str, *launcher: str, **settings: str) -> Replica:
@@ -195,6 +198,8 @@ def start() -> Iterator[StartReplica]:
     with ExitStack() as stack:
         for replica in started:
             stack.callback(replica.remove)
+    for replica in started:
+        print(f"{replica.instance}:\n{replica.tail()}")  # noqa: T201 - pytest shows it with a failure
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.faults.wire import Statement
 SECONDS: Final = (0.1, 0.5, 0.9, 1.3, 2.2, 3.5, 5.5, 7.0)
 GAP_SECONDS: Final = (0.1, 1.6)
 AT_ONCE: Final = 2
-SESSIONS: Final = ("elector", "worker", "cycle", "biller", "heartbeat", "")
+SESSIONS: Final = ("elector", "worker", "guard", "cycle", "biller", "heartbeat", "")
 HOLD_SECONDS: Final = 2.0
 #: Of a worker's transaction.
 STATEMENTS: Final = ("BEGIN", "select term from billing_leadership", "with due as materialized", "COMMIT")

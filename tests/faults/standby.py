@@ -63,3 +63,6 @@ class StandbyServer(Server):
             raise ServerError(f"pg_basebackup of {self.installation.title} failed: {text}")
         with (data / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
             file.write(f"unix_socket_directories = '{self.folder}'\nsynchronous_standby_names = ''\n")
+            # a standby that is waiting to connect to its primary again may hear of its promotion only after that wait;
+            # the default of five seconds would be what is measured
+            file.write("wal_retrieve_retry_interval = '500ms'\n")

@@ -11,7 +11,7 @@ from tests.faults.waiting import eventually
 
 
 def sessions(books: Books, purpose: str, replica: Replica) -> list[dict[str, Any]]:
-    """Rows of `pg_stat_activity`: a replica's sessions of a kind (elector, worker, biller, cycle, heartbeat)."""
+    """Rows of `pg_stat_activity`: a replica's sessions of a kind (elector, worker, guard, biller, cycle, heartbeat)."""
     name = application_name(purpose, replica.instance)
     return books.rows("select * from pg_stat_activity where application_name = %s", name)
 
