@@ -37,6 +37,10 @@ _TRIGGERS: Final = _DROP_EACH.replace("drop constraint %I", "disable trigger %I"
     "{names}", "select tgrelid::regclass as owner, tgname as name from pg_trigger where not tgisinternal"
 )
 _NO_DUE_INDEX: Final = "drop index idx_vps_instances_last_billed_at"
+_BY_ORGANIZATION: Final = (
+    "cluster vps_instances using idx_vps_instances_organization_id",
+    "vacuum analyze vps_instances",
+)
 _RANDOM_IDS: Final = (
     "create or replace function billing_time_ordered_uuid(moment timestamptz) returns uuid"
     " language sql volatile parallel safe as $$ select gen_random_uuid() $$"
@@ -83,6 +87,7 @@ CHANGES: Final = (
         "without it, pages half full: instances updated in place (HOT)",
         (_NO_DUE_INDEX, "alter table vps_instances set (fillfactor = 50)", "vacuum full vps_instances"),
     ),
+    Change("an organization's instances side by side (CLUSTER)", _BY_ORGANIZATION),
     Change("random ids instead of time-ordered ones", (_RANDOM_IDS,)),
     Change("compiled (jit on)", session={"jit": "on"}),
     Change("planned for each batch", session={"plan_cache_mode": "force_custom_plan"}),
