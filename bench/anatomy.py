@@ -16,7 +16,8 @@ import psycopg
 
 from bench.cycle import HOLDER
 from bench.figures import Figure, Section
-from bench.template import fresh_copy, make_payable
+from bench.floor import run_floor
+from bench.template import Template, fresh_copy, make_payable
 from controller.billing.ledger import Ledger
 from controller.billing.values import Pricing, Run
 from controller.demo.server import Server
@@ -98,12 +99,26 @@ def anatomy(server: Server, instances: int, rounds: int, batch_size: int) -> Sec
         "anatomy",
         "A batch from within",
         f"Every statement of {len(batches) - WARM_UP_BATCHES} batches of about {batch_size:,} instances, one after the"
-        " other by one session, analyzed by auto_explain. Measuring costs time too: the shares tell more than the sum.",
+        " other by one session, analyzed by auto_explain. Measuring costs time too: the shares tell more than the sum."
+        " Then the statements of the floor as they are, each with its foreign keys.",
         tuple(
             Figure(name, "µs an instance", tuple(values))
-            for name, values in sorted(spent.items(), key=lambda each: -sum(each[1]))
+            for made in (spent, _floor(server, template, rounds))
+            for name, values in sorted(made.items(), key=lambda each: -sum(each[1]))
         ),
     )
+
+
+def _floor(server: Server, template: Template, rounds: int) -> Mapping[str, list[float]]:
+    """What each of its statements takes, microseconds an instance."""
+    made: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        with fresh_copy(server, template) as url:
+            run = run_floor(url, template.as_of)
+        for name, seconds in run.steps.items():
+            if not name.startswith("set "):
+                made[f"floor: {name}"].append(1e6 * seconds / run.instances)
+    return made
 
 
 def _split(log: Path, start: int, milliseconds: float) -> Mapping[str, float]:

@@ -55,6 +55,7 @@ class Change:
         sql: for the copy, before the cycle.
         server: settings of the whole server meanwhile.
         session: settings of the workers' sessions.
+        snapshot: somebody's transaction with a snapshot is open meanwhile.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Change:
     session: dict[str, str] = field(default_factory=dict)
     workers: int | None = None
     batch_size: int | None = None
+    snapshot: bool = False
 
     def applied(self, order: Order) -> Order:
         """To what is ordered."""
@@ -88,6 +90,7 @@ CHANGES: Final = (
         (_NO_DUE_INDEX, "alter table vps_instances set (fillfactor = 50)", "vacuum full vps_instances"),
     ),
     Change("an organization's instances side by side (CLUSTER)", _BY_ORGANIZATION),
+    Change("with an old snapshot open, so that nothing can be cleaned up", snapshot=True),
     Change("random ids instead of time-ordered ones", (_RANDOM_IDS,)),
     Change("compiled (jit on)", session={"jit": "on"}),
     Change("planned for each batch", session={"plan_cache_mode": "force_custom_plan"}),
@@ -135,6 +138,9 @@ def _run(server: Server, template: Template, change: Change, workers: int, batch
         with psycopg.connect(url, autocommit=True) as connection:
             for statement in (*change.sql, "checkpoint"):
                 connection.execute(statement.encode())
-        with changed_settings(server, change.server):
+        with changed_settings(server, change.server), psycopg.connect(url) as reader:
+            if change.snapshot:
+                reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+                reader.execute("select count(*) from vps_plans")
             run = run_cycle(change.applied(Order(url, template.as_of.isoformat(), workers, batch_size)))
         return run.seconds, run.instances

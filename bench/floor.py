@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +20,16 @@ FLOOR: Final = Path(__file__).with_name("floor.sql")
 
 @dataclass(frozen=True)
 class FloorRun:
-    """What it charged and took."""
+    """What it charged and took.
+
+    Attributes:
+        steps: seconds of each statement, by what it does.
+    """
 
     instances: int
     seconds: float
     wal_bytes: int
+    steps: Mapping[str, float]
 
 
 def run_floor(url: str, as_of: datetime, script: Path = FLOOR) -> FloorRun:
@@ -32,10 +39,19 @@ def run_floor(url: str, as_of: datetime, script: Path = FLOOR) -> FloorRun:
     with psycopg.connect(url) as connection:
         before = wal_position(connection)
         connection.commit()
-        began = time.perf_counter()
+        steps: dict[str, float] = {}
+        began = ended = time.perf_counter()
         instances = 0
         for statement in statements:
             instances = connection.execute(statement.encode()).rowcount
+            began_it, ended = ended, time.perf_counter()
+            steps[_label(statement)] = ended - began_it
         connection.commit()
         seconds = time.perf_counter() - began
-        return FloorRun(instances, seconds, wal_bytes_since(connection, before))
+        return FloorRun(instances, seconds, wal_bytes_since(connection, before), steps)
+
+
+def _label(statement: str) -> str:
+    """What it does, and to which table."""
+    words = re.sub(r"--.*", "", statement).split()
+    return " ".join(words[: 2 if words[0] == "update" else 3])
