@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controller.billing.values import Figures
+from controller.postgres import queries
+from controller.postgres.lock_session import LockName
+from controller.postgres.overview import overview
 from tests.integration.world import World
 from tests.model import HOUR, NOON, Owed, charge_of, settle
 
@@ -115,6 +118,17 @@ def test_a_debt_is_one_row_updated_in_place(world: World) -> None:
     assert row["payment_transaction_id"] is None
     assert world.one("select count(*) from vps_billing_cycles where status = 'failed'") == 2
     assert world.violations() == {}
+
+
+def test_debts_are_summed_up_where_a_row_of_one_was_written_over(world: World) -> None:
+    t = tenant(world, "0.00")
+    world.bill(NOON)
+    world.run(
+        """update vps_billing_cycles set metadata = metadata || '{"owed": "much"}' where vps_instance_id = %s""",
+        t.first,
+    )
+    shown = overview(world.conn, queries.load(), LockName("test"), 60.0)
+    assert (shown.debts, shown.owed) == (2, D("0.15"))
 
 
 def test_a_paid_debt_becomes_the_billed_row(world: World) -> None:

@@ -56,7 +56,9 @@ select l.term, l.holder, l.elected_at, l.lock_name,
     (select count(*) from vps_billing_cycles where status = 'failed'
         and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' = 'insufficient_balance')
         as debts,
-    (select coalesce(sum((metadata ->> 'owed')::numeric), 0) from vps_billing_cycles where status = 'failed'
+    -- the column, which can't hold everything, stands in for what somebody has written over
+    (select coalesce(sum(case when jsonb_typeof(metadata -> 'owed') = 'number' then (metadata ->> 'owed')::numeric
+            else total_amount end), 0) from vps_billing_cycles where status = 'failed'
         and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' = 'insufficient_balance')
         as owed,
     (select count(*) from vps_billing_cycles where status = 'failed'
