@@ -86,24 +86,29 @@ def test_frozen_leader_is_evicted_and_fenced_when_it_goes_on(
     assert sorted(terms) == list(range(min(terms), min(terms) + rounds + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.runs(5, older=1)
+@pytest.mark.timeout(240)
 def test_leader_frozen_inside_a_batch_is_evicted_and_its_batch_never_commits(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings
+    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
-    leader = start(through(database, proxy.port), **BUSY, **PATIENT)
+    url = through(database, proxy.port)
+    leader = start(url, **BUSY, **PATIENT)
     leader.wait_for("cycle.completed")
-    standby = stand_by(database, start, books, **BUSY, **PATIENT)
-    with proxy.hold(f"worker {leader.instance}", starts_with("with due as materialized"), "after") as hold:
-        books.add(organizations=3)
-        hold.wait()
-        frozen_at = leader.freeze()
-        standby.wait_for("leader.evicted")
-        standby.wait_for("cycle.completed")
-    leader.thaw()
-    leader.wait_for("cycle.deposed")
-    seconds = seconds_to_next_term(books, frozen_at)
-    # the server ends the open transaction after five seconds, and the mint waits for it
-    timings.record("leader frozen inside a batch, evicted", seconds, books.judge(), bound=7)
+    for _ in range(runs):
+        standby = stand_by(url, start, books, **BUSY, **PATIENT)
+        with proxy.hold(f"worker {leader.instance}", starts_with("with due as materialized"), "after") as hold:
+            books.add(organizations=3)
+            hold.wait()
+            frozen_at = leader.freeze()
+            standby.wait_for("leader.evicted")
+            standby.wait_for("cycle.completed")
+        leader.thaw()
+        leader.wait_for("cycle.deposed")
+        seconds = seconds_to_next_term(books, frozen_at)
+        # the server ends the open transaction after five seconds, and the mint waits for it
+        timings.record("leader frozen inside a batch, evicted", seconds, books.judge(), bound=7)
+        leader.kill()
+        leader = standby
 
 
 @ROUNDS
@@ -266,20 +271,23 @@ def test_session_of_another_role_is_left_to_the_server(
     books.judge()
 
 
-@pytest.mark.slow
+@pytest.mark.runs(5, older=1)
 @pytest.mark.skipif(PROGRAM is None, reason="no PgBouncer here: apt-get install pgbouncer")
 def test_leader_behind_a_session_pooler_is_evicted_too(
-    server: Server, database: str, start: StartReplica, books: Books, timings: Timings
+    *, server: Server, database: str, start: StartReplica, books: Books, timings: Timings, runs: int
 ) -> None:
+    fault = "leader frozen behind a session pooler, evicted"
     with Pooler(server, "session") as pooler:
-        leader = start(through(database, pooler.port), **PATIENT)
+        url = through(database, pooler.port)
+        leader = start(url, **PATIENT)
         leader.wait_for("cycle.completed")
-        standby = stand_by(through(database, pooler.port), start, books, **PATIENT)
-        frozen_at = leader.freeze()
-        standby.wait_for("leader.elected", after=standby.wait_for("leader.evicted"))
-        leader.thaw()
-        leader.wait_for("leader.deposed")
-        seconds = seconds_to_next_term(books, frozen_at)
-        timings.record(
-            "leader frozen behind a session pooler, evicted", seconds, books.judge(), bound=LOW_BOUND_SECONDS
-        )
+        for _ in range(runs):
+            standby = stand_by(url, start, books, **PATIENT)
+            frozen_at = leader.freeze()
+            standby.wait_for("leader.elected", after=standby.wait_for("leader.evicted"))
+            leader.thaw()
+            leader.wait_for("leader.deposed")
+            seconds = seconds_to_next_term(books, frozen_at)
+            timings.record(fault, seconds, books.judge(), bound=LOW_BOUND_SECONDS)
+            leader.kill()
+            leader = standby
