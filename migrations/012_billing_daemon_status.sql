@@ -1,7 +1,7 @@
 -- The status table that the application's health page and its built-in billing read.
 -- The application may have created it already: then this adds only what is missing.
 --
--- Like every migration here: forward only, safe to run twice, and appliable by hand with `psql -f`.
+-- Like every migration here: forward only, safe to run twice, and can be applied by hand with `psql -f`.
 
 create table if not exists billing_schema_migrations (
     name text primary key,
