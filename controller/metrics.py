@@ -160,7 +160,7 @@ class _AtScrape(Collector):
         yield _gauge("term", "The newest term, whoever leads.", facts.term)
         yield _gauge("debts", "Instances with an open debt.", facts.debts)
         yield _gauge("failures", "Instances not charged for another reason, and not since.", facts.failures)
-        yield _gauge("held_organizations", "Organizations that the audit after a cycle has stopped.", facts.held)
+        yield _gauge("suspended_organizations", "Organizations that the guard has suspended from billing.", facts.held)
         if facts.heartbeat_age_seconds is not None:
             yield _gauge(
                 "heartbeat_age_seconds", "Age of the newest heartbeat, whoever's.", facts.heartbeat_age_seconds

@@ -1,14 +1,15 @@
-"""What the chart made when somebody last looked, and what is made from it. After a change that is meant, run
+"""Reviewed renderings of the chart, and the files that are generated from it. After an intended change, run
 
     python -m tests.chart.golden
 
-and read the difference: it writes `golden/`, `manifests/base/` and the table of values in the chart's README.
+and review the diff. The command writes `golden/`, `manifests/base/` and the table of values in the chart's README.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -23,24 +24,26 @@ BASE: Final = ROOT / "manifests" / "base"
 DASHBOARD: Final = CHART / "dashboards" / "containerstacks-billing.json"
 TABLE: Final = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- /values -->)", re.DOTALL)
 
-#: What Helm adds for itself; kubectl has no use for it.
-HELMS_OWN: Final = ("app.kubernetes.io/managed-by", "helm.sh/chart")
+#: Labels that Helm relies on. The kustomize base leaves them out.
+HELM_LABELS: Final = ("app.kubernetes.io/managed-by", "helm.sh/chart")
 
 
-def names() -> list[str]:
-    """The sets of values that have a golden rendering."""
-    return sorted(path.stem for path in VALUES.glob("*.yaml"))
-
-
-def values_of(name: str) -> Values:
-    """One of these sets."""
+def read_values(name: str) -> Values:
+    """The values in `values/NAME.yaml`."""
     read: Values = yaml.safe_load((VALUES / f"{name}.yaml").read_text("utf-8"))
     return read
 
 
+#: Sets of values with a golden rendering.
+GOLDEN_NAMES: Final = sorted(path.stem for path in VALUES.glob("*.yaml"))
+#: The same sets, and the default values. These have no golden rendering: they make what the demo makes without its
+#: database (test_objects.py), and `manifests/base` holds them too.
+VALUE_SETS: Final[Mapping[str, Values]] = {"default": MINIMAL} | {name: read_values(name) for name in GOLDEN_NAMES}
+
+
 def rendering(name: str) -> str:
-    """What they make, in a form that shows every difference and no other."""
-    objects = render(values_of(name))
+    """The objects of a set of values, sorted and formatted so that a diff shows only changes of content."""
+    objects = render(VALUE_SETS[name])
     for o in objects:
         if o["metadata"]["name"].endswith("-dashboard"):
             assert o["data"] == {DASHBOARD.name: DASHBOARD.read_text("utf-8").rstrip()}
@@ -49,7 +52,7 @@ def rendering(name: str) -> str:
 
 
 def dump(objects: list[Manifest]) -> str:
-    """As a stream of YAML documents."""
+    """Formats objects as a stream of YAML documents."""
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=120)
 
 
@@ -67,22 +70,22 @@ _Dumper.add_representer(str, _text)
 
 
 def plain_objects() -> list[Manifest]:
-    """The chart's default objects as kubectl would be given them."""
+    """The chart's default objects without hooks, Helm's labels and namespaces: what kubectl applies."""
     objects = [o for o in render(MINIMAL) if "helm.sh/hook" not in o["metadata"].get("annotations", {})]
     for o in objects:
-        for name in HELMS_OWN:
+        for name in HELM_LABELS:
             del o["metadata"]["labels"][name]
         for subject in o.get("subjects", []):
-            del subject["namespace"]  # kustomize fills it in
+            del subject["namespace"]  # kustomize sets it
     return objects
 
 
 def base_files() -> dict[str, str]:
-    """The kustomize base."""
+    """The files of the kustomize base, by name."""
     order = [
         "ServiceAccount", "Role", "RoleBinding", "Service", "Deployment", "PodDisruptionBudget",
     ]  # fmt: skip
-    note = "# Made from the chart by `python -m tests.chart.golden`; change the chart, not this.\n"
+    note = "# Generated from the chart by `python -m tests.chart.golden`. Change the chart, not this file.\n"
     objects = {o["kind"]: o for o in plain_objects()}
     assert sorted(objects) == sorted(order)
     files = {f"{kind.lower()}.yaml": note + dump([objects[kind]]) for kind in order}
@@ -97,19 +100,19 @@ def base_files() -> dict[str, str]:
 
 @cache
 def schema() -> Manifest:
-    """values.schema.json."""
+    """The parsed values.schema.json."""
     read: Manifest = json.loads((CHART / "values.schema.json").read_text("utf-8"))
     return read
 
 
 @cache
 def default_values() -> Manifest:
-    """values.yaml."""
+    """The parsed values.yaml."""
     return load((CHART / "values.yaml").read_text("utf-8"))[0]
 
 
 def described(path: tuple[str, ...]) -> Manifest:
-    """What the schema says of a value; of the mapping around it where that may hold anything."""
+    """The schema of a value, or of the nearest mapping around it that declares no properties."""
     node = schema()
     for key in path:
         if key not in node.get("properties", {}):
@@ -119,8 +122,8 @@ def described(path: tuple[str, ...]) -> Manifest:
 
 
 def values_table() -> str:
-    """The README's table: every value with its default, and what the schema says of it."""
-    lines = ["| value | default | what it is |", "|---|---|---|"]
+    """The README's table: every value with its default and its description in the schema."""
+    lines = ["| value | default | description |", "|---|---|---|"]
     seen = set()
     for path, _ in leaves(default_values()):
         depth = _documented_depth(path)
@@ -145,8 +148,8 @@ def _documented_depth(path: tuple[str, ...]) -> int:
 
 
 def main() -> None:
-    """Writes all of it anew."""
-    for name in names():
+    """Writes every generated file."""
+    for name in GOLDEN_NAMES:
         (GOLDEN / f"{name}.yaml").write_text(rendering(name), "utf-8")
     BASE.mkdir(parents=True, exist_ok=True)
     for file, text in base_files().items():

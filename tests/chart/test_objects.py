@@ -1,18 +1,21 @@
-"""What the chart makes, judged by the API's own schemas, by the Restricted profile, and by what somebody last saw."""
+"""The rendered objects, checked against the Kubernetes API schemas, the Restricted profile and golden renderings."""
 
 from __future__ import annotations
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
+import yaml
 
-from tests.chart.golden import GOLDEN, names, rendering, values_of
+from tests.chart.golden import GOLDEN, GOLDEN_NAMES, VALUE_SETS, dump, rendering
 from tests.chart.toolbox import (
     CHART,
     MINIMAL,
+    RELEASE,
     Manifest,
     Values,
     controller,
     environment,
+    load,
     one,
     pod_specs,
     render,
@@ -21,7 +24,10 @@ from tests.chart.toolbox import (
 
 OLDEST = "1.29"
 NEWEST = ".".join(kubernetes_validate.latest_version().split(".")[:2])
+#: Labels that a selector may use: an upgrade can't change them.
 SELECTOR = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
+
+every_value_set = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS)
 
 
 def test_chart_passes_strict_lint() -> None:
@@ -29,23 +35,39 @@ def test_chart_passes_strict_lint() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", names())
-def test_values_pass_strict_lint(name: str) -> None:
-    file = str(GOLDEN.parent / "values" / f"{name}.yaml")
-    done = run("helm", "lint", "--strict", str(CHART), "--values", file)
+@every_value_set
+def test_values_pass_strict_lint(values: Values) -> None:
+    done = run("helm", "lint", "--strict", str(CHART), "--values", "-", text=yaml.safe_dump(values))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", names())
-def test_rendering_is_the_golden_one(name: str) -> None:
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_rendering_equals_the_golden_one(name: str) -> None:
     golden = (GOLDEN / f"{name}.yaml").read_text("utf-8")
-    assert rendering(name) == golden, "if this is meant: python -m tests.chart.golden"
+    assert rendering(name) == golden, "if the change is intended, run: python -m tests.chart.golden"
+
+
+def test_default_values_make_what_the_demo_makes_without_its_database() -> None:
+    """With this, the demo's golden rendering covers the default values too."""
+    text = dump(render({"demo": {"enabled": True}})).replace(f"{RELEASE}-database", "billing-database")
+    demo = [
+        o
+        for o in load(text)
+        if o["kind"] != "Secret" and o["metadata"]["labels"]["app.kubernetes.io/component"] != "demo-database"
+    ]
+    template = one(demo, "Deployment")["spec"]["template"]
+    del template["metadata"]["annotations"]["checksum/database"]
+    assert template["spec"]["initContainers"].pop(0)["name"] == "seed"
+    delay = next(v for v in controller(demo)["env"] if v["name"] == "BILLING_TAKEOVER_DELAY_SECONDS")
+    assert delay["value"] == "0"
+    delay["value"] = "300"
+    assert demo == render(MINIMAL)
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("name", names())
-def test_kubernetes_accepts_every_object(name: str, version: str) -> None:
-    for o in render(values_of(name), "--kube-version", f"{version}.0"):
+@every_value_set
+def test_kubernetes_accepts_every_object(values: Values, version: str) -> None:
+    for o in render(values, "--kube-version", f"{version}.0"):
         if not o["apiVersion"].startswith("monitoring.coreos.com/"):
             kubernetes_validate.validate(o, version, strict=True)
 
@@ -55,9 +77,9 @@ def test_older_kubernetes_is_refused() -> None:
     assert "requires kubeVersion: >=1.29.0-0" in done.stderr
 
 
-@pytest.mark.parametrize("name", names())
-def test_every_pod_meets_the_restricted_profile(name: str) -> None:
-    found = list(pod_specs(render(values_of(name))))
+@every_value_set
+def test_every_pod_meets_the_restricted_profile(values: Values) -> None:
+    found = list(pod_specs(render(values)))
     assert found
     for source, pod in found:
         assert restricted_violations(pod) == [], source
@@ -102,26 +124,26 @@ def test_restricted_check_sees_a_violation() -> None:
     assert "a.capabilities" in restricted_violations({"containers": [{"name": "a"}]})
 
 
-@pytest.mark.parametrize("name", names())
-def test_every_container_is_limited_and_says_why_it_ended(name: str) -> None:
-    for source, pod in pod_specs(render(values_of(name))):
+@every_value_set
+def test_every_container_is_limited_and_says_why_it_ended(values: Values) -> None:
+    for source, pod in pod_specs(render(values)):
         for container in pod["containers"] + pod.get("initContainers", []):
             if container["name"] not in {"proxy", "beside"}:
                 assert container["resources"]["limits"].keys() == {"memory"}, source
                 assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", source
 
 
-@pytest.mark.parametrize("name", names())
-def test_every_object_is_labelled(name: str) -> None:
+@every_value_set
+def test_every_object_is_labelled(values: Values) -> None:
     wanted = SELECTOR | {f"app.kubernetes.io/{x}" for x in ("version", "part-of", "managed-by")} | {"helm.sh/chart"}
-    for o in render(values_of(name)):
+    for o in render(values):
         if "as-" not in o["metadata"]["name"]:
             assert wanted <= o["metadata"]["labels"].keys(), o["metadata"]["name"]
 
 
-@pytest.mark.parametrize("name", names())
-def test_selectors_hold_only_what_never_changes(name: str) -> None:
-    for o in render(values_of(name)):
+@every_value_set
+def test_selectors_hold_only_what_never_changes(values: Values) -> None:
+    for o in render(values):
         selector = o.get("spec", {}).get("selector", {})
         labels = selector.get("matchLabels", selector if o["kind"] == "Service" else {})
         assert labels.keys() <= SELECTOR, o["metadata"]["name"]

@@ -103,7 +103,7 @@ def test_database_facts_are_those_of_the_scrape() -> None:
     assert found[f"{P}term"] == 7
     assert found[f"{P}debts"] == 3
     assert found[f"{P}failures"] == 2
-    assert found[f"{P}held_organizations"] == 1
+    assert found[f"{P}suspended_organizations"] == 1
     assert found[f"{P}heartbeat_age_seconds"] == 12.5
     assert found[f"{P}last_cycle_timestamp_seconds"] == 1795348800
 
