@@ -39,6 +39,10 @@ format: $(VENV)/.dev ## Format the code and apply the safe fixes
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+.PHONY: docs
+docs: $(VENV)/.dev ## Write the tables of docs/configuration.md from controller/settings.py
+	@$(BIN)/python -m tests.support.configuration
+
 FAULT_MINUTES ?= 5
 FAULT_LANES ?= 3
 

@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psycopg
 import structlog
 import typer
+from typer.core import TyperGroup
 
-from controller import __version__, log, settings, show
+from controller import __version__, log, settings, settings_help, show
 from controller.app import Application, instance_id
 from controller.billing.values import CycleResult, Outcome
 from controller.errors import BillingError, SettingsError
@@ -17,26 +18,25 @@ from controller.lifecycle.signals import Signals
 from controller.postgres.connections import one_line
 from controller.replica import Replica
 
-ENVIRONMENT = """\b
-Environment: DATABASE_URL or DATABASE_URL_FILE (required), DATABASE_DIRECT_URL past a pooler,
-BILLING_INTERVAL_MINUTES (60), BILLING_WORKERS (2), BILLING_BATCH_SIZE (3000),
-BILLING_DEFAULT_HOURLY_RATE (0.027), BILLING_CURRENCY (USD), BILLING_LOCK_NAME,
-BILLING_TAKEOVER_DELAY_SECONDS (300), BILLING_DRAIN_TIMEOUT_SECONDS (270),
-BILLING_CONTROL_SOCKET, BILLING_HTTP_ADDRESS (127.0.0.1:8080), LOG_LEVEL (info),
-LOG_FORMAT (json; console on a terminal). A .env file is read. All of them: docs/configuration.md
-
-\b
-Exit status: 0 done; 1 the command's own finding; 2 wrong usage or settings;
-3 the database can't be reached; 4 another replica leads.
-"""
+EXIT_STATUS = """Exit status: 0 done; 1 the command's own finding; 2 wrong usage or settings;
+3 the database can't be reached; 4 another replica leads."""
 #: `demo seed` begins together with the database that it fills.
 SEED_PATIENCE_SECONDS = 60.0
 OUTCOME_STATUS = {Outcome.COMPLETED: 0, Outcome.STOPPED: 1, Outcome.FAILED: 1, Outcome.DEPOSED: 4}
 
+
+class _Commands(TyperGroup):
+    """Adds the settings to `--help`, and builds their text only for that."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 - typer keeps its click private
+        for text in (settings_help.environment(), EXIT_STATUS):
+            formatter.write(f"\n{text}\n")
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="containerstacks-billing",
     help="Billing controller for ContainerStacks: PostgreSQL elects the leader, the leader charges every hour once.",
-    epilog=ENVIRONMENT,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

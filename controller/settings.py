@@ -1,8 +1,8 @@
 """The settings: the only reader of the environment and of `.env`.
 
-Every wrong value becomes one line that names its variable. No secret is ever part of a message: values of the database
-variables are not repeated, and a URL whose password would end up in another part of it is refused before libpq can
-quote that part.
+Every wrong value becomes one line that names its variable. No message contains a secret: values of the database
+variables are never repeated. The table in docs/configuration.md (`make docs`) and the environment part of `--help` are
+generated from the descriptions of the fields below.
 """
 
 import os
@@ -25,12 +25,22 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from controller.connection_url import check_url
 from controller.election import Bounds
 from controller.errors import SettingsError
 
 ENV_FILE: Final = Path(".env")
 HOURS_A_MONTH: Final = 730
-_DATABASE: Final = {"DATABASE_URL", "DATABASE_DIRECT_URL"}
+
+#: Headings of docs/configuration.md and of `--help`.
+DATABASE: Final = "Database"
+BILLING: Final = "Billing"
+LEADERSHIP: Final = "Leadership"
+HEARTBEAT: Final = "Heartbeat"
+STOPPING: Final = "Stopping"
+OUTPUT: Final = "HTTP and logs"
+KUBERNETES: Final = "Kubernetes"
+PLATFORM: Final = "Set by the platform"
 
 
 def _none(value: object) -> object:
@@ -41,12 +51,29 @@ def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
-def _env(name: str) -> Any:  # noqa: ANN401 - pydantic's Field is declared so
-    return Field(validation_alias=AliasChoices(name))
+def _setting(name: str, group: str, description: str, *, default: str | None = None) -> Any:  # noqa: ANN401 - as pydantic's Field
+    """The variable that sets a field.
+
+    Args:
+        name: of the environment variable.
+        group: the heading it is listed under.
+        description: Markdown. `--help` shows the first sentence.
+        default: what to show for a default that is not a constant.
+    """
+    return Field(
+        validation_alias=AliasChoices(name),
+        description=description,
+        json_schema_extra={"group": group, "shown_default": default},
+    )
 
 
 class Settings(BaseSettings):
-    """All settings, checked. The variable of each is its alias; docs/configuration.md explains them."""
+    """All settings, validated.
+
+    Raises:
+        SettingsError: two settings contradict each other, or a URL or an address is malformed.
+        ValidationError: a value is of the wrong type or out of bounds; `load` makes one line of it.
+    """
 
     model_config = SettingsConfigDict(
         env_file_encoding="utf-8",
@@ -56,48 +83,235 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
-    database_url: Annotated[SecretStr | None, _env("DATABASE_URL")] = None
-    database_url_file: Annotated[Path | None, _env("DATABASE_URL_FILE")] = None
-    database_direct_url: Annotated[SecretStr | None, _env("DATABASE_DIRECT_URL")] = None
-    database_direct_url_file: Annotated[Path | None, _env("DATABASE_DIRECT_URL_FILE")] = None
+    database_url: Annotated[
+        SecretStr | None,
+        _setting(
+            "DATABASE_URL",
+            DATABASE,
+            "PostgreSQL URL or libpq connection string. Percent-encode `@ : / ? # [ ] %` in the user name and password."
+            " Several hosts work: `postgresql://u:p@a,b/db?target_session_attrs=read-write`.",
+            default="required",
+        ),
+    ] = None
+    database_url_file: Annotated[
+        Path | None,
+        _setting(
+            "DATABASE_URL_FILE",
+            DATABASE,
+            "File that holds the URL, instead of `DATABASE_URL`. It is read again for each new connection.",
+            default="unset",
+        ),
+    ] = None
+    database_direct_url: Annotated[
+        SecretStr | None,
+        _setting(
+            "DATABASE_DIRECT_URL",
+            DATABASE,
+            "URL that bypasses a pooler. The lock session and migrations use it.",
+            default="same as `DATABASE_URL`",
+        ),
+    ] = None
+    database_direct_url_file: Annotated[
+        Path | None,
+        _setting(
+            "DATABASE_DIRECT_URL_FILE",
+            DATABASE,
+            "File that holds the direct URL, instead of `DATABASE_DIRECT_URL`.",
+            default="unset",
+        ),
+    ] = None
 
-    interval_minutes: Annotated[float, _env("BILLING_INTERVAL_MINUTES"), Field(gt=0, le=10080)] = 60.0
-    workers: Annotated[int, _env("BILLING_WORKERS"), Field(ge=1, le=16)] = 2
-    batch_size: Annotated[int, _env("BILLING_BATCH_SIZE"), Field(ge=1, le=20000)] = 3000
+    interval_minutes: Annotated[
+        float,
+        _setting("BILLING_INTERVAL_MINUTES", BILLING, "Minutes from the start of one cycle to the start of the next."),
+        Field(gt=0, le=10080),
+    ] = 60.0
+    workers: Annotated[
+        int, _setting("BILLING_WORKERS", BILLING, "Sessions that charge in parallel."), Field(ge=1, le=16)
+    ] = 2
+    batch_size: Annotated[
+        int, _setting("BILLING_BATCH_SIZE", BILLING, "Instances per transaction."), Field(ge=1, le=20000)
+    ] = 3000
     default_hourly_rate: Annotated[
         Annotated[Decimal, Field(ge=0, le=100000, allow_inf_nan=False)] | None,
         BeforeValidator(_none),
-        _env("BILLING_DEFAULT_HOURLY_RATE"),
+        _setting(
+            "BILLING_DEFAULT_HOURLY_RATE",
+            BILLING,
+            "Price per hour of an instance without a priced plan. `none` records a failure instead of charging.",
+        ),
     ] = Decimal("0.027")
-    currency: Annotated[str, _env("BILLING_CURRENCY"), Field(pattern="^[A-Z]{3}$")] = "USD"
-    lock_name: Annotated[str, _env("BILLING_LOCK_NAME"), Field(min_length=1, max_length=200)] = (
-        "containerstacks-billing"
+    currency: Annotated[
+        str,
+        _setting(
+            "BILLING_CURRENCY",
+            BILLING,
+            "Currency that wallets must be in. A wallet in another currency is a failure of its organization.",
+        ),
+        Field(pattern="^[A-Z]{3}$"),
+    ] = "USD"
+    status_retention_days: Annotated[
+        int,
+        _setting(
+            "BILLING_STATUS_RETENTION_DAYS",
+            BILLING,
+            "Days that batches of old runs and status rows of dead replicas are kept.",
+        ),
+        Field(ge=1, le=3650),
+    ] = 30
+
+    lock_name: Annotated[
+        str,
+        _setting(
+            "BILLING_LOCK_NAME",
+            LEADERSHIP,
+            "Name of the advisory lock. Two environments in one database need two names and two schemas.",
+        ),
+        Field(min_length=1, max_length=200),
+    ] = "containerstacks-billing"
+    ping_interval_seconds: Annotated[
+        float,
+        _setting(
+            "BILLING_PING_INTERVAL_SECONDS",
+            LEADERSHIP,
+            "Seconds between the leader's pings on its lock session. See [leadership](leadership.md#the-bounds).",
+        ),
+        Field(ge=0.1, le=60),
+    ] = 2.0
+    leader_deadline_seconds: Annotated[
+        float,
+        _setting(
+            "BILLING_LEADER_DEADLINE_SECONDS",
+            LEADERSHIP,
+            "Seconds without a good ping after which a leader stops. At least twice the ping interval.",
+        ),
+        Field(ge=0.2, le=300),
+    ] = 6.0
+    session_timeout_seconds: Annotated[
+        float,
+        _setting(
+            "BILLING_SESSION_TIMEOUT_SECONDS",
+            LEADERSHIP,
+            "Seconds after which the server ends a silent lock session. At least one second more than the leader's"
+            " deadline.",
+        ),
+        Field(ge=1.2, le=600),
+    ] = 10.0
+    eviction: Annotated[
+        Literal["on", "off"],
+        BeforeValidator(_lower),
+        _setting(
+            "BILLING_EVICTION",
+            LEADERSHIP,
+            "Lets a standby end the session of a leader that is silent past its deadline. `off` leaves it to the"
+            " session timeout. See [eviction](leadership.md#eviction).",
+        ),
+    ] = "on"
+
+    heartbeat_seconds: Annotated[
+        float,
+        _setting(
+            "BILLING_HEARTBEAT_SECONDS",
+            HEARTBEAT,
+            "Seconds between the leader's heartbeats. The application resumes its own billing when the newest heartbeat"
+            " is older than 90 minutes.",
+        ),
+        Field(ge=0.1, le=1800),
+    ] = 60.0
+    takeover_delay_seconds: Annotated[
+        float,
+        _setting(
+            "BILLING_TAKEOVER_DELAY_SECONDS",
+            HEARTBEAT,
+            "Seconds to wait before the first cycle if the heartbeat had lapsed. The application's own billing may"
+            " still be running then.",
+        ),
+        Field(ge=0, le=86400),
+    ] = 300.0
+
+    drain_timeout_seconds: Annotated[
+        float,
+        _setting(
+            "BILLING_DRAIN_TIMEOUT_SECONDS",
+            STOPPING,
+            "Seconds that a drain gives the cycle in hand. After that, the batch in hand is the last.",
+        ),
+        Field(ge=0, le=3600),
+    ] = 270.0
+    control_socket: Annotated[
+        Path | None,
+        BeforeValidator(_none),
+        _setting(
+            "BILLING_CONTROL_SOCKET",
+            STOPPING,
+            "Unix socket that the `drain` command talks to. `none` opens no socket.",
+            default="in the runtime or temporary folder",
+        ),
+    ] = Field(default_factory=lambda: default_control_socket())  # noqa: PLW0108 - defined below
+
+    http_address: Annotated[
+        str | None,
+        BeforeValidator(_none),
+        _setting(
+            "BILLING_HTTP_ADDRESS",
+            OUTPUT,
+            "Address, `host:port`, of probes, metrics and the status page. `:8080` is every interface; `none` disables"
+            " HTTP.",
+        ),
+    ] = "127.0.0.1:8080"
+    log_level: Annotated[
+        Literal["error", "warn", "info", "debug"],
+        BeforeValidator(_lower),
+        _setting("LOG_LEVEL", OUTPUT, "Least severe level that is logged."),
+    ] = "info"
+    log_format: Annotated[
+        Literal["json", "console"] | None,
+        BeforeValidator(_lower),
+        _setting("LOG_FORMAT", OUTPUT, "Format of a log line.", default="console on a terminal, else json"),
+    ] = None
+
+    kubernetes: Annotated[
+        Literal["auto", "off"],
+        BeforeValidator(_lower),
+        _setting("BILLING_KUBERNETES", KUBERNETES, "Labels the pod and sends Events in a cluster; `off` does neither."),
+    ] = "auto"
+    deployment_name: Annotated[
+        str | None,
+        _setting(
+            "BILLING_DEPLOYMENT_NAME", KUBERNETES, "Deployment that receives the Events.", default="set by the chart"
+        ),
+    ] = None
+    pod_name: Annotated[
+        str | None, _setting("POD_NAME", KUBERNETES, "Name of this pod.", default="set by the chart")
+    ] = None
+    pod_namespace: Annotated[
+        str | None, _setting("POD_NAMESPACE", KUBERNETES, "Namespace of this pod.", default="set by the chart")
+    ] = None
+    pod_uid: Annotated[str | None, _setting("POD_UID", KUBERNETES, "UID of this pod.", default="set by the chart")] = (
+        None
     )
-    takeover_delay_seconds: Annotated[float, _env("BILLING_TAKEOVER_DELAY_SECONDS"), Field(ge=0, le=86400)] = 300.0
-    ping_interval_seconds: Annotated[float, _env("BILLING_PING_INTERVAL_SECONDS"), Field(ge=0.1, le=60)] = 2.0
-    leader_deadline_seconds: Annotated[float, _env("BILLING_LEADER_DEADLINE_SECONDS"), Field(ge=0.2, le=300)] = 6.0
-    session_timeout_seconds: Annotated[float, _env("BILLING_SESSION_TIMEOUT_SECONDS"), Field(ge=1.2, le=600)] = 10.0
-    eviction: Annotated[Literal["on", "off"], BeforeValidator(_lower), _env("BILLING_EVICTION")] = "on"
-    heartbeat_seconds: Annotated[float, _env("BILLING_HEARTBEAT_SECONDS"), Field(ge=0.1, le=1800)] = 60.0
-    status_retention_days: Annotated[int, _env("BILLING_STATUS_RETENTION_DAYS"), Field(ge=1, le=3650)] = 30
-    drain_timeout_seconds: Annotated[float, _env("BILLING_DRAIN_TIMEOUT_SECONDS"), Field(ge=0, le=3600)] = 270.0
-    control_socket: Annotated[Path | None, BeforeValidator(_none), _env("BILLING_CONTROL_SOCKET")] = Field(
-        default_factory=lambda: default_control_socket()  # noqa: PLW0108 - defined below
-    )
-    http_address: Annotated[str | None, BeforeValidator(_none), _env("BILLING_HTTP_ADDRESS")] = "127.0.0.1:8080"
+    node_name: Annotated[
+        str | None, _setting("NODE_NAME", KUBERNETES, "Node that this pod runs on.", default="set by the chart")
+    ] = None
 
-    log_level: Annotated[Literal["error", "warn", "info", "debug"], BeforeValidator(_lower), _env("LOG_LEVEL")] = "info"
-    log_format: Annotated[Literal["json", "console"] | None, BeforeValidator(_lower), _env("LOG_FORMAT")] = None
-
-    notify_socket: Annotated[str | None, _env("NOTIFY_SOCKET")] = None
-
-    kubernetes: Annotated[Literal["auto", "off"], BeforeValidator(_lower), _env("BILLING_KUBERNETES")] = "auto"
-    kubernetes_service_host: Annotated[str | None, _env("KUBERNETES_SERVICE_HOST")] = None
-    deployment_name: Annotated[str | None, _env("BILLING_DEPLOYMENT_NAME")] = None
-    pod_name: Annotated[str | None, _env("POD_NAME")] = None
-    pod_namespace: Annotated[str | None, _env("POD_NAMESPACE")] = None
-    pod_uid: Annotated[str | None, _env("POD_UID")] = None
-    node_name: Annotated[str | None, _env("NODE_NAME")] = None
+    kubernetes_service_host: Annotated[
+        str | None,
+        _setting(
+            "KUBERNETES_SERVICE_HOST",
+            PLATFORM,
+            "Address of the API server. Its presence means that the process runs in a cluster.",
+            default="set by the kubelet",
+        ),
+    ] = None
+    notify_socket: Annotated[
+        str | None,
+        _setting(
+            "NOTIFY_SOCKET",
+            PLATFORM,
+            "Socket for readiness notifications of a `Type=notify` unit.",
+            default="set by systemd",
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -107,7 +321,7 @@ class Settings(BaseSettings):
             ("DATABASE_DIRECT_URL", self.database_direct_url, self.database_direct_url_file),
         ):
             if url and file:
-                raise SettingsError(f"{name} and {name}_FILE are both set: keep one of them")
+                raise SettingsError(f"{name} and {name}_FILE are both set: remove one of them")
             if url:
                 check_url(url.get_secret_value(), name)
         if self.http_address is not None:
@@ -116,47 +330,47 @@ class Settings(BaseSettings):
 
     @property
     def bounds(self) -> Bounds:
-        """The election's three bounds, in their order."""
+        """The election's time bounds. Raises: BoundsError if they are in the wrong order."""
         return Bounds(self.ping_interval_seconds, self.leader_deadline_seconds, self.session_timeout_seconds)
 
     @property
     def http_address_given(self) -> bool:
-        """Whether somebody asked for it: then it must be had."""
+        """True if BILLING_HTTP_ADDRESS is set. Failing to listen on an address that someone set is fatal."""
         return "http_address" in self.model_fields_set
 
     @property
     def default_monthly_price(self) -> Decimal | None:
-        """For 730 hours."""
+        """The price of 730 hours without a priced plan; None if such an instance is a failure."""
         return None if self.default_hourly_rate is None else self.default_hourly_rate * HOURS_A_MONTH
 
     def require_database(self) -> None:
-        """Raises SettingsError when no database is named, or its file can't be read."""
+        """Raises SettingsError if no database is configured or its file can't be read."""
         self.read_url()
         self.read_direct_url()
 
     def read_url(self) -> str:
-        """The connection string, read anew where it is in a file."""
+        """The connection string. One in a file is read again on each call, since it may have been rotated."""
         if self.database_url is None and self.database_url_file is None:
             raise SettingsError(
-                "DATABASE_URL is not set: give a PostgreSQL URL such as postgresql://user:password@host:5432/database,"
-                " or name a file that holds it in DATABASE_URL_FILE"
+                "DATABASE_URL is not set: set it to a PostgreSQL URL such as"
+                " postgresql://user:password@host:5432/database, or set DATABASE_URL_FILE to a file that holds one"
             )
         return _read("DATABASE_URL", self.database_url, self.database_url_file)
 
     def read_direct_url(self) -> str:
-        """The one that leads past a pooler, for the lock session; the other where none is set."""
+        """The connection string for the lock session and migrations; `read_url()` if none is set."""
         if self.database_direct_url is None and self.database_direct_url_file is None:
             return self.read_url()
         return _read("DATABASE_DIRECT_URL", self.database_direct_url, self.database_direct_url_file)
 
     @property
     def direct_url_setting(self) -> str:
-        """The variable to name when the lock session has trouble."""
+        """The variable to name in an error of the lock session."""
         direct = self.database_direct_url or self.database_direct_url_file
         return "DATABASE_DIRECT_URL" if direct else "DATABASE_URL"
 
     def secrets(self) -> list[str]:
-        """What must never be printed: the passwords of the connection strings, as they are now."""
+        """The current passwords of the connection strings. The log masks them."""
         found = set()
         for read in (self.read_url, self.read_direct_url):
             try:
@@ -169,15 +383,15 @@ class Settings(BaseSettings):
 
 
 def load(env_file: Path | None = ENV_FILE) -> Settings:
-    """Reads the environment, and `.env` in the working directory where there is one.
+    """Reads the environment and, if it exists, `env_file`. The environment takes precedence.
 
     Raises:
-        SettingsError: one line; where several values are wrong it names the first, and how many more.
+        SettingsError: one line with every wrong value, the first one first.
     """
     try:
         return Settings(_env_file=env_file if env_file and env_file.is_file() else None)
     except UnicodeDecodeError:
-        raise SettingsError(f"{env_file} is not UTF-8 text") from None
+        raise SettingsError(f"{env_file} is not UTF-8 text: save it as UTF-8") from None
     except ValidationError as error:
         messages = [_one_line(e) for e in error.errors(include_url=False, include_input=False)]
         more = f" (and {len(messages) - 1} more: {'; '.join(messages[1:])})" if len(messages) > 1 else ""
@@ -185,62 +399,31 @@ def load(env_file: Path | None = ENV_FILE) -> Settings:
 
 
 def env_file_warning(env_file: Path = ENV_FILE) -> str | None:
-    """A warning when others than its owner can read `.env`."""
+    """A warning if users other than its owner can read `env_file`."""
     if os.name == "nt" or not env_file.is_file():
         return None
     if env_file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        return f"{env_file} can be read by others and holds a password: chmod 600 {env_file}"
+        return f"{env_file} holds a password and other users can read it: chmod 600 {env_file}"
     return None
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port`, or of `:port`, which is every interface and gives the host `*`.
+    """The host and the port of `host:port`. `:port` is every interface and gives the host `*`.
 
     Raises:
-        SettingsError: it is neither.
+        SettingsError: `address` has neither form.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - the largest port
-        raise SettingsError(f"BILLING_HTTP_ADDRESS={address} is not host:port; give for example 0.0.0.0:8080, or none")
+        raise SettingsError(f"BILLING_HTTP_ADDRESS={address} is not host:port: set it to 0.0.0.0:8080, say, or to none")
     return host.strip("[]") or "*", int(port)
 
 
-def check_url(url: str, setting: str) -> None:
-    """Refuses what libpq would misread, or could only refuse by quoting a part of the password.
-
-    Raises:
-        SettingsError: without a word of the value.
-    """
-    if not url.isprintable():  # line breaks, NUL, and what is no text at all
-        raise SettingsError(f"{setting} holds characters that can't be part of a URL; is it the right value?")
-    if "://" in url:
-        scheme, _, rest = url.partition("://")
-        if scheme not in {"postgresql", "postgres"}:
-            raise SettingsError(f"{setting} must begin with postgresql://, or be a libpq connection string")
-        authority, path = re.fullmatch(r"([^/?]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr] # matches all
-        userinfo, _, hosts = authority.rpartition("@")
-        bare_hosts = re.sub(r"\[[^\]]*\]", "", hosts)
-        if (
-            "#" in rest
-            or re.search(r"%(?![0-9a-fA-F]{2})", rest)
-            or "@" in path.partition("?")[0]
-            or re.search(r"[@\[\]]", userinfo)
-            or not re.fullmatch(r"[\w.\-,:%]*", bare_hosts)
-            or re.search(r":(?!\d*(,|$))", bare_hosts)
-        ):
-            raise SettingsError(
-                f"{setting} can't be read: percent-encode the characters @ : / ? # [ ] % in the user name and the"
-                " password (@ is %40, # is %23, / is %2F)"
-            )
-        if not hosts and "host" not in path.partition("?")[2]:
-            raise SettingsError(f"{setting} names no host: postgresql://user:password@host:5432/database")
-    try:
-        conninfo_to_dict(url)
-    except (ProgrammingError, UnicodeError):
-        raise SettingsError(
-            f"{setting} can't be read as a PostgreSQL URL or connection string:"
-            " postgresql://user:password@host:5432/database, the password percent-encoded"
-        ) from None
+def default_control_socket() -> Path:
+    """A path in the user's runtime folder, or else in a folder of the user's in the temporary one."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return Path(base) / f"containerstacks-billing-{user}" / "control.sock"
 
 
 def _read(setting: str, url: SecretStr | None, file: Path | None) -> str:
@@ -251,29 +434,19 @@ def _read(setting: str, url: SecretStr | None, file: Path | None) -> str:
     try:
         text = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(f"{setting}_FILE={file} can't be read: {reason}") from None
     if not text:
-        raise SettingsError(f"{setting}_FILE={file} is empty")
+        raise SettingsError(f"{setting}_FILE={file} is empty: write a PostgreSQL URL to it")
     check_url(text, f"{setting}_FILE")
     return text
 
 
-def default_control_socket() -> Path:
-    """Below the runtime folder of this user, else in a folder of this user's own among the temporary ones."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    return Path(base) / f"containerstacks-billing-{user}" / "control.sock"
-
-
 def _one_line(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
-    cause = (error.get("ctx") or {}).get("error")
-    if isinstance(cause, SettingsError):
-        return str(cause)
-    if not error["loc"]:
-        return "the settings contradict each other"  # said without a value: it could be a secret
     name = str(error["loc"][0])
-    message = str(error["msg"]).removeprefix("Value error, ")
     value = os.environ.get(name)
-    shown = f"={value}" if value is not None and not name.startswith(tuple(_DATABASE)) else ""
+    shown = f"={value}" if value is not None and not name.startswith("DATABASE_") else ""
+    message = str(error["msg"])
+    if wording := re.match(r"(?:Input|String|Value) should ", message):
+        return f"{name}{shown} must {message[wording.end() :]}"
     return f"{name}{shown} is wrong: {message[0].lower()}{message[1:]}"

@@ -18,9 +18,9 @@ import yaml
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from controller.connection_url import check_url
 from controller.demo.server import Server
 from controller.postgres import queries
-from controller.settings import check_url
 from tests.chart.golden import BASE, base_files, plain_objects
 from tests.chart.toolbox import controller, environment, load, one, run
 

@@ -1,0 +1,50 @@
+"""Checks a PostgreSQL URL before libpq sees it, so that no error message can quote a part of its password."""
+
+import re
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
+from controller.errors import SettingsError
+
+
+def check_url(url: str, setting: str) -> None:
+    """Refuses a URL that libpq would misread, or would reject with a message that quotes part of the password.
+
+    Raises:
+        SettingsError: names `setting` and the remedy, never the value.
+    """
+    if not url.isprintable():  # line breaks, NUL, and bytes that are not text
+        raise SettingsError(f"{setting} holds characters that can't be part of a URL; is it the right value?")
+    if "://" in url:
+        _check_parts(url, setting)
+    try:
+        conninfo_to_dict(url)
+    except (ProgrammingError, UnicodeError):
+        raise SettingsError(
+            f"{setting} can't be read as a PostgreSQL URL or connection string:"
+            " postgresql://user:password@host:5432/database, with the password percent-encoded"
+        ) from None
+
+
+def _check_parts(url: str, setting: str) -> None:
+    scheme, _, rest = url.partition("://")
+    if scheme not in {"postgresql", "postgres"}:
+        raise SettingsError(f"{setting} must begin with postgresql://, or be a libpq connection string")
+    authority, path = re.fullmatch(r"([^/?]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr] # matches all
+    userinfo, _, hosts = authority.rpartition("@")
+    bare_hosts = re.sub(r"\[[^\]]*\]", "", hosts)
+    if (
+        "#" in rest
+        or re.search(r"%(?![0-9a-fA-F]{2})", rest)
+        or "@" in path.partition("?")[0]
+        or re.search(r"[@\[\]]", userinfo)
+        or not re.fullmatch(r"[\w.\-,:%]*", bare_hosts)
+        or re.search(r":(?!\d*(,|$))", bare_hosts)
+    ):
+        raise SettingsError(
+            f"{setting} can't be read: percent-encode the characters @ : / ? # [ ] % in the user name and the"
+            " password (@ is %40, # is %23, / is %2F)"
+        )
+    if not hosts and "host" not in path.partition("?")[2]:
+        raise SettingsError(f"{setting} names no host: postgresql://user:password@host:5432/database")
