@@ -43,6 +43,10 @@ format: $(VENV)/.dev ## Format the code and apply the safe fixes
 docs: $(VENV)/.dev ## Write the tables of docs/configuration.md from controller/settings.py
 	@$(BIN)/python -m tests.support.configuration
 
+.PHONY: schema
+schema: $(VENV)/.dev ## Write migrations/schema.sql, the result of all migrations
+	@$(BIN)/python -m tests.support.schema
+
 FAULT_MINUTES ?= 5
 FAULT_LANES ?= 3
 

@@ -5,6 +5,7 @@ transaction. An advisory lock lets any number of replicas run them at once. A ne
 previous version working, since it goes on billing during a rollout.
 """
 
+import re
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -18,6 +19,8 @@ from controller.postgres.connections import MIGRATION, BoundedConnection, Databa
 
 # Any constant serves that no election uses: the elections' are hashes of names.
 _LOCK_KEY: Final = 0x636F_6E73_6269_6C6D
+
+_FILE: Final = re.compile(r"\d+_\w+\.sql")
 
 #: What the application must have made before: table, and the columns of it that are read or written here.
 REQUIRED: Final = {
@@ -52,7 +55,8 @@ def available() -> list[Migration]:
     """The migrations of this version, in order."""
     packaged: Traversable = resources.files("controller") / "migrations"
     folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "migrations"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    # schema.sql lies beside them: the generated result, which is never applied
+    files = sorted((f for f in folder.iterdir() if _FILE.fullmatch(f.name)), key=lambda f: f.name)
     return [Migration(f.name.removesuffix(".sql"), f.read_text("utf-8")) for f in files]
 
 

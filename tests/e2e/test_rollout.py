@@ -11,7 +11,7 @@ from tests.e2e.values import RELEASE, values_for
 pytestmark = pytest.mark.e2e
 PURPOSE = "rollout"
 
-LAST_MIGRATION = max(path.stem for path in (ROOT / "migrations").glob("*.sql"))
+LAST_MIGRATION = max(path.stem for path in (ROOT / "migrations").glob("[0-9]*.sql"))
 
 
 def test_rollout_restart_loses_and_doubles_nothing(release: Installation) -> None:

@@ -23,7 +23,7 @@ from tests.integration.world import World
 from tests.model import HOUR, NOON
 
 FOLDER: Final = Path(migrations.__file__).parents[2] / "migrations"
-FILES: Final = sorted(FOLDER.glob("*.sql"))
+FILES: Final = sorted(FOLDER.glob("[0-9]*.sql"))
 NAMES: Final = [file.stem for file in FILES]
 
 #: The application's own 012, as it may have been applied long ago.
