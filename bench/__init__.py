@@ -1,8 +1,7 @@
-"""What the controller costs and gives, measured: `python -m bench --help`.
+"""The benchmark: `python -m bench --help`.
 
-Each suite starts a durable PostgreSQL of its own (fsync, synchronous_commit and full_page_writes on), fills the whole
-ContainerStacks schema with plausible rows, and gives back sections of figures: minimum, median and maximum of at least
-five rounds after a warm-up, whatever is compared in turn A B A B on fresh copies of one template. A figure knows its
-aim. Nothing here is imported by the controller, and no figure is typed by hand: `report` writes the tables of
-docs/performance.md.
+Each suite starts its own durable PostgreSQL (fsync, synchronous_commit and full_page_writes on), fills the whole
+ContainerStacks schema with realistic rows, and reports the minimum, median and maximum of at least five rounds after a
+warm-up. Alternatives run in turn (A B A B), each on a fresh copy of one template. `--write` writes the tables of
+bench/results. The controller imports nothing from here.
 """

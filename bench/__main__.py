@@ -11,35 +11,38 @@ from pathlib import Path
 import structlog
 
 from bench import report
-from bench.anatomy import anatomy
+from bench.breakdown import breakdown
 from bench.catchup import catchup
 from bench.check import Bounds, TooSlowError, findings, measure
+from bench.compare import compare
 from bench.costs import costs
 from bench.failover import failover
-from bench.figures import Section
-from bench.kindness import kindness
+from bench.idle import idle
 from bench.machine import describe
-from bench.rest import rest
-from bench.template import durable_server
+from bench.measurement import Section
+from bench.server import durable_server
 from bench.throughput import throughput
+from bench.topup_latency import topup_latency
 from controller.billing.cycle import CycleSettings
 from controller.demo.server import Server
 
 SUITES = {
-    "all": "throughput, kindness, catchup, failover, rest",
-    "throughput": "instances charged a second against the floor, memory, WAL, by size; a cycle with nothing due",
-    "kindness": "the application's top-ups while a cycle runs",
-    "catchup": "a week's backlog",
-    "failover": "kill -9 and planned handover",
-    "rest": "memory, processor, statements and connections of replicas with nothing to do; time to Ready",
-    "costs": "where a cycle's time goes: what it takes with one thing changed, in turn",
-    "anatomy": "where a batch's time goes: EXPLAIN ANALYZE of one",
-    "check": "the guard: fails when a bound of bench/bounds.json is broken; under two minutes",
+    "all": "throughput, topup_latency, catchup, failover and idle",
+    "throughput": "instances charged per second relative to the floor, memory and WAL, by database size",
+    "topup_latency": "the application's top-ups with and without a running cycle",
+    "catchup": "a cycle after a week's outage",
+    "failover": "kill -9 of the leader, and planned handover",
+    "idle": "memory, CPU time, statements and connections of idle replicas; time to Ready",
+    "costs": "a cycle's time with one thing changed, for each of many changes",
+    "breakdown": "where a batch's time goes, by EXPLAIN ANALYZE",
+    "compare": "throughput of this checkout relative to another one; fails if it is more than 3% slower",
+    "check": "the regression check: fails if a bound of bench/bounds.json is broken; under two minutes",
 }
+SMALL, MEDIUM = 10_000, 100_000
 
 
 def main() -> int:
-    """Measures, prints tables, writes what is asked for; 1 when the guard finds something."""
+    """Runs a suite. Returns 1 if `check` or `compare` finds a regression."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     arguments = _arguments()
     if arguments.suite == "check":
@@ -51,46 +54,48 @@ def main() -> int:
             sections.append(section)
             print(f"\n{report.as_text(section)}", flush=True)
             if arguments.write:
-                report.write_document([section], machine)
+                print(f"wrote {report.write_result(section, machine)}")
     print("\n".join(machine.values()))
     if arguments.json:
         arguments.json.write_text(report.as_json(sections, machine), "utf-8")
-    missed = [figure.name for section in sections for figure in section.missed]
+    missed = [measurement.name for section in sections for measurement in section.missed]
     print(f"aims missed: {', '.join(missed) if missed else 'none'}")
-    return 0
+    return 1 if missed and arguments.suite == "compare" else 0
 
 
 def _sections(server: Server, arguments: argparse.Namespace) -> Iterator[Section]:
-    suite, size, rounds = arguments.suite, arguments.instances, arguments.rounds
+    suite, rounds, workers, batch_size = arguments.suite, arguments.rounds, arguments.workers, arguments.batch_size
     everything = suite == "all"
-    sizes = sorted({size, *arguments.sizes, *(each for each in (10_000, 100_000) if everything and each < size)})
-    workers, batch_size = arguments.workers, arguments.batch_size
+    size = max(arguments.instances)
+    sizes = sorted({*arguments.instances, *(each for each in (SMALL, MEDIUM) if everything and each < size)})
     if everything or suite == "throughput":
         yield throughput(server, sizes, rounds, workers, batch_size)
-    if everything or suite == "kindness":
-        yield kindness(server, min(size, 100_000), rounds, max(workers), batch_size)
+    if everything or suite == "topup_latency":
+        yield topup_latency(server, min(size, MEDIUM), rounds, max(workers), batch_size)
     if everything or suite == "catchup":
-        yield catchup(server, [each for each in sizes if each >= min(size, 100_000)], rounds, max(workers), batch_size)
+        yield catchup(server, [each for each in sizes if each >= min(size, MEDIUM)], rounds, max(workers), batch_size)
     if everything or suite == "failover":
         yield failover(server, arguments.runs)
-    if everything or suite == "rest":
-        yield rest(server, rounds, arguments.window)
+    if everything or suite == "idle":
+        yield idle(server, rounds, arguments.window)
     if suite == "costs":
         yield costs(server, size, rounds, max(workers), batch_size, only=arguments.only)
-    if suite == "anatomy":
-        yield anatomy(server, size, rounds, batch_size)
+    if suite == "breakdown":
+        yield breakdown(server, size, rounds, batch_size)
+    if suite == "compare":
+        yield compare(server, arguments.other, size, rounds, workers=workers, batch_size=batch_size)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     bounds = Bounds.load()
     with durable_server(arguments.postgres) as server:
         try:
-            measured = measure(server, bounds, arguments.batch_size)
+            result = measure(server, bounds, arguments.batch_size)
         except TooSlowError as error:
             found = [str(error)]
         else:
-            print(measured)
-            found = findings(measured, bounds)
+            print(result)
+            found = findings(result, bounds)
     if found:
         print(f"bench-check: {'; '.join(found)}", file=sys.stderr)
     return 1 if found else 0
@@ -99,20 +104,22 @@ def _check(arguments: argparse.Namespace) -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures the controller.")
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
-    scale = int(os.environ.get("SCALE", "100000"))
-    for name, says in SUITES.items():
-        suite = suites.add_parser(name, help=says, description=says)
-        suite.add_argument("--instances", type=int, default=scale, help="default: SCALE, or 100000")
-        suite.add_argument("--sizes", type=int, nargs="+", default=[], help="further sizes, measured in turn")
-        suite.add_argument("--rounds", type=int, default=5, help="after a warm-up")
-        suite.add_argument("--runs", type=int, default=20, help="of failover and handover")
-        suite.add_argument("--window", type=float, default=30.0, help="seconds of a window at rest")
+    scale = int(os.environ.get("SCALE", MEDIUM))
+    for name, description in SUITES.items():
+        suite = suites.add_parser(name, help=description, description=description)
+        if name == "compare":
+            suite.add_argument("other", type=Path, metavar="OTHER_CHECKOUT", help="folder of the other checkout")
+        if name == "costs":
+            suite.add_argument("--only", nargs="+", default=[], help="parts of the names of the changes to measure")
+        suite.add_argument("--instances", type=int, nargs="+", default=[scale], help="default: SCALE, or 100000")
+        suite.add_argument("--rounds", type=int, default=5, help="after a warm-up; default: 5")
+        suite.add_argument("--runs", type=int, default=20, help="kills and handovers; default: 20")
+        suite.add_argument("--window", type=float, default=30.0, help="seconds of an idle window; default: 30")
         suite.add_argument("--workers", type=int, nargs="+", default=[1, 2])
         suite.add_argument("--batch-size", type=int, default=CycleSettings.batch_size)
-        suite.add_argument("--only", nargs="+", default=[], help="changes of costs to measure, by name")
         suite.add_argument("--postgres", choices=["installed", "embedded"], help="default: the newest installed one")
-        suite.add_argument("--json", type=Path, metavar="FILE")
-        suite.add_argument("--write", action="store_true", help="fill the tables of docs/performance.md")
+        suite.add_argument("--json", type=Path, metavar="FILE", help="write every round's values")
+        suite.add_argument("--write", action="store_true", help="write the tables to bench/results")
     return parser.parse_args()
 
 

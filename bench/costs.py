@@ -1,7 +1,7 @@
-"""Where a cycle's time goes, and what was tried: the same cycle with one thing changed, in turn with the unchanged one.
+"""What each part of the setup costs: the same cycle with one thing changed, in turn with the unchanged cycle.
 
-What is changed here is changed in the copy alone. Much of it can't be had (the schema is the application's), but it
-tells what the application's keys, triggers and indexes cost, and whether a setting would pay.
+Changes apply to the round's copy. Many could not be made in production, since the schema belongs to the application.
+They show what its keys, triggers and indexes cost, and whether another setting would help.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Final
 
 import psycopg
 
-from bench.cycle import Order, run_cycle
-from bench.figures import Figure, Section, ratios
-from bench.reload import changed_settings
-from bench.template import Template, fresh_copy, make_payable
+from bench.cycle import CycleSpec, run_cycle
+from bench.measurement import Measurement, Section, ratios
+from bench.server import changed_settings
+from bench.template import Template, fresh_copy, funded_template
 from controller.demo.server import Server
 
 _DROP_EACH: Final = """
@@ -48,14 +48,14 @@ _RANDOM_IDS: Final = (
 
 
 @dataclass(frozen=True)
-class Change:
-    """One thing that is different.
+class Variant:
+    """One change to the cycle or its database.
 
     Attributes:
-        sql: for the copy, before the cycle.
-        server: settings of the whole server meanwhile.
+        sql: statements to run on the copy before the cycle.
+        server: settings of the whole server during the cycle.
         session: settings of the workers' sessions.
-        snapshot: somebody's transaction with a snapshot is open meanwhile.
+        snapshot: True if another transaction keeps a snapshot open during the cycle.
     """
 
     name: str
@@ -66,81 +66,79 @@ class Change:
     batch_size: int | None = None
     snapshot: bool = False
 
-    def applied(self, order: Order) -> Order:
-        """To what is ordered."""
+    def applied(self, spec: CycleSpec) -> CycleSpec:
+        """Returns the spec with this variant's workers, batch size and session settings."""
         return replace(
-            order,
-            workers=self.workers or order.workers,
-            batch_size=self.batch_size or order.batch_size,
+            spec,
+            workers=self.workers or spec.workers,
+            batch_size=self.batch_size or spec.batch_size,
             session=self.session,
         )
 
 
-CHANGES: Final = (
-    Change("as it is"),
-    Change("without foreign keys", (_FOREIGN_KEYS,)),
-    Change("without updated_at triggers", (_TRIGGERS,)),
-    Change(
-        "without the other indexes of billing cycles",
+UNCHANGED: Final = Variant("unchanged")
+VARIANTS: Final = (
+    UNCHANGED,
+    Variant("without foreign keys", (_FOREIGN_KEYS,)),
+    Variant("without updated_at triggers", (_TRIGGERS,)),
+    Variant(
+        "without the secondary indexes of billing cycles",
         tuple(f"drop index idx_vps_billing_cycles_{name}" for name in ("organization_id", "period", "status")),
     ),
-    Change("without the index on last_billed_at", (_NO_DUE_INDEX,)),
-    Change(
-        "without it, pages half full: instances updated in place (HOT)",
+    Variant("without the index on last_billed_at", (_NO_DUE_INDEX,)),
+    Variant(
+        "without that index, instance pages half full (HOT updates)",
         (_NO_DUE_INDEX, "alter table vps_instances set (fillfactor = 50)", "vacuum full vps_instances"),
     ),
-    Change("an organization's instances side by side (CLUSTER)", _BY_ORGANIZATION),
-    Change("with an old snapshot open, so that nothing can be cleaned up", snapshot=True),
-    Change("random ids instead of time-ordered ones", (_RANDOM_IDS,)),
-    Change("compiled (jit on)", session={"jit": "on"}),
-    Change("planned for each batch", session={"plan_cache_mode": "force_custom_plan"}),
-    Change("sequential scans allowed", session={"enable_seqscan": "on"}),
-    Change("autovacuum off", server={"autovacuum": "off"}),
-    Change("WAL compressed", server={"wal_compression": "on"}),
-    Change("commits not waited for", server={"synchronous_commit": "off"}),
-    Change("1 worker", workers=1),
-    Change("3 workers", workers=3),
-    Change("4 workers", workers=4),
-    Change("batches of 500", batch_size=500),
-    Change("batches of 1,000", batch_size=1000),
-    Change("batches of 5,000", batch_size=5000),
+    Variant("instances clustered by organization", _BY_ORGANIZATION),
+    Variant("an old snapshot open, so that nothing can be pruned", snapshot=True),
+    Variant("random ids instead of time-ordered ones", (_RANDOM_IDS,)),
+    Variant("jit on", session={"jit": "on"}),
+    Variant("custom plans", session={"plan_cache_mode": "force_custom_plan"}),
+    Variant("sequential scans allowed", session={"enable_seqscan": "on"}),
+    Variant("autovacuum off", server={"autovacuum": "off"}),
+    Variant("wal_compression on", server={"wal_compression": "on"}),
+    Variant("synchronous_commit off", server={"synchronous_commit": "off"}),
+    Variant("1 worker", workers=1),
+    Variant("3 workers", workers=3),
+    Variant("4 workers", workers=4),
+    Variant("batches of 500", batch_size=500),
+    Variant("batches of 1,000", batch_size=1000),
+    Variant("batches of 5,000", batch_size=5000),
 )
 
 
 def costs(server: Server, instances: int, rounds: int, workers: int, batch_size: int, *, only: list[str]) -> Section:
-    """Each change in turn; `only` names some, by a part of their names."""
-    template = make_payable(server, instances)
-    changes = [each for each in CHANGES if each is CHANGES[0] or not only or any(part in each.name for part in only)]
-    seconds: dict[str, list[float]] = {change.name: [] for change in changes}
-    charged = 1
+    """Measures each variant in turn. `only` selects variants by parts of their names; empty selects all."""
+    template = funded_template(server, instances)
+    variants = [each for each in VARIANTS if each is UNCHANGED or not only or any(part in each.name for part in only)]
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for number in range(rounds + 1):
-        for change in changes:
-            took, charged = _run(server, template, change, workers, batch_size)
+        for variant in variants:
+            took = _seconds(server, template, variant, workers, batch_size)
             if number:
-                seconds[change.name].append(took)
+                seconds[variant.name].append(took)
         print(f"  round {number}" if number else "  warm-up", flush=True)
-    base = seconds[CHANGES[0].name]
+    unchanged = seconds[UNCHANGED.name]
     return Section(
         "costs",
-        "Where the time goes",
-        f"A cycle of {instances:,} instances with one thing changed, to the unchanged one ({workers} workers, batches"
-        f" of {batch_size:,}) in the same round.",
+        "One change at a time",
+        f"The time of a cycle of {instances:,} instances with one change, relative to the unchanged cycle of the same"
+        f" round ({workers} workers, batches of {batch_size:,}).",
         (
-            Figure(CHANGES[0].name, "µs an instance", tuple(1e6 * each / charged for each in base)),
-            *(Figure(change.name, "times", ratios(seconds[change.name], base)) for change in changes[1:]),
+            Measurement(UNCHANGED.name, "s", tuple(unchanged)),
+            *(Measurement(variant.name, "", ratios(seconds[variant.name], unchanged)) for variant in variants[1:]),
         ),
     )
 
 
-def _run(server: Server, template: Template, change: Change, workers: int, batch_size: int) -> tuple[float, int]:
-    """Seconds, and instances charged."""
-    with fresh_copy(server, template) as url:
+def _seconds(server: Server, template: Template, variant: Variant, workers: int, batch_size: int) -> float:
+    with fresh_copy(server, template.name) as url:
         with psycopg.connect(url, autocommit=True) as connection:
-            for statement in (*change.sql, "checkpoint"):
+            for statement in (*variant.sql, "checkpoint"):
                 connection.execute(statement.encode())
-        with changed_settings(server, change.server), psycopg.connect(url) as reader:
-            if change.snapshot:
+        with changed_settings(server, variant.server), psycopg.connect(url) as reader:
+            if variant.snapshot:
                 reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
                 reader.execute("select count(*) from vps_plans")
-            run = run_cycle(change.applied(Order(url, template.as_of.isoformat(), workers, batch_size)))
-        return run.seconds, run.instances
+            return run_cycle(variant.applied(CycleSpec(url, template.as_of.isoformat(), workers, batch_size))).seconds

@@ -1,9 +1,9 @@
-"""One or more cycles in a process of their own, so that the controller's memory and processor time are measured apart.
+"""Runs cycles in a child process, so that memory and processor time are the controller's alone.
 
-    python -m bench.cycle '{"url": ..., "as_of": ..., ...}'      prints a JSON list, one CycleRun for each cycle
+    python -m bench.cycle '{"url": ..., "as_of": ..., ...}'      prints a JSON list with one CycleRun per cycle
 
-The cycle is the controller's own, with its sessions, its fence and its history; only the moment whose due hours it
-bills is the template's, so that every round does the same work.
+The cycle is the controller's own, with its sessions, fence and history. It differs in one thing: it bills what was due
+when the template was made, so that every round does the same work.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 import structlog
 
 from bench.machine import ROOT
-from bench.wal import wal_bytes_since, wal_position
+from bench.server import wal_bytes_since, wal_position
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
 from controller.billing.values import Outcome, Pricing, Run
 from controller.postgres import queries
 from controller.postgres.connections import CYCLE, WORKER, Database, SessionSettings
 
-HOLDER = "bench-1"
-TERM = 1
+HOLDER: Final = "bench-1"
+TERM: Final = 1
+PRICING: Final = Pricing(Decimal("19.71"), "USD")
 
 
 @dataclass(frozen=True)
-class Order:
-    """What to run.
+class CycleSpec:
+    """Which cycles to run.
 
     Attributes:
         as_of: ISO time.
-        cycles: how many, one after the other, all as of the same moment: the second finds nothing due.
-        session: settings of the workers' sessions that are to be different.
+        cycles: how many to run in sequence. All bill as of the same time, so the second finds nothing due.
+        session: settings that override those of the workers' sessions.
     """
 
     url: str
@@ -56,13 +57,13 @@ class Order:
 
 @dataclass(frozen=True)
 class CycleRun:
-    """What a cycle did and took.
+    """What one cycle did and how long it took.
 
     Attributes:
-        began: by the machine's monotonic clock, which other processes share.
-        processor_seconds: of the controller, not of the server.
-        peak_bytes: the process's largest resident size, interpreter and libraries included.
-        transactions: seconds of each batch's transaction, its commit included.
+        began: on the machine's monotonic clock, which all processes share.
+        processor_seconds: used by the controller, without the server.
+        peak_bytes: the process's largest resident size, including interpreter and libraries.
+        transactions: seconds of each batch's transaction, including its commit.
     """
 
     instances: int
@@ -78,87 +79,83 @@ class CycleRun:
 
 
 @dataclass(frozen=True)
-class Leading:
-    """The benchmark's own leadership: nobody else is there."""
+class SoleLeadership:
+    """The leadership of a process without rivals."""
 
     term: int
 
     def still_leads(self) -> bool:
-        """Always."""
         return True
 
 
 class TimedLedger(Ledger):
-    """The real one; its runs begin at a given moment, and it notes how long each transaction took."""
+    """The controller's ledger. Begins its runs at a given time and records how long each transaction takes."""
 
     as_of: datetime
-    took: list[float]
+    transactions: list[float]
 
     def begin_run(self, term: int) -> Run:
-        """As the real one, but moved."""
         run = super().begin_run(term)
         self.connection.execute("update billing_runs set started_at = %s where id = %s", (self.as_of, run.id))
         return replace(run, as_of=self.as_of)
 
     @contextmanager
     def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
-        """As the real one, timed."""
         began = time.perf_counter()
         with super().fenced(term, keep=keep):
             yield
-        self.took.append(time.perf_counter() - began)
+        self.transactions.append(time.perf_counter() - began)
 
 
-def run_cycles(order: Order, patience_seconds: float | None = None) -> list[CycleRun]:
-    """In a child process.
+def run_cycles(spec: CycleSpec, timeout_seconds: float | None = None) -> list[CycleRun]:
+    """Runs the cycles in a child process.
 
     Raises:
-        SystemExit: a cycle went wrong; the child has said why.
-        subprocess.TimeoutExpired: it has not ended in time, and was killed.
+        SystemExit: a cycle did not complete. The child has printed the reason.
+        subprocess.TimeoutExpired: the child ran longer than the timeout and was killed.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "bench.cycle", json.dumps(asdict(order))],
+        [sys.executable, "-m", "bench.cycle", json.dumps(asdict(spec))],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=patience_seconds,
+        timeout=timeout_seconds,
         check=False,
     )
     if done.returncode != 0:
-        raise SystemExit(f"the cycle's process ended with {done.returncode}")
+        raise SystemExit(f"the cycle's process exited with status {done.returncode}")
     return [CycleRun(**each) for each in json.loads(done.stdout)]
 
 
-def run_cycle(order: Order) -> CycleRun:
-    """As `run_cycles`, the first of them."""
-    return run_cycles(order)[0]
+def run_cycle(spec: CycleSpec) -> CycleRun:
+    """Runs the cycles and returns the first one. Raises as `run_cycles` does."""
+    return run_cycles(spec)[0]
 
 
-def _run(order: Order) -> Iterator[CycleRun]:
+def _run(spec: CycleSpec) -> Iterator[CycleRun]:
     statements = queries.load()
-    database = Database(lambda: order.url, "DATABASE_URL", HOLDER)
-    took: list[float] = []
+    database = Database(lambda: spec.url, "DATABASE_URL", HOLDER)
+    worker = replace(WORKER, server={**WORKER.server, **spec.session})
+    transactions: list[float] = []
 
-    worker = replace(WORKER, server={**WORKER.server, **order.session})
-
-    def ledger(session: SessionSettings, times: list[float]) -> Ledger:
-        made = TimedLedger(database.connect(session), statements, Pricing(Decimal("19.71"), "USD"), HOLDER)
-        made.as_of, made.took = datetime.fromisoformat(order.as_of), times
+    def ledger(session: SessionSettings, seconds: list[float]) -> Ledger:
+        made = TimedLedger(database.connect(session), statements, PRICING, HOLDER)
+        made.as_of, made.transactions = datetime.fromisoformat(spec.as_of), seconds
         return made
 
-    settings = CycleSettings(workers=order.workers, batch_size=order.batch_size)
-    cycle = Cycle(lambda: ledger(CYCLE, []), lambda: ledger(worker, took), settings, lambda: True, time.sleep)
-    with psycopg.connect(order.url, autocommit=True) as own:
+    settings = CycleSettings(workers=spec.workers, batch_size=spec.batch_size)
+    cycle = Cycle(lambda: ledger(CYCLE, []), lambda: ledger(worker, transactions), settings, lambda: True, time.sleep)
+    with psycopg.connect(spec.url, autocommit=True) as own:
         own.execute("update billing_leadership set term = %s, holder = %s", [TERM, HOLDER])
         own.execute(
             "insert into billing_terms values (%s, %s, clock_timestamp()) on conflict do nothing", [TERM, HOLDER]
         )
-        for _ in range(order.cycles):
-            took.clear()
+        for _ in range(spec.cycles):
+            transactions.clear()
             position, processor, began = wal_position(own), time.process_time(), time.monotonic()
-            result = cycle.run(Leading(TERM))
+            result = cycle.run(SoleLeadership(TERM))
             if result.outcome is not Outcome.COMPLETED:
-                raise SystemExit(f"the cycle went wrong: {result}")
+                raise SystemExit(f"the cycle did not complete: {result}")
             yield CycleRun(
                 instances=result.figures.instances,
                 hours=result.figures.hours,
@@ -167,14 +164,14 @@ def _run(order: Order) -> Iterator[CycleRun]:
                 seconds=result.seconds,
                 began=began,
                 processor_seconds=time.process_time() - processor,
-                peak_bytes=peak_bytes(),
+                peak_bytes=_peak_bytes(),
                 wal_bytes=wal_bytes_since(own, position),
-                transactions=list(took),
+                transactions=list(transactions),
             )
 
 
-def peak_bytes() -> int:
-    """Of this process. Not by getrusage on Linux: a child begins with its parent's peak there."""
+def _peak_bytes() -> int:
+    """This process's peak resident size. On Linux, getrusage would start from the parent's peak, so read /proc."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -187,5 +184,5 @@ if __name__ == "__main__":
         wrapper_class=structlog.make_filtering_bound_logger("error"),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    made: list[dict[str, Any]] = [asdict(each) for each in _run(Order(**json.loads(sys.argv[1])))]
+    made: list[dict[str, Any]] = [asdict(each) for each in _run(CycleSpec(**json.loads(sys.argv[1])))]
     print(json.dumps(made))

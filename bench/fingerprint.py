@@ -1,6 +1,6 @@
-"""The proof that floor and cycle did the same work: all that billing decides, of every row, as a sum of hashes.
+"""Proves that the floor and a cycle did the same work, by a sum of row hashes for each table that billing writes.
 
-Left out is what can't be equal: ids of new rows, times of writing, and the cycle's own history.
+The hashes cover what billing decides. They leave out the ids of new rows, write times, and the cycle's own history.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Final
 
 import psycopg
 
-_DECIDED: Final = {
+_COMPARED_COLUMNS: Final = {
     "wallets": "id, organization_id, balance, currency",
     "vps_instances": "id, organization_id, plan_id, label, status, created_at, last_billed_at",
     "payment_transactions": "organization_id, amount, currency, payment_method, payment_provider, status, description,"
@@ -18,20 +18,20 @@ _DECIDED: Final = {
     " total_amount, status, metadata, payment_transaction_id is null",
 }
 
+#: Row count and sum of hashes, by table.
 Fingerprint = dict[str, tuple[int, int]]
 
 
 def fingerprint(url: str) -> Fingerprint:
-    """Rows and hash of each table that billing writes."""
     with psycopg.connect(url) as connection:
         connection.execute("set local jit = off")
-        return {table: _of_table(connection, table, columns) for table, columns in _DECIDED.items()}
+        return {table: _of_table(connection, table, columns) for table, columns in _COMPARED_COLUMNS.items()}
 
 
 def differences(one: Fingerprint, other: Fingerprint) -> list[str]:
-    """The tables in which they differ, for people."""
+    """A message for each table that differs."""
     return [
-        f"{table}: {rows} and {other[table][0]} rows{', of other contents' if rows == other[table][0] else ''}"
+        f"{table}: {rows} and {other[table][0]} rows{' with different contents' if rows == other[table][0] else ''}"
         for table, (rows, contents) in one.items()
         if (rows, contents) != other[table]
     ]

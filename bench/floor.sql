@@ -1,10 +1,14 @@
--- The floor: the same rows for the same instances by one session in one transaction, as fast as hand-written SQL gets.
--- It has no fence, no locks in order, no retry, no isolation of failures, no debts and no history: it may assume that
--- every wallet can pay. What makes it fast, measured (docs/performance.md): a materialized temporary table beats one
--- statement with CTEs, since every writing step scans it once and nothing is computed twice; in the order of the
--- instances' ids new entries of two indexes and the checks of a foreign key go through the tables once; and updates before
--- inserts save write-ahead log. As in a cycle, a period and its payment share one id.
--- :'as_of' is the moment whose due hours are charged, as psql writes a variable.
+-- The floor: charges the same instances and writes the same rows as a cycle, in one session and one transaction, as fast
+-- as hand-written SQL can. It has no fence, lock order, retries, failure isolation, debts or history, and it assumes that
+-- every wallet can pay.
+--
+-- Measured choices (docs/performance.md):
+-- * A temporary table beats one statement with CTEs: nothing is computed twice, and each write scans it once.
+-- * Rows are in the order of instance ids. That order matches two indexes and one foreign key, so each page is visited once.
+-- * Updates before inserts produce less write-ahead log.
+-- * A period and its payment share one id, as in a cycle.
+--
+-- :'as_of' (psql's syntax) is the time whose due hours are charged.
 
 set local jit = off;
 set local work_mem = '256MB';

@@ -1,4 +1,4 @@
-"""Where and with what a run was made: it belongs to every figure."""
+"""Where a measurement was made: date, machine, versions and server settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from controller.demo.server import Server
 
 ROOT: Final = Path(__file__).parents[1]
 
-#: Settings that say how durable and how large the server is.
+#: The settings that decide how durable the server is and how much it caches.
 SHOWN: Final = (
     "fsync",
     "synchronous_commit",
@@ -30,11 +30,11 @@ SHOWN: Final = (
 
 
 def describe(server: Server) -> dict[str, str]:
-    """The machine, the versions, the server's settings, the date."""
+    """Date, machine, versions and server settings, one text each."""
     with psycopg.connect(server.url()) as connection:
         settings = connection.execute(
-            "select string_agg(name || '=' || current_setting(name), ' ' order by place)"
-            " from unnest(%s::text[]) with ordinality as s (name, place)",
+            "select string_agg(name || '=' || current_setting(name), ' ' order by position)"
+            " from unnest(%s::text[]) with ordinality as shown (name, position)",
             [list(SHOWN)],
         ).fetchone()
         version = connection.execute("select current_setting('server_version')").fetchone()
@@ -42,9 +42,20 @@ def describe(server: Server) -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{os.cpu_count()} cores ({_processor()}), {_memory()}, {platform.system()} {platform.release()}",
         "versions": f"PostgreSQL {version[0] if version else '?'}, Python {platform.python_version()},"
-        f" psycopg {psycopg.__version__}, controller {controller.__version__} {_commit()}",
+        f" psycopg {psycopg.__version__}, controller {controller.__version__} ({commit(ROOT) or 'not in git'})",
         "settings": str(settings[0]) if settings else "",
     }
+
+
+def commit(checkout: Path) -> str:
+    """The short hash of the checked-out commit, with `+` if measured files differ from it; empty outside of git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "controller", "migrations", "bench/*.py", "bench/*.sql")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def _processor() -> str:
@@ -62,18 +73,3 @@ def _memory() -> str:
     except (AttributeError, ValueError, OSError):
         return "memory unknown"
     return f"{size / 2**30:.0f} GiB"
-
-
-def _commit() -> str:
-    """The checked-out commit, `+` when files differ from it."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "--short", "HEAD")
-    return (
-        f"({commit}{'+' if git('status', '--porcelain', 'controller', 'migrations', 'bench') else ''})"
-        if commit
-        else ""
-    )

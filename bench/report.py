@@ -1,41 +1,36 @@
-"""Sections as a table for people, as JSON, and as the generated parts of docs/performance.md."""
+"""Sections as text for the terminal, as JSON, and as the files in bench/results."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench.figures import Figure, Section, plain
 from bench.machine import ROOT
+from bench.measurement import Measurement, Section, plain
 
-DOCUMENT: Final = ROOT / "docs" / "performance.md"
+RESULTS: Final = ROOT / "bench" / "results"
 HEADINGS: Final = ("", "min", "median", "max", "runs", "aim", "")
 
 
-class UnknownPlaceError(Exception):
-    """The document has no place for a section."""
-
-
-def cells(figure: Figure) -> tuple[str, ...]:
-    """As a table shows it."""
-    verdict = {None: "", True: "reached", False: "MISSED"}[figure.reached]
+def cells(measurement: Measurement) -> tuple[str, ...]:
+    """One table row, in the order of `HEADINGS`."""
+    verdict = {None: "", True: "reached", False: "MISSED"}[measurement.reached]
     return (
-        f"{figure.name}, {figure.unit}" if figure.unit else figure.name,
-        plain(min(figure.values)),
-        plain(figure.median),
-        plain(max(figure.values)),
-        str(len(figure.values)),
-        str(figure.aim) if figure.aim else "",
+        f"{measurement.name}, {measurement.unit}" if measurement.unit else measurement.name,
+        plain(min(measurement.values)),
+        plain(measurement.median),
+        plain(max(measurement.values)),
+        str(len(measurement.values)),
+        str(measurement.aim) if measurement.aim else "",
         verdict,
     )
 
 
 def as_text(section: Section) -> str:
-    """For the terminal."""
-    rows = [HEADINGS, *map(cells, section.figures)]
+    """An aligned table for the terminal."""
+    rows = [HEADINGS, *map(cells, section.measurements)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = [
         "  ".join(
@@ -48,21 +43,23 @@ def as_text(section: Section) -> str:
 
 
 def as_markdown(section: Section, machine: Mapping[str, str]) -> str:
-    """For the document."""
+    """A whole document with one table; says which command writes it and on which machine it ran."""
     lines = [
+        f"# {section.title}",
+        "",
         section.how,
         "",
         f"| {' | '.join(HEADINGS)} |",
         "|---|---:|---:|---:|---:|---:|---|",
-        *(f"| {' | '.join(cells(figure))} |" for figure in section.figures),
+        *(f"| {' | '.join(cells(each))} |" for each in section.measurements),
         "",
-        f"<sub>{'; '.join(machine.values())}</sub>",
+        f"<sub>Written by `python -m bench {section.key} --write`. {'; '.join(machine.values())}</sub>",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def as_json(sections: Sequence[Section], machine: Mapping[str, str]) -> str:
-    """Everything, every round."""
+    """All sections with the value of every round."""
     content = {
         "machine": dict(machine),
         "sections": [
@@ -70,7 +67,7 @@ def as_json(sections: Sequence[Section], machine: Mapping[str, str]) -> str:
                 "key": section.key,
                 "title": section.title,
                 "how": section.how,
-                "figures": [figure.as_dict() for figure in section.figures],
+                "measurements": [each.as_dict() for each in section.measurements],
             }
             for section in sections
         ],
@@ -78,21 +75,9 @@ def as_json(sections: Sequence[Section], machine: Mapping[str, str]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def filled(document: str, sections: Iterable[Section], machine: Mapping[str, str]) -> str:
-    """The document with each section between its markers; what people wrote stays as it is.
-
-    Raises:
-        UnknownPlaceError: a section has no markers.
-    """
-    for section in sections:
-        begin, end = f"<!-- bench:{section.key} -->", f"<!-- /bench:{section.key} -->"
-        text = f"{begin}\n{as_markdown(section, machine)}\n{end}"
-        document, places = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: text, document, flags=re.DOTALL)  # noqa: B023 - used at once
-        if places != 1:
-            raise UnknownPlaceError(f"the document needs one place for {section.key}: a line {begin} and a line {end}")
-    return document
-
-
-def write_document(sections: Iterable[Section], machine: Mapping[str, str], to: Path = DOCUMENT) -> None:
-    """Fills the sections' places."""
-    to.write_text(filled(to.read_text("utf-8"), sections, machine), "utf-8")
+def write_result(section: Section, machine: Mapping[str, str], folder: Path = RESULTS) -> Path:
+    """Writes the section to its file, and returns the path. Replaces what an earlier run wrote."""
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{section.key}.md"
+    file.write_text(as_markdown(section, machine), "utf-8")
+    return file

@@ -1,128 +1,139 @@
-"""Instances charged a second against the floor (floor.sql), and what a charged instance costs, by size.
+"""Instances charged per second relative to the floor, and what a charged instance costs, by database size.
 
-Floor, one worker, two workers, size by size, in turn, on fresh copies; the contents that all of them leave are compared
-in every round. After each cycle a second one finds nothing due; after a round's last one the guard looks at what was
-charged, and the whole database is audited.
+Each round runs the floor, one worker and two workers in turn, on fresh copies, for each size, and checks that all of
+them wrote the same rows. After each cycle a second one finds nothing due. The guard and the audit then run on the last
+copy of the round.
 """
 
 from __future__ import annotations
 
-from bench.cycle import CycleRun, Order, run_cycles
-from bench.figures import Aim, Figure, Section, ratios
+from bench.audit import AuditRun, run_guard_and_audit
+from bench.cycle import CycleRun, CycleSpec, run_cycles
 from bench.fingerprint import differences, fingerprint
 from bench.floor import FloorRun, run_floor
-from bench.template import Template, fresh_copy, make_payable
-from bench.watch import WatchRun, watch
+from bench.measurement import Aim, Measurement, Section, ratios
+from bench.template import Template, fresh_copy, funded_template
 from controller.demo.server import Server
 
 RATIO_AIMS = {1: Aim(0.9, at_least=True), 2: Aim(1.4, at_least=True)}
-FLAT = Aim(1.2)
-NOTHING_DUE = Aim(1.0, held="worst")
+GROWTH_AIM = Aim(1.2)
+NOTHING_DUE_AIM = Aim(1.0, judged_by="worst")
+MEMORY_GROWTH_AIM = Aim(2.0, judged_by="worst")
 MIB = 2**20
 
 
 class Rounds:
-    """What the rounds of one size have given so far."""
+    """All rounds of one database size."""
 
     def __init__(self, template: Template, workers: list[int]) -> None:
         self.template = template
         self.floors: list[FloorRun] = []
         self.cycles: dict[int, list[CycleRun]] = {each: [] for each in workers}
-        self.idle: list[CycleRun] = []
-        self.watched: list[WatchRun] = []
+        self.nothing_due: list[CycleRun] = []
+        self.audits: list[AuditRun] = []
 
-    def turn(self, server: Server, batch_size: int, *, warm_up: bool) -> None:
-        """One of each, on copies of their own.
+    def run_round(self, server: Server, batch_size: int, *, warm_up: bool) -> None:
+        """Runs the floor and each number of workers once.
 
         Raises:
-            SystemExit: they did not do the same work, or the audit found something.
+            SystemExit: they wrote different rows, or the guard or the audit found something.
         """
-        with fresh_copy(server, self.template) as url:
+        with fresh_copy(server, self.template.name) as url:
             floor = run_floor(url, self.template.as_of)
             expected = fingerprint(url)
         if not warm_up:
             self.floors.append(floor)
-        for workers, kept in self.cycles.items():
-            with fresh_copy(server, self.template) as url:
-                order = Order(url, self.template.as_of.isoformat(), workers, batch_size, cycles=2)
-                cycle, idle = run_cycles(order)
-                if differ := differences(expected, fingerprint(url)):
-                    raise SystemExit(f"floor and cycle did not do the same work: {'; '.join(differ)}")
-                watched = [watch(url)] if workers == max(self.cycles) else []
-            if idle.instances or idle.debts or idle.failures:
-                raise SystemExit(f"the second cycle found something due: {idle}")
+        for workers, runs in self.cycles.items():
+            with fresh_copy(server, self.template.name) as url:
+                spec = CycleSpec(url, self.template.as_of.isoformat(), workers, batch_size, cycles=2)
+                cycle, nothing_due = run_cycles(spec)
+                if found := differences(expected, fingerprint(url)):
+                    raise SystemExit(f"the floor and the cycle wrote different rows: {'; '.join(found)}")
+                audits = [run_guard_and_audit(url)] if workers == max(self.cycles) else []
+            if nothing_due.instances or nothing_due.debts or nothing_due.failures:
+                raise SystemExit(f"the second cycle found something due: {nothing_due}")
             if not warm_up:
-                kept.append(cycle)
-                self.idle.append(idle)
-                self.watched += watched
+                runs.append(cycle)
+                self.nothing_due.append(nothing_due)
+                self.audits += audits
             print(
-                f"  {self.template.instances:>9,} {'warm-up' if warm_up else 'round  '} {workers} worker(s)"
-                f" {cycle.seconds:.2f} s, floor {floor.seconds:.2f} s, nothing due {idle.seconds:.3f} s",
+                f"  {self.template.instances:>9,} {'warm-up' if warm_up else 'round  '} {_workers(workers)}"
+                f" {cycle.seconds:.2f} s, floor {floor.seconds:.2f} s, nothing due {nothing_due.seconds:.3f} s",
                 flush=True,
             )
 
-    def figures(self) -> list[Figure]:
-        """Of this size."""
+    def measurements(self) -> list[Measurement]:
         size = f"{self.template.instances:,}"
         floor = [each.instances / each.seconds for each in self.floors]
+        floor_wal = tuple(each.wal_bytes / each.instances for each in self.floors)
         made = [
-            Figure(f"{size}: floor", "instances a second", tuple(floor)),
-            Figure(f"{size}: floor, WAL an instance", "bytes", tuple(f.wal_bytes / f.instances for f in self.floors)),
+            Measurement(f"{size}: floor", "instances/s", tuple(floor)),
+            Measurement(f"{size}: floor, WAL per instance", "bytes", floor_wal),
         ]
         for workers, runs in self.cycles.items():
-            name = f"{size}: {workers} worker{'s' if workers > 1 else ''}"
-            speed = [each.instances / each.seconds for each in runs]
+            name = f"{size}: {_workers(workers)}"
+            rate = [each.instances / each.seconds for each in runs]
+            wal = tuple(each.wal_bytes / each.instances for each in runs)
             made += [
-                Figure(name, "instances a second", tuple(speed)),
-                Figure(f"{name}, to the floor", "times", ratios(speed, floor), RATIO_AIMS.get(workers)),
-                Figure(f"{name}, an instance", "µs", self.microseconds(workers)),
-                Figure(f"{name}, longest transaction", "ms", tuple(1000 * max(each.transactions) for each in runs)),
-                Figure(f"{name}, WAL an instance", "bytes", tuple(each.wal_bytes / each.instances for each in runs)),
-                Figure(f"{name}, controller's peak memory", "MiB", tuple(each.peak_bytes / MIB for each in runs)),
-                Figure(f"{name}, controller's processor time", "s", tuple(each.processor_seconds for each in runs)),
+                Measurement(name, "instances/s", tuple(rate)),
+                Measurement(f"{name}, rate relative to the floor", "", ratios(rate, floor), RATIO_AIMS.get(workers)),
+                Measurement(f"{name}, time per instance", "µs", self.microseconds(workers)),
+                Measurement(
+                    f"{name}, longest transaction", "ms", tuple(1000 * max(each.transactions) for each in runs)
+                ),
+                Measurement(f"{name}, WAL per instance", "bytes", wal),
+                Measurement(f"{name}, controller's peak memory", "MiB", tuple(each.peak_bytes / MIB for each in runs)),
+                Measurement(f"{name}, controller's CPU time", "s", tuple(each.processor_seconds for each in runs)),
             ]
-        charged = [each.instances for each in self.cycles[max(self.cycles)]]
-        guard = tuple(1e6 * each.guard / payments for each, payments in zip(self.watched, charged, strict=True))
+        payments = [each.instances for each in self.cycles[max(self.cycles)]]
+        guard = tuple(1e6 * each.guard_seconds / paid for each, paid in zip(self.audits, payments, strict=True))
+        nothing_due = tuple(each.seconds for each in self.nothing_due)
         return [
             *made,
-            Figure(f"{size}: nothing due", "s", tuple(each.seconds for each in self.idle), NOTHING_DUE),
-            Figure(f"{size}: guard, a payment", "µs", guard),
-            Figure(f"{size}: whole audit", "s", tuple(each.audit for each in self.watched)),
+            Measurement(f"{size}: cycle with nothing due", "s", nothing_due, NOTHING_DUE_AIM),
+            Measurement(f"{size}: guard, time per payment", "µs", guard),
+            Measurement(f"{size}: whole audit", "s", tuple(each.audit_seconds for each in self.audits)),
         ]
 
     def microseconds(self, workers: int) -> tuple[float, ...]:
-        """That a charged instance takes of a cycle's time."""
+        """A cycle's time divided by its charged instances, for each round."""
         return tuple(1e6 * each.seconds / each.instances for each in self.cycles[workers])
 
 
 def throughput(server: Server, sizes: list[int], rounds: int, workers: list[int], batch_size: int) -> Section:
-    """All sizes in turn; the comparison of the sizes with the largest two."""
-    everything = [Rounds(make_payable(server, size), workers) for size in sizes]
+    """Measures all sizes in turn. With several sizes, also compares the largest with the next smaller one."""
+    by_size = [Rounds(funded_template(server, size), workers) for size in sizes]
     for number in range(rounds + 1):
-        for each in everything:
-            each.turn(server, batch_size, warm_up=number == 0)
-    figures = [figure for each in everything for figure in each.figures()]
-    if len(everything) > 1:
-        figures += _flatness(everything[-2], everything[-1], max(workers))
-        figures += _memory(everything[0], everything[-1], max(workers))
+        for each in by_size:
+            each.run_round(server, batch_size, warm_up=number == 0)
+    measurements = [measurement for each in by_size for measurement in each.measurements()]
+    if len(by_size) > 1:
+        measurements += [_time_growth(by_size[-2], by_size[-1], max(workers)), _memory_growth(by_size, max(workers))]
     return Section(
         "throughput",
         "Throughput",
-        f"Batches of {batch_size:,}. Every wallet can pay, as the floor assumes; floor and cycle leave the same rows in"
-        " every round. Ratios are of runs in the same round.",
-        tuple(figures),
+        f"Batches of {batch_size:,}. Every wallet can pay, as the floor assumes. In every round the floor and the"
+        " cycles write the same rows. Ratios compare runs of the same round.",
+        tuple(measurements),
     )
 
 
-def _flatness(less: Rounds, more: Rounds, workers: int) -> list[Figure]:
-    name = f"an instance at {more.template.instances:,} to one at {less.template.instances:,}, {workers} workers"
-    return [Figure(name, "times", ratios(more.microseconds(workers), less.microseconds(workers)), FLAT)]
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''}"
 
 
-def _memory(least: Rounds, most: Rounds, workers: int) -> list[Figure]:
-    grown = [
+def _time_growth(less: Rounds, more: Rounds, workers: int) -> Measurement:
+    name = (
+        f"time per instance at {more.template.instances:,} relative to {less.template.instances:,}, {workers} workers"
+    )
+    return Measurement(name, "", ratios(more.microseconds(workers), less.microseconds(workers)), GROWTH_AIM)
+
+
+def _memory_growth(by_size: list[Rounds], workers: int) -> Measurement:
+    least, most = by_size[0], by_size[-1]
+    grown = tuple(
         (more.peak_bytes - less.peak_bytes) / MIB
         for more, less in zip(most.cycles[workers], least.cycles[workers], strict=True)
-    ]
-    name = f"controller's peak memory at {most.template.instances:,} beyond that at {least.template.instances:,}"
-    return [Figure(name, "MiB", tuple(grown), Aim(2.0, held="worst"))]
+    )
+    name = f"controller's peak memory at {most.template.instances:,} minus that at {least.template.instances:,}"
+    return Measurement(name, "MiB", grown, MEMORY_GROWTH_AIM)

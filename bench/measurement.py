@@ -1,4 +1,4 @@
-"""Figures: the values of several rounds, what is aimed at, and whether it was reached. Pure."""
+"""Measurements: the values of several rounds, the aim for them, and whether they reach it. Pure."""
 
 from __future__ import annotations
 
@@ -8,38 +8,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-#: Which of the rounds an aim is held against: "every time" means the worst, a typical cost the median.
-Held = Literal["worst", "median"]
-
 
 @dataclass(frozen=True)
 class Aim:
-    """A bound of the design's section 11.
+    """A bound that a measurement should meet.
 
     Attributes:
-        at_least: the bound is from below; else from above.
+        at_least: True for a lower bound, False for an upper one.
+        judged_by: the value to compare with the bound. Promises are judged by the worst round, costs by the median.
     """
 
     bound: float
     at_least: bool = False
-    held: Held = "median"
+    judged_by: Literal["worst", "median"] = "median"
 
     def reached(self, values: Sequence[float]) -> bool:
-        """Whether these rounds reach it."""
+        """True if these rounds meet the bound."""
         worst = min(values) if self.at_least else max(values)
-        value = statistics.median(values) if self.held == "median" else worst
+        value = statistics.median(values) if self.judged_by == "median" else worst
         return value >= self.bound if self.at_least else value <= self.bound
 
     def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {plain(self.bound)}{' every time' if self.held == 'worst' else ''}"
+        sign = "≥" if self.at_least else "≤"
+        return f"{sign} {plain(self.bound)}{' every time' if self.judged_by == 'worst' else ''}"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of a table: a value for each round.
+class Measurement:
+    """One row of a table, with one value per round.
 
     Attributes:
-        unit: of the values, after the name: `s`, `ms`, `MiB`, `instances a second`.
+        unit: shown after the name, such as `s`, `ms`, `MiB` or `instances/s`; empty for counts and ratios.
     """
 
     name: str
@@ -53,11 +52,10 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        """None where nothing is aimed at."""
+        """True if the values meet the aim, None without an aim."""
         return None if self.aim is None else self.aim.reached(self.values)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "name": self.name,
             "unit": self.unit,
@@ -72,39 +70,43 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A table.
+    """One table.
 
     Attributes:
-        key: of its place in the document.
-        how: a sentence on how it was measured, with what makes this run's settings different from the server's.
+        key: the name of its file in bench/results, without `.md`.
+        how: how it was measured, in a few sentences.
     """
 
     key: str
     title: str
     how: str
-    figures: tuple[Figure, ...]
+    measurements: tuple[Measurement, ...]
 
     @property
-    def missed(self) -> list[Figure]:
-        """The figures that do not reach their aims."""
-        return [figure for figure in self.figures if figure.reached is False]
+    def missed(self) -> list[Measurement]:
+        """Measurements that don't meet their aim."""
+        return [each for each in self.measurements if each.reached is False]
 
 
 def ratios(values: Sequence[float], to: Sequence[float]) -> tuple[float, ...]:
-    """Round by round: what ran in turn is compared in turn."""
+    """Divides each round's value by the other's value of the same round.
+
+    Raises:
+        ValueError: the two have different numbers of rounds.
+    """
     return tuple(value / other for value, other in zip(values, to, strict=True))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that is not below `share` of them all."""
+    """The smallest value that at least `share` of all values don't exceed."""
     ordered = sorted(values)
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
 
 
 def plain(value: float) -> str:
-    """Three digits that mean something; large numbers whole, with thin groups."""
+    """Formats with three significant digits, or as a grouped whole number from 100 up."""
     if value == 0:
         return "0"
     if abs(value) >= 100:  # noqa: PLR2004 - three digits
         return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if abs(value) >= 0.01 else f"{value:.2g}"  # noqa: PLR2004 - as said
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if abs(value) >= 0.01 else f"{value:.2g}"  # noqa: PLR2004 - shorter below

@@ -1,0 +1,104 @@
+"""The pure parts of the benchmark: measurements and aims, the findings of the regression check, and the tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.check import Bounds, CheckResult, findings
+from bench.fingerprint import differences
+from bench.measurement import Aim, Measurement, Section, percentile, plain, ratios
+from bench.report import as_text, write_result
+
+BOUNDS = Bounds(
+    instances=1000,
+    rounds=5,
+    history_rows_per_instance=20,
+    ratio_to_floor={"1": 0.9, "2": 1.2},
+    nothing_due_seconds=0.25,
+    rows_read_per_instance={"vps_billing_cycles": 3},
+)
+GOOD = CheckResult({"1": 1.0, "2": 1.4}, 0.02, {"vps_billing_cycles": 2.0})
+SECTION = Section("speed", "Speed", "In turn.", (Measurement("fast", "ms", (1.0, 3.0, 2.0), Aim(2.5)),))
+
+
+def test_aim_judged_by_the_worst_round_is_missed_by_one_bad_round() -> None:
+    rounds = (1.0, 1.1, 2.1)
+    assert Aim(2.0).reached(rounds)
+    assert not Aim(2.0, judged_by="worst").reached(rounds)
+
+
+def test_worst_round_of_a_lower_bound_is_the_lowest() -> None:
+    assert Aim(1.4, at_least=True).reached((1.2, 1.4, 1.5))
+    assert not Aim(1.4, at_least=True, judged_by="worst").reached((1.2, 1.4, 1.5))
+
+
+def test_measurement_without_an_aim_is_neither_reached_nor_missed() -> None:
+    assert Measurement("cost", "µs", (1.0,)).reached is None
+
+
+def test_ratios_compare_values_of_the_same_round() -> None:
+    assert ratios((2.0, 6.0), (1.0, 2.0)) == (2.0, 3.0)
+    with pytest.raises(ValueError, match="shorter"):
+        ratios((2.0, 6.0), (1.0,))
+
+
+def test_percentile_is_a_measured_value() -> None:
+    values = [float(each) for each in range(1, 101)]
+    assert (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1.0)) == (50.0, 99.0, 100.0)
+    assert percentile([7.0], 0.99) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (0.00123, "0.0012"), (0.0186, "0.0186"), (1.4142, "1.41"), (65.32, "65.3"), (17213.4, "17,213")],
+)
+def test_values_are_shown_with_significant_digits(value: float, shown: str) -> None:
+    assert plain(value) == shown
+
+
+def test_check_finds_nothing_within_the_bounds() -> None:
+    assert findings(GOOD, BOUNDS) == []
+
+
+@pytest.mark.parametrize(
+    ("worse", "message"),
+    [
+        (replace(GOOD, ratio_to_floor={"1": 1.0, "2": 1.1}), "2 worker(s): 1.10 of the floor's rate"),
+        (replace(GOOD, ratio_to_floor={"1": 0.8, "2": 1.4}), "1 worker(s): 0.80 of the floor's rate"),
+        (replace(GOOD, nothing_due_seconds=0.3), "nothing due: 0.30 s"),
+        (replace(GOOD, rows_read_per_instance={"vps_billing_cycles": 40.0}), "40.0 rows of vps_billing_cycles"),
+    ],
+)
+def test_check_names_each_broken_bound(worse: CheckResult, message: str) -> None:
+    (finding,) = findings(worse, BOUNDS)
+    assert message in finding
+
+
+def test_check_has_a_bound_for_everything_that_it_measures() -> None:
+    bounds = Bounds.load()
+    assert set(bounds.ratio_to_floor) == {"1", "2"}
+    assert set(bounds.rows_read_per_instance) == {"payment_transactions", "vps_billing_cycles", "vps_instances"}
+
+
+def test_differences_tell_missing_rows_from_other_contents() -> None:
+    one = {"wallets": (3, 10), "vps_instances": (5, 7), "vps_billing_cycles": (5, 8)}
+    other = {"wallets": (3, 11), "vps_instances": (4, 6), "vps_billing_cycles": (5, 8)}
+    assert differences(one, other) == ["wallets: 3 and 3 rows with different contents", "vps_instances: 5 and 4 rows"]
+
+
+def test_table_has_minimum_median_and_maximum() -> None:
+    (line,) = [line for line in as_text(SECTION).splitlines() if line.startswith("fast")]
+    assert line.split() == ["fast,", "ms", "1.00", "2.00", "3.00", "3", "≤", "2.50", "reached"]
+
+
+def test_result_file_is_replaced_by_the_next_run(tmp_path: Path) -> None:
+    write_result(replace(SECTION, how="Before."), {"date": "yesterday"}, tmp_path)
+    text = write_result(SECTION, {"date": "today"}, tmp_path).read_text("utf-8")
+    assert [file.name for file in tmp_path.iterdir()] == ["speed.md"]
+    assert text.startswith("# Speed\n\nIn turn.\n\n|")
+    assert "| fast, ms | 1.00 | 2.00 | 3.00 | 3 | ≤ 2.50 | reached |" in text
+    assert "today" in text
+    assert "yesterday" not in text
