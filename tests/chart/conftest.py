@@ -1,4 +1,4 @@
-"""The chart's tests need helm and kubectl: without them they are skipped, and say what to install."""
+"""Skips the chart's tests where helm or kubectl is missing, and says what to install."""
 
 from __future__ import annotations
 

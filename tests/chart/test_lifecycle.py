@@ -1,4 +1,4 @@
-"""Drain, migrations, the database's Secret and permissions: what the pods are told."""
+"""What the chart tells the pods about drain, migrations, the database Secret and permissions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.chart.toolbox import (
     one,
     pod_specs,
     render,
+    template_again,
 )  # fmt: skip
 
 URL = "postgresql://billing:s%40fe@db.example:5432/containerstacks"
@@ -31,7 +32,7 @@ def init_containers(values: Values) -> list[str]:
 
 
 @pytest.mark.parametrize("seconds", [1, 270, 570])
-def test_everything_follows_from_the_drains_timeout(seconds: int) -> None:
+def test_hook_grace_period_and_rollout_deadline_follow_the_drain_timeout(seconds: int) -> None:
     objects = render({**MINIMAL, "drain": {"timeoutSeconds": seconds}})
     spec = one(objects, "Deployment")["spec"]
     hook = controller(objects)["lifecycle"]["preStop"]
@@ -41,15 +42,15 @@ def test_everything_follows_from_the_drains_timeout(seconds: int) -> None:
     assert spec["progressDeadlineSeconds"] > seconds + 30
 
 
-def test_no_autoscaler_cuts_the_longest_drain_short() -> None:
+def test_longest_drain_fits_the_600_seconds_of_cluster_autoscalers() -> None:
     assert pod_of({**MINIMAL, "drain": {"timeoutSeconds": 570}})["terminationGracePeriodSeconds"] == 600
 
 
-def test_a_wedged_replica_does_not_wait_out_the_drain() -> None:
+def test_stuck_replica_is_killed_after_15_seconds() -> None:
     assert controller(render(MINIMAL))["livenessProbe"]["terminationGracePeriodSeconds"] == 15
 
 
-def test_drain_reaches_pid_1_over_a_folder_of_the_pods_own() -> None:
+def test_drain_socket_is_in_an_empty_dir() -> None:
     container, pod = controller(render(MINIMAL)), pod_of(MINIMAL)
     folder = environment(container)["BILLING_CONTROL_SOCKET"].rpartition("/")[0]
     mount = next(m for m in container["volumeMounts"] if m["mountPath"] == folder)
@@ -61,12 +62,12 @@ def test_each_replica_migrates_before_it_starts() -> None:
     assert pod_of(MINIMAL)["initContainers"][0]["args"] == ["migrate"]
 
 
-def test_a_proxy_starts_before_the_migrations() -> None:
+def test_proxy_starts_before_the_migrations() -> None:
     proxy = {"name": "proxy", "image": "proxy:1", "restartPolicy": "Always"}
     assert init_containers({**MINIMAL, "extraInitContainers": [proxy]}) == ["proxy", "migrate"]
 
 
-def test_migrations_can_be_a_job_or_left_to_the_operator() -> None:
+def test_migrations_run_in_a_job_or_not_at_all_on_request() -> None:
     job: Values = {**MINIMAL, "migrations": {"mode": "job"}}
     assert init_containers(job) == []
     assert one(render(job), "Job", "migrate")["spec"]["template"]["spec"]["containers"][0]["args"] == ["migrate"]
@@ -75,8 +76,8 @@ def test_migrations_can_be_a_job_or_left_to_the_operator() -> None:
     assert [o["metadata"]["name"] for o in render(nothing) if o["kind"] == "Job"] == ["containerstacks-billing-test"]
 
 
-def test_migration_job_is_no_hook_and_gets_a_new_name_with_a_new_version() -> None:
-    """A hook would not see the chart's Secret, and a Job can't be changed."""
+def test_migration_job_is_not_a_hook_and_a_new_version_gets_a_new_name() -> None:
+    """A hook would run before the chart's Secret exists, and a Job is immutable."""
 
     def job(tag: str) -> Manifest:
         return one(
@@ -84,11 +85,11 @@ def test_migration_job_is_no_hook_and_gets_a_new_name_with_a_new_version() -> No
         )
 
     assert "annotations" not in job("1")["metadata"]
-    assert job("1")["metadata"]["name"] == job("1")["metadata"]["name"] != job("2")["metadata"]["name"]
+    assert job("1")["metadata"]["name"] != job("2")["metadata"]["name"]
 
 
 @pytest.mark.parametrize("mode", ["init", "job"])
-def test_the_role_that_owns_the_schema_stays_out_of_the_controller(mode: str) -> None:
+def test_owner_of_the_schema_is_mounted_only_into_the_migration(mode: str) -> None:
     objects = render({**MINIMAL, "migrations": {"mode": mode, "existingSecret": "owner", "existingSecretKey": "url"}})
     pods = dict(pod_specs(objects))
     name = next(
@@ -101,30 +102,30 @@ def test_the_role_that_owns_the_schema_stays_out_of_the_controller(mode: str) ->
         assert "owner" not in str(pods["Deployment/containerstacks-billing"])
 
 
-def test_existing_secret_is_mounted_as_a_file_that_follows_its_rotation() -> None:
+def test_existing_secret_is_mounted_as_files_that_follow_its_rotation() -> None:
     values: Values = {
         "database": {"existingSecret": "own", "existingSecretKey": "url", "existingSecretDirectKey": "direct"}
     }
     container, pod = controller(render(values)), pod_of(values)
     assert environment(container)["DATABASE_URL_FILE"] == "/etc/containerstacks-billing/secrets/own/url"
     assert environment(container)["DATABASE_DIRECT_URL_FILE"] == "/etc/containerstacks-billing/secrets/own/direct"
-    assert not [m for m in container["volumeMounts"] if "subPath" in m], "a subPath is never refreshed"
+    assert not [m for m in container["volumeMounts"] if "subPath" in m], "the kubelet doesn't update a subPath mount"
     secret = next(v["secret"] for v in pod["volumes"] if v["name"] == "database")
     assert [item["key"] for item in secret["items"]] == ["url", "direct"]
 
 
-def test_a_missing_secret_is_told_by_the_pod_and_not_by_a_hanging_one() -> None:
+def test_pod_starts_without_its_secret_to_report_it() -> None:
     volumes = {v["name"]: v for v in pod_of(MINIMAL)["volumes"]}
     assert volumes["database"]["secret"]["optional"]
 
 
-def test_existing_secret_is_not_made_again_and_not_hashed() -> None:
+def test_existing_secret_is_neither_created_nor_hashed() -> None:
     objects = render(MINIMAL)
     assert "Secret" not in {o["kind"] for o in objects}
     assert "checksum/database" not in one(objects, "Deployment")["spec"]["template"]["metadata"]["annotations"]
 
 
-def test_url_makes_a_secret_and_a_new_url_new_pods() -> None:
+def test_url_creates_a_secret_and_a_new_url_replaces_the_pods() -> None:
     def made(url: str) -> tuple[Manifest, str]:
         objects = render({"database": {"url": url, "directUrl": f"{url}?direct"}})
         annotations = one(objects, "Deployment")["spec"]["template"]["metadata"]["annotations"]
@@ -139,13 +140,14 @@ def test_url_makes_a_secret_and_a_new_url_new_pods() -> None:
     assert made(URL + "2")[1] != checksum
 
 
-def test_rendering_twice_gives_the_same() -> None:
-    """Argo CD renders all the time: nothing may be random or looked up."""
+def test_rendering_is_deterministic() -> None:
+    """Argo CD renders continuously, so nothing may be random or looked up."""
     values: Values = {"demo": {"enabled": True}}
-    assert render(values) == render(values)
+    first, second = template_again(values), template_again(values)
+    assert (first.returncode, first.stdout) == (0, second.stdout)
 
 
-def test_permissions_are_no_more_than_what_is_used() -> None:
+def test_role_grants_only_what_the_controller_uses() -> None:
     objects = render(MINIMAL)
     assert one(objects, "Role")["rules"] == [
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]},
@@ -155,14 +157,14 @@ def test_permissions_are_no_more_than_what_is_used() -> None:
     assert not {"ClusterRole", "ClusterRoleBinding"} & {o["kind"] for o in objects}
 
 
-def test_one_value_takes_all_permissions_away() -> None:
+def test_one_value_removes_all_permissions() -> None:
     objects = render({**MINIMAL, "kubernetes": {"enabled": False}})
     assert not {"Role", "RoleBinding"} & {o["kind"] for o in objects}
     assert environment(controller(objects))["BILLING_KUBERNETES"] == "off"
     assert one(objects, "Deployment")["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
 
 
-def test_only_replicas_hold_an_api_token() -> None:
+def test_only_replicas_mount_an_api_token() -> None:
     objects = render({**MINIMAL, "migrations": {"mode": "job"}})
     assert {name: pod["automountServiceAccountToken"] for name, pod in pod_specs(objects)} == {
         "Deployment/containerstacks-billing": True,
@@ -172,7 +174,7 @@ def test_only_replicas_hold_an_api_token() -> None:
     assert one(objects, "ServiceAccount")["automountServiceAccountToken"] is False
 
 
-def test_downward_api_tells_a_replica_who_it_is() -> None:
+def test_downward_api_identifies_the_replica() -> None:
     fields = {
         v["name"]: v["valueFrom"]["fieldRef"]["fieldPath"]
         for v in controller(render(MINIMAL))["env"]
@@ -186,16 +188,16 @@ def test_downward_api_tells_a_replica_who_it_is() -> None:
     }
 
 
-def test_network_policy_lets_through_the_databases_port_and_nothing_unnamed() -> None:
+def test_network_policy_allows_only_database_dns_api_server_and_helm_test() -> None:
     values: Values = {**MINIMAL, "networkPolicy": {"enabled": True, "databasePort": 6432}}
     policy = one(render(values), "NetworkPolicy")["spec"]
     ports = [p["port"] for rule in policy["egress"] for p in rule["ports"]]
     assert sorted(ports) == [53, 53, 443, 6432, 6443, 8080]
     off = one(render({**values, "kubernetes": {"enabled": False}}), "NetworkPolicy")["spec"]
-    assert 6443 not in [p["port"] for rule in off["egress"] for p in rule["ports"]]
+    assert sorted(p["port"] for rule in off["egress"] for p in rule["ports"]) == [53, 53, 6432, 8080]
 
 
-def test_helm_test_passes_a_network_policy_that_names_who_may_ask() -> None:
+def test_helm_test_passes_a_network_policy_with_named_peers() -> None:
     peers = [{"podSelector": {"matchLabels": {"a": "b"}}}]
     policy = one(render({**MINIMAL, "networkPolicy": {"enabled": True, "ingressFrom": peers}}), "NetworkPolicy")
     allowed = policy["spec"]["ingress"][0]["from"]
@@ -203,13 +205,13 @@ def test_helm_test_passes_a_network_policy_that_names_who_may_ask() -> None:
     assert allowed[1]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
 
 
-def test_demo_is_off_by_default_and_says_what_it_is() -> None:
+def test_demo_is_off_by_default_and_carries_a_warning() -> None:
     assert "StatefulSet" not in {o["kind"] for o in render(MINIMAL)}
     demo = one(render({"demo": {"enabled": True}}), "StatefulSet", "demo-database")
     assert "not for production" in demo["metadata"]["annotations"]["billing.containerstacks.io/warning"]
 
 
-def test_demo_fills_its_database_then_migrates_then_bills_at_once() -> None:
+def test_demo_seeds_then_migrates_then_bills_without_a_delay() -> None:
     values: Values = {"demo": {"enabled": True, "postgresql": {"password": "a b@c"}}}
     objects = render(values)
     assert init_containers(values) == ["seed", "migrate"]
@@ -220,7 +222,7 @@ def test_demo_fills_its_database_then_migrates_then_bills_at_once() -> None:
     assert url == f"postgresql://billing:a%20b%40c@{host}:5432/containerstacks"
 
 
-def test_demo_leaves_no_volume_behind() -> None:
+def test_volume_of_the_demo_is_deleted_with_it() -> None:
     values: Values = {"demo": {"enabled": True, "postgresql": {"storageSize": "2Gi"}}}
     spec = one(render(values), "StatefulSet", "demo-database")["spec"]
     assert spec["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Delete"

@@ -1,4 +1,4 @@
-"""What is there for those who use no Helm: the kustomize base, the example Secret, the role, the systemd unit."""
+"""The files for installations without Helm: kustomize base, example Secret, database role, systemd unit."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ ROLE_SQL = (MANIFESTS / "role.sql").read_text("utf-8")
 UNIT = MANIFESTS / "systemd" / "containerstacks-billing.service"
 
 
-def test_base_holds_the_charts_objects() -> None:
-    assert {path.name: path.read_text("utf-8") for path in BASE.iterdir()} == base_files(), (
-        "python -m tests.chart.golden"
-    )
+def test_base_equals_the_charts_default_objects() -> None:
+    files = {path.name: path.read_text("utf-8") for path in BASE.iterdir()}
+    assert files == base_files(), "run: python -m tests.chart.golden"
 
 
-def test_kubectl_builds_the_charts_objects_from_the_base() -> None:
+def test_kubectl_builds_the_charts_default_objects_from_the_base() -> None:
     done = run("kubectl", "kustomize", str(BASE))
     assert done.returncode == 0, done.stderr
     built = {o["kind"]: o for o in load(done.stdout)}
@@ -47,7 +46,7 @@ def test_kubectl_builds_the_charts_objects_from_the_base() -> None:
     assert built == {o["kind"]: o for o in plain_objects()}
 
 
-def test_an_overlay_changes_namespace_and_image(tmp_path: Path) -> None:
+def test_overlay_changes_namespace_and_image(tmp_path: Path) -> None:
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
@@ -63,7 +62,7 @@ def test_an_overlay_changes_namespace_and_image(tmp_path: Path) -> None:
     assert one(objects, "RoleBinding")["subjects"][0]["namespace"] == "elsewhere"
 
 
-def test_example_secret_is_the_one_that_the_base_reads() -> None:
+def test_base_reads_the_example_secret() -> None:
     (secret,) = load((MANIFESTS / "secret.example.yaml").read_text("utf-8"))
     kubernetes_validate.validate(secret, "1.29", strict=True)
     check_url(secret["stringData"]["DATABASE_URL"], "DATABASE_URL")
@@ -71,11 +70,11 @@ def test_example_secret_is_the_one_that_the_base_reads() -> None:
     assert path.endswith(f"/{secret['metadata']['name']}/{next(iter(secret['stringData']))}")
 
 
-def test_unit_is_accepted_by_systemd(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit_and_rates_it_as_hardened(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("no systemd-analyze: apt-get install systemd")
-    # systemd-analyze insists on the program, which is not installed here
+    # systemd-analyze requires the program, which isn't installed here
     copy = tmp_path / UNIT.name
     copy.write_text(re.sub(r"(?m)^(Exec\w+)=\S+", r"\1=/bin/true", UNIT.read_text("utf-8")), "utf-8")
     done = subprocess.run([analyze, "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False)
@@ -84,10 +83,10 @@ def test_unit_is_accepted_by_systemd(tmp_path: Path) -> None:
         [analyze, "security", "--no-pager", "--offline=true", "--threshold=15", str(copy)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"exposed more than 1.5 of 10:\n{done.stdout[-200:]}"
+    assert done.returncode == 0, f"exposure level above 1.5 of 10:\n{done.stdout[-200:]}"
 
 
-def test_unit_waits_for_the_drain_and_asks_no_shell() -> None:
+def test_unit_waits_for_the_drain_and_runs_no_shell() -> None:
     unit = dict(line.split("=", 1) for line in UNIT.read_text("utf-8").splitlines() if re.match(r"[A-Z]\w+=", line))
     assert unit["Type"] == "notify"
     assert int(unit["TimeoutStopSec"]) == 270 + 30
@@ -97,17 +96,17 @@ def test_unit_waits_for_the_drain_and_asks_no_shell() -> None:
 
 @pytest.fixture
 def as_role(server: Server, database: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a migrated database, acting as the role that role.sql makes."""
+    """A connection to a migrated database that acts as the role of role.sql."""
     with psycopg.connect(database, autocommit=True) as connection:
         name = sql.Identifier(connection.info.dbname).as_string(connection)
         text = ROLE_SQL.replace(r"\set ON_ERROR_STOP on", "").replace(':"DBNAME"', name)
-        for _ in range(2):  # safe to run again
+        for _ in range(2):  # the script is safe to repeat
             connection.execute(text.encode())
         connection.execute(f"set role {ROLE}".encode())
         yield connection
 
 
-def test_role_may_write_what_the_controllers_statements_write(as_role: psycopg.Connection[Any]) -> None:
+def test_role_may_run_every_verb_of_the_controllers_statements(as_role: psycopg.Connection[Any]) -> None:
     verbs = {"insert into": "INSERT", "update": "UPDATE", "delete from": "DELETE", "from": "SELECT", "join": "SELECT"}
     tables = {row[0] for row in as_role.execute("select relname from pg_class where relkind = 'r'").fetchall()}
     checked = set()
@@ -121,12 +120,12 @@ def test_role_may_write_what_the_controllers_statements_write(as_role: psycopg.C
                 if verb != "delete from"
                 else (as_role.execute("select has_table_privilege(%s, 'DELETE')", (table,)))
             )
-            assert may.fetchone() == (True,), f"role.sql: {verb} {table}"
+            assert may.fetchone() == (True,), f"role.sql doesn't allow: {verb} {table}"
     assert len(checked) > 10
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["bill"], ["audit"], ["status"], ["history"]], ids=" ".join)
-def test_role_is_enough_for(command: list[str], as_role: psycopg.Connection[Any], database: str) -> None:
+def test_role_suffices_for_the_command(command: list[str], as_role: psycopg.Connection[Any], database: str) -> None:
     as_role.execute("reset role")
     as_role.execute(f"alter role {ROLE} password 'x'".encode())
     url = make_conninfo(database, user=ROLE, password="x")
@@ -158,7 +157,7 @@ def test_role_is_enough_for(command: list[str], as_role: psycopg.Connection[Any]
 )
 def test_role_may_do_nothing_else(as_role: psycopg.Connection[Any], forbidden: str) -> None:
     as_role.execute("reset role")
-    as_role.execute("revoke create on schema public from public")  # as every server from 15 on
+    as_role.execute("revoke create on schema public from public")  # the default from PostgreSQL 15 on
     as_role.execute(f"set role {ROLE}".encode())
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         as_role.execute(forbidden.encode())

@@ -27,6 +27,10 @@ NEWEST = ".".join(kubernetes_validate.latest_version().split(".")[:2])
 #: Labels that a selector may use: an upgrade can't change them.
 SELECTOR = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
 
+#: Containers and objects of values/full.yaml that aren't the chart's.
+EXTRA_CONTAINERS = {"proxy", "beside"}
+EXTRA_OBJECTS = {"as-object", f"{RELEASE}-as-text"}
+
 every_value_set = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS)
 
 
@@ -72,7 +76,7 @@ def test_kubernetes_accepts_every_object(values: Values, version: str) -> None:
             kubernetes_validate.validate(o, version, strict=True)
 
 
-def test_older_kubernetes_is_refused() -> None:
+def test_older_kubernetes_is_rejected() -> None:
     done = run("helm", "template", "x", str(CHART), "--kube-version", "1.28.9", "--set", "demo.enabled=true")
     assert "requires kubeVersion: >=1.29.0-0" in done.stderr
 
@@ -86,7 +90,7 @@ def test_every_pod_meets_the_restricted_profile(values: Values) -> None:
 
 
 def restricted_violations(pod: Manifest) -> list[str]:
-    """What the Restricted Pod Security Standard objects to, and a root file system that can be written to."""
+    """Violations of the Restricted Pod Security Standard, and writable root file systems."""
     volumes = {
         "configMap",
         "csi",
@@ -113,22 +117,21 @@ def restricted_violations(pod: Manifest) -> list[str]:
             "hostPort": not any("hostPort" in p for p in container.get("ports", [])),
             "procMount": own.get("procMount", "Default") == "Default",
             "readOnlyRootFilesystem": own.get("readOnlyRootFilesystem") is True
-            or container["name"] in {"proxy", "beside"},  # the operator's own
+            or container["name"] in EXTRA_CONTAINERS,
         }
         found += [f"{container['name']}.{name}" for name, good in checks.items() if not good]
     return found
 
 
-def test_restricted_check_sees_a_violation() -> None:
-    """The check itself: a pod without any security context breaks it."""
+def test_restricted_check_finds_a_missing_security_context() -> None:
     assert "a.capabilities" in restricted_violations({"containers": [{"name": "a"}]})
 
 
 @every_value_set
-def test_every_container_is_limited_and_says_why_it_ended(values: Values) -> None:
+def test_every_container_has_a_memory_limit_and_a_termination_message(values: Values) -> None:
     for source, pod in pod_specs(render(values)):
         for container in pod["containers"] + pod.get("initContainers", []):
-            if container["name"] not in {"proxy", "beside"}:
+            if container["name"] not in EXTRA_CONTAINERS:
                 assert container["resources"]["limits"].keys() == {"memory"}, source
                 assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", source
 
@@ -137,25 +140,30 @@ def test_every_container_is_limited_and_says_why_it_ended(values: Values) -> Non
 def test_every_object_is_labelled(values: Values) -> None:
     wanted = SELECTOR | {f"app.kubernetes.io/{x}" for x in ("version", "part-of", "managed-by")} | {"helm.sh/chart"}
     for o in render(values):
-        if "as-" not in o["metadata"]["name"]:
+        if o["metadata"]["name"] not in EXTRA_OBJECTS:
             assert wanted <= o["metadata"]["labels"].keys(), o["metadata"]["name"]
 
 
 @every_value_set
-def test_selectors_hold_only_what_never_changes(values: Values) -> None:
-    for o in render(values):
-        selector = o.get("spec", {}).get("selector", {})
-        labels = selector.get("matchLabels", selector if o["kind"] == "Service" else {})
-        assert labels.keys() <= SELECTOR, o["metadata"]["name"]
+def test_selectors_use_only_labels_that_never_change(values: Values) -> None:
+    selectors = {
+        f"{o['kind']}/{o['metadata']['name']}": o["spec"]["selector"]
+        for o in render(values)
+        if "selector" in o.get("spec", {})
+    }
+    assert {name.partition("/")[0] for name in selectors} >= {"Deployment", "Service", "PodDisruptionBudget"}
+    for name, selector in selectors.items():
+        labels = selector if name.startswith("Service/") else selector["matchLabels"]
+        assert labels.keys() == SELECTOR, name
 
 
-def test_pods_outlive_a_new_chart_of_the_same_content() -> None:
+def test_new_chart_version_with_the_same_content_keeps_the_pods() -> None:
     labels = one(render(MINIMAL), "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert not [label for label in labels if label.startswith("helm.sh/")]
 
 
 @pytest.mark.parametrize("component", ["test", "migrate", "demo-database"])
-def test_no_other_pod_is_selected_as_a_replica(component: str) -> None:
+def test_selector_of_the_replicas_matches_no_other_pod(component: str) -> None:
     values: Values = (
         {"demo": {"enabled": True}} if component == "demo-database" else {**MINIMAL, "migrations": {"mode": "job"}}
     )
@@ -167,52 +175,52 @@ def test_no_other_pod_is_selected_as_a_replica(component: str) -> None:
 
 
 @pytest.mark.parametrize("release", ["b", "a-release-with-a-name-as-long-as-helm-allows-it-to-be"])
-def test_names_fit_whatever_the_release_is_called(release: str) -> None:
+def test_names_fit_the_limits_for_any_release_name(release: str) -> None:
     values: Values = {"demo": {"enabled": True, "postgresql": {"storageSize": "1Gi"}}}
     for o in [*render(values, release=release), *render({**MINIMAL, "migrations": {"mode": "job"}}, release=release)]:
-        # a StatefulSet's name becomes a label with a hash of 10 characters and a dash
+        # a StatefulSet's name plus a dash and a hash of 10 characters becomes a label
         assert len(o["metadata"]["name"]) <= (52 if o["kind"] == "StatefulSet" else 63)
 
 
-def test_two_releases_share_no_name() -> None:
+def test_two_releases_share_no_object_name() -> None:
     first, second = ({(o["kind"], o["metadata"]["name"]) for o in render(MINIMAL, release=r)} for r in ("one", "two"))
     assert not first & second
 
 
-def test_replicas_null_leaves_the_field_to_others() -> None:
+def test_replicas_null_omits_the_field() -> None:
     assert "replicas" not in one(render({**MINIMAL, "replicas": None}), "Deployment")["spec"]
     assert one(render({**MINIMAL, "replicas": 0}), "Deployment")["spec"]["replicas"] == 0
 
 
 @pytest.mark.parametrize(("replicas", "made"), [(None, True), (0, False), (1, False), (2, True)])
-def test_disruption_budget_is_made_for_more_than_one_replica(replicas: int | None, *, made: bool) -> None:
+def test_disruption_budget_exists_for_more_than_one_replica(replicas: int | None, *, made: bool) -> None:
     objects = render({**MINIMAL, "replicas": replicas})
     assert ("PodDisruptionBudget" in {o["kind"] for o in objects}) is made
 
 
-def test_rollout_never_goes_below_the_number_of_replicas() -> None:
+def test_rollout_never_has_fewer_ready_pods_than_replicas() -> None:
     strategy = one(render(MINIMAL), "Deployment")["spec"]["strategy"]
     assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
-def test_a_replica_starts_as_standby() -> None:
+def test_replica_starts_with_the_label_of_a_standby() -> None:
     pod = one(render({**MINIMAL, "podLabels": {"billing.containerstacks.io/role": "leader"}}), "Deployment")
     assert pod["spec"]["template"]["metadata"]["labels"]["billing.containerstacks.io/role"] == "standby"
 
 
-def test_probes_ask_for_health_and_never_for_leadership() -> None:
+def test_probes_check_health_and_not_leadership() -> None:
     container = controller(render(MINIMAL))
     paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
     assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
 
 
-def test_emptied_folders_do_not_keep_a_node() -> None:
+def test_autoscaler_may_evict_every_empty_dir() -> None:
     template = one(render(MINIMAL), "Deployment")["spec"]["template"]
-    kept = template["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"]
-    assert kept.split(",") == [v["name"] for v in template["spec"]["volumes"] if "emptyDir" in v]
+    evictable = template["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"]
+    assert evictable.split(",") == [v["name"] for v in template["spec"]["volumes"] if "emptyDir" in v]
 
 
-def test_spread_is_this_releases_own_unless_it_is_said_otherwise() -> None:
+def test_spread_constraint_without_a_selector_gets_the_releases() -> None:
     own = {
         "maxSkew": 1,
         "topologyKey": "a",
@@ -227,7 +235,7 @@ def test_spread_is_this_releases_own_unless_it_is_said_otherwise() -> None:
     assert second["matchLabelKeys"] == ["pod-template-hash"]
 
 
-def test_image_is_named_by_registry_repository_and_digest() -> None:
+def test_image_name_joins_registry_repository_and_tag_or_digest() -> None:
     def image(**given: str) -> str:
         made: str = controller(render({**MINIMAL, "image": given}))["image"]
         return made
@@ -238,32 +246,36 @@ def test_image_is_named_by_registry_repository_and_digest() -> None:
     assert image(repository="a/b", tag="9", digest=digest) == f"a/b@{digest}"
 
 
-def test_http_address_fits_an_ipv6_cluster() -> None:
+def test_http_address_may_be_ipv6() -> None:
     container = controller(render({**MINIMAL, "http": {"host": "[::]", "port": 9090}}))
     assert environment(container)["BILLING_HTTP_ADDRESS"] == "[::]:9090"
     assert container["ports"] == [{"name": "http", "containerPort": 9090, "protocol": "TCP"}]
 
 
-def test_defaults_can_be_taken_away() -> None:
+def test_null_removes_a_default() -> None:
     values: Values = {
         **MINIMAL, "resources": None, "podSecurityContext": None, "securityContext": None, "affinity": None,
         "topologySpreadConstraints": None, "migrations": {"mode": "job"},
     }  # fmt: skip
-    for o in render(values):
+    objects = render(values)
+    for o in objects:
         kubernetes_validate.validate(o, NEWEST, strict=True)
+    pod = one(objects, "Deployment")["spec"]["template"]["spec"]
+    assert not {"securityContext", "topologySpreadConstraints", "affinity"} & pod.keys()
+    assert not {"securityContext", "resources"} & controller(objects).keys()
 
 
-def test_openshift_may_choose_the_user() -> None:
+def test_openshift_can_choose_the_user() -> None:
     values: Values = {**MINIMAL, "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}}
     pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
     assert pod["securityContext"].keys() == {"runAsNonRoot", "fsGroupChangePolicy", "seccompProfile"}
 
 
-def test_helm_test_tests_this_release_without_cluster_dns() -> None:
+def test_helm_test_checks_this_release_without_cluster_dns() -> None:
     job = one(render(MINIMAL), "Job", "test")
     pod = job["spec"]["template"]["spec"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "test"
-    assert job["spec"]["ttlSecondsAfterFinished"], "helm uninstall leaves hooks alone"
+    assert job["spec"]["ttlSecondsAfterFinished"], "helm uninstall doesn't delete hook resources"
     assert pod["enableServiceLinks"]
     by_name = {c["name"]: c for c in pod["containers"]}
     assert by_name["schema"]["args"] == ["migrate", "--check"]

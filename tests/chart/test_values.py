@@ -1,4 +1,4 @@
-"""values.yaml, its schema, the README and the templates agree; what is wrong is refused with its reason."""
+"""values.yaml, its schema, the README and the templates agree, and wrong values are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ from tests.chart.toolbox import (
     template,
 )
 
-#: For a parent chart alone.
-OF_THE_PARENT = {"global", "enabled"}
+#: Values that only a parent chart uses.
+PARENT_VALUES = {"global", "enabled"}
 
-#: Settings of the controller that the chart computes, or that make no sense in it.
-NOT_A_VALUE = {
+#: Settings that the platform provides: Kubernetes and systemd.
+PLATFORM_SETTINGS = {"KUBERNETES_SERVICE_HOST", "NOTIFY_SOCKET"}
+
+#: Settings that the chart computes, so no value has the same bounds.
+COMPUTED_SETTINGS = {
     "DATABASE_URL", "DATABASE_DIRECT_URL", "BILLING_CONTROL_SOCKET", "BILLING_DEPLOYMENT_NAME", "BILLING_KUBERNETES",
     "BILLING_HTTP_ADDRESS", "DATABASE_URL_FILE", "DATABASE_DIRECT_URL_FILE",
     "POD_NAME", "POD_NAMESPACE", "POD_UID", "NODE_NAME",
@@ -58,10 +61,10 @@ def with_value(path: tuple[str, ...], value: Any, base: Values) -> Manifest:  # 
     return values
 
 
-SCHEMA_LEAVES = [leaf for leaf in schema_leaves(schema()) if leaf[0] not in OF_THE_PARENT]
+SCHEMA_LEAVES = [leaf for leaf in schema_leaves(schema()) if leaf[0] not in PARENT_VALUES]
 
 
-def test_schema_is_a_schema_and_the_defaults_meet_it() -> None:
+def test_schema_is_valid_and_accepts_the_defaults() -> None:
     jsonschema.Draft7Validator.check_schema(schema())
     jsonschema.validate(default_values(), schema())
 
@@ -74,23 +77,23 @@ def test_schema_and_defaults_name_the_same_values() -> None:
         assert any(path[: len(leaf)] == leaf for leaf in SCHEMA_LEAVES), path
 
 
-def test_schema_is_strict_all_the_way_down() -> None:
+def test_schema_describes_every_value_and_rejects_unknown_names() -> None:
     def check(node: Manifest, path: str) -> None:
         if "properties" in node:
             assert node["additionalProperties"] is False, path
             for key, child in node["properties"].items():
-                assert child["description"].endswith((".", "PRODUCTION")), f"{path}.{key}"
+                assert child["description"].endswith("."), f"{path}.{key}"
                 check(child, f"{path}.{key}")
 
     check({**schema(), "description": "."}, "")
 
 
-@pytest.mark.parametrize("path", OF_THE_PARENT)
-def test_schema_knows_what_a_parent_chart_sets(path: str) -> None:
+@pytest.mark.parametrize("path", sorted(PARENT_VALUES))
+def test_schema_accepts_what_a_parent_chart_sets(path: str) -> None:
     render({**MINIMAL, path: {"anything": 1} if path == "global" else True})
 
 
-def test_templates_use_no_value_that_the_schema_does_not_know() -> None:
+def test_templates_use_only_values_in_the_schema() -> None:
     used = set()
     for file in (CHART / "templates").rglob("*.*"):
         used |= set(re.findall(r"(?:\$|\.)\.?Values\.([A-Za-z0-9.]+)", file.read_text("utf-8")))
@@ -100,9 +103,8 @@ def test_templates_use_no_value_that_the_schema_does_not_know() -> None:
         assert any(leaf[: len(keys)] == keys or keys[: len(leaf)] == leaf for leaf in SCHEMA_LEAVES), path
 
 
-#: What a value needs beside it to have an effect.
+#: Other values that a value needs to have an effect, by prefix of its name.
 CONTEXT: list[tuple[str, Manifest]] = [
-    ("database.existingSecretKey", {**MINIMAL}),
     ("database.url", {}),
     ("database.directUrl", {"database": {"url": "postgresql://a@b/c"}}),
     ("migrations.existingSecretKey", {**MINIMAL, "migrations": {"existingSecret": "owner"}}),
@@ -152,41 +154,45 @@ def test_examples_in_the_schema_are_valid() -> None:
 
 def test_readme_lists_every_value_with_its_default() -> None:
     found = TABLE.search((CHART / "README.md").read_text("utf-8"))
-    assert found, "no table of values"
-    assert found[0] == values_table(), "python -m tests.chart.golden"
+    assert found, "README.md has no table of values"
+    assert found[0] == values_table(), "run: python -m tests.chart.golden"
     for leaf in SCHEMA_LEAVES:
         assert f"| `{'.'.join(leaf)}` |" in found[0]
 
 
-#: Set by Kubernetes and by systemd, for whoever runs there.
-OF_THE_PLATFORM = {"KUBERNETES_SERVICE_HOST", "NOTIFY_SOCKET"}
-
-
 def variables() -> dict[str, Any]:
+    """The controller's settings, by environment variable."""
     return {field.validation_alias.choices[0]: field for field in Settings.model_fields.values()}  # type: ignore[union-attr,misc]
+
+
+def test_exceptions_name_only_settings_that_exist() -> None:
+    assert (COMPUTED_SETTINGS | PLATFORM_SETTINGS) - variables().keys() == set()
 
 
 def test_chart_sets_every_setting_of_the_controller_and_no_other() -> None:
     container = controller(render(MINIMAL))
     assert {v["name"] for v in container["env"]} == variables().keys() - {
-        "DATABASE_URL", "DATABASE_DIRECT_URL", "DATABASE_DIRECT_URL_FILE", *OF_THE_PLATFORM,
+        "DATABASE_URL", "DATABASE_DIRECT_URL", "DATABASE_DIRECT_URL_FILE", *PLATFORM_SETTINGS,
     }  # fmt: skip
 
 
-def test_controller_accepts_what_the_chart_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_controller_accepts_the_charts_settings_and_shares_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(controller(render(MINIMAL))).items():
         monkeypatch.setenv(name, value)
     settings = Settings(_env_file=None)
     plain = Settings.model_construct()
     for name in ("interval_minutes", "workers", "batch_size", "default_hourly_rate", "currency", "lock_name", "bounds"):
-        assert getattr(settings, name) == getattr(plain, name), f"the chart's default differs: {name}"
+        assert getattr(settings, name) == getattr(plain, name), (
+            f"the chart's default of {name} differs from the controller's"
+        )
 
 
-@pytest.mark.parametrize("variable", sorted(variables().keys() - NOT_A_VALUE - OF_THE_PLATFORM))
-def test_bounds_of_a_value_are_the_settings_own(variable: str) -> None:
-    """What the schema accepts, the controller accepts: a bad value fails at install and not in the pod."""
-    sentinel = {".".join(leaf): leaf for leaf in SCHEMA_LEAVES if leaf[0] in {"billing", "election", "log", "drain"}}
-    by_variable = {_variable(leaf): leaf for leaf in sentinel.values()}
+@pytest.mark.parametrize("variable", sorted(variables().keys() - COMPUTED_SETTINGS - PLATFORM_SETTINGS))
+def test_schema_accepts_no_value_that_the_controller_rejects(variable: str) -> None:
+    """A wrong value must fail the installation, not the pod."""
+    by_variable = {
+        _variable(leaf): leaf for leaf in SCHEMA_LEAVES if leaf[0] in {"billing", "election", "log", "drain"}
+    }
     node = described(by_variable[variable])
     metadata = variables()[variable].metadata
     for bound, keys in {"ge": ("minimum",), "gt": ("exclusiveMinimum",), "le": ("maximum",)}.items():
@@ -199,7 +205,7 @@ def test_bounds_of_a_value_are_the_settings_own(variable: str) -> None:
 
 
 def _variable(leaf: tuple[str, ...]) -> str:
-    """drain.timeoutSeconds -> BILLING_DRAIN_TIMEOUT_SECONDS; log.level -> LOG_LEVEL."""
+    """Maps drain.timeoutSeconds to BILLING_DRAIN_TIMEOUT_SECONDS, and log.level to LOG_LEVEL."""
     words = re.sub(r"([A-Z])", r"_\1", leaf[-1]).upper()
     prefix = {"log": "LOG_", "drain": "BILLING_DRAIN_"}.get(leaf[0], "BILLING_")
     return prefix + words
@@ -208,7 +214,7 @@ def _variable(leaf: tuple[str, ...]) -> str:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({}, "Which database? Set exactly one of"),
+        ({}, "No database is set. Set exactly one of"),
         ({"database": {"existingSecret": "a", "url": "postgresql://a@b/c"}}, "Keep one of them"),
         ({"database": {"url": "mysql://a@b/c"}}, "at '/database/url'"),
         ({"database": {"existingSecret": "Not_A_Name"}}, "at '/database/existingSecret'"),
@@ -234,13 +240,13 @@ def _variable(leaf: tuple[str, ...]) -> str:
         ({**MINIMAL, "podDisruptionBudget": {"maxUnavailable": 0}}, "at '/podDisruptionBudget/maxUnavailable'"),
         (
             {**MINIMAL, "extraEnv": [{"name": "LOG_LEVEL", "value": "debug"}]},
-            "extraEnv sets LOG_LEVEL, which the chart sets",
+            "extraEnv sets LOG_LEVEL, which the chart already sets",
         ),
         ({**MINIMAL, "extraEnv": [{"name": "DATABASE_URL", "value": "x"}]}, "extraEnv sets DATABASE_URL"),
-        ({**MINIMAL, "serviceAccount": {"create": False}}, "name the account to use"),
+        ({**MINIMAL, "serviceAccount": {"create": False}}, "Name the account to use"),
         (
             {**MINIMAL, "metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
-            "scraped twice",
+            "scrape every replica twice",
         ),
         (
             {**MINIMAL, "metrics": {"prometheusRule": {"disabledAlerts": ["NoSuchAlert"]}}},
@@ -249,12 +255,12 @@ def _variable(leaf: tuple[str, ...]) -> str:
         ({**MINIMAL, "http": {"port": 80}}, "at '/http/port': minimum: got 80, want 1,024"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_reason(values: Manifest, reason: str) -> None:
+def test_wrong_value_is_rejected_with_a_reason(values: Manifest, reason: str) -> None:
     assert reason in refusal(values)
 
 
-def test_default_rate_stays_exact() -> None:
-    """Money: what is written in the values is what the controller reads, as text or as a number."""
+def test_default_rate_reaches_the_controller_exactly() -> None:
+    """The value may be a string or a number."""
     for written, read in (
         ("0.027", "0.027"),
         (0.027, "0.027"),
@@ -267,7 +273,7 @@ def test_default_rate_stays_exact() -> None:
         assert environment(container)["BILLING_DEFAULT_HOURLY_RATE"] == read
 
 
-def test_numbers_reach_the_controller_as_they_are_written() -> None:
+def test_large_numbers_reach_the_controller_without_an_exponent() -> None:
     billing = {"batchSize": 20000, "intervalMinutes": 10080, "takeoverDelaySeconds": 86400}
     values = environment(controller(render({**MINIMAL, "billing": billing})))
     assert (values["BILLING_BATCH_SIZE"], values["BILLING_INTERVAL_MINUTES"]) == ("20000", "10080")

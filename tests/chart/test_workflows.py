@@ -1,9 +1,10 @@
-"""The workflows: what they run exists, and what they use is pinned."""
+"""The workflows run targets that exist and use pinned actions."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +27,8 @@ def test_zizmor_finds_nothing() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_action_is_pinned_by_hash_with_its_version_beside(path: object) -> None:
-    text = (ROOT / str(path)).read_text("utf-8")
+def test_every_action_is_pinned_by_hash_with_its_version_in_a_comment(path: Path) -> None:
+    text = path.read_text("utf-8")
     uses = re.findall(r"uses: (.*)", text)
     assert uses
     for used in uses:
@@ -35,8 +36,8 @@ def test_every_action_is_pinned_by_hash_with_its_version_beside(path: object) ->
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_permissions_are_given_job_by_job_and_jobs_end(path: object) -> None:
-    workflow = load((ROOT / str(path)).read_text("utf-8"))[0]
+def test_every_job_has_its_own_permissions_and_a_timeout(path: Path) -> None:
+    workflow = load(path.read_text("utf-8"))[0]
     assert workflow["permissions"] == {}
     for job in workflow["jobs"].values():
         assert job["permissions"]["contents"] == "read"
@@ -44,14 +45,14 @@ def test_permissions_are_given_job_by_job_and_jobs_end(path: object) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_targets_of_make_exist(path: object) -> None:
+def test_every_make_target_exists(path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    called = set(re.findall(r"\bmake (\w+)", (ROOT / str(path)).read_text("utf-8")))
+    called = set(re.findall(r"\bmake (\w+)", path.read_text("utf-8")))
     assert called
     assert {target for target in called if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
 
 
-def test_e2e_runs_on_the_newest_three_minors_by_digest() -> None:
+def test_e2e_runs_on_three_consecutive_minors_by_digest() -> None:
     ci = load((ROOT / ".github" / "workflows" / "ci.yaml").read_text("utf-8"))[0]
     matrix = ci["jobs"]["e2e"]["strategy"]["matrix"]["include"]
     minors = [int(entry["kubernetes"].split(".")[1]) for entry in matrix]
@@ -60,7 +61,7 @@ def test_e2e_runs_on_the_newest_three_minors_by_digest() -> None:
         assert re.fullmatch(rf"kindest/node:v{entry['kubernetes']}\.\d+@sha256:[0-9a-f]{{64}}", entry["node"])
 
 
-def test_release_signs_what_it_publishes() -> None:
+def test_release_signs_and_attests_image_and_chart() -> None:
     release = load((ROOT / ".github" / "workflows" / "release.yaml").read_text("utf-8"))[0]
     text = "\n".join(step.get("run", "") for step in steps(release))
     assert text.count("cosign sign --yes") == 2

