@@ -1,0 +1,38 @@
+"""Links between the documents lead somewhere, headings included."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    path
+    for folder in (".", "docs", "bench/results", "manifests", "charts/containerstacks-billing")
+    for path in (ROOT / folder).glob("*.md")
+)
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]+)?\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_a_document_lead_to_files_and_headings(path: Path) -> None:
+    broken = []
+    for file, anchor in LINK.findall(path.read_text("utf-8")):
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(file + anchor)
+    assert broken == []
+
+
+def test_index_lists_every_document() -> None:
+    index = (ROOT / "docs" / "README.md").read_text("utf-8")
+    documents = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {name for name in documents if f"({name})" not in index} == set()
