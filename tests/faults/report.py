@@ -10,7 +10,7 @@ from typing import Final
 
 from tests.faults.timings import Timings
 
-BEGIN: Final = "<!-- fault matrix: begin; written by `make faults FAULT_REPORT=docs/reliability.md` -->"
+BEGIN: Final = "<!-- fault matrix: begin; written by `make faults FAULT_REPORT=bench/results/faults.md` -->"
 END: Final = "<!-- fault matrix: end -->"
 
 

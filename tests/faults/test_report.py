@@ -53,7 +53,7 @@ def test_what_another_lane_has_measured_is_added(measured: Timings) -> None:
 
 
 def test_document_keeps_what_stands_around_the_table(measured: Timings, tmp_path: Path) -> None:
-    document = tmp_path / "reliability.md"
+    document = tmp_path / "faults.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     write_report(document, measured)
     write_report(document, measured)
@@ -66,7 +66,7 @@ def test_document_keeps_what_stands_around_the_table(measured: Timings, tmp_path
 
 
 def test_document_of_the_repository_has_a_place_for_the_table() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "bench" / "results" / "faults.md").read_text(encoding="utf-8")
     assert text.index(BEGIN) < text.index(END)
 
 
