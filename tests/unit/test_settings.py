@@ -1,4 +1,4 @@
-"""Settings: every wrong value is one line that names its variable, and no message ever holds a part of a password."""
+"""Every wrong value is reported in one line that names its variable. No message contains part of a password."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ URL = "postgresql://user:secret@db.example:5432/app"
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of this machine's settings, and a folder without a `.env`."""
+    """Removes this machine's settings, and changes to a folder without a `.env`."""
     for name in list(os.environ):
         if name.startswith(("PG", "BILLING_", "DATABASE_", "LOG_", "POD_", "NODE_", "NOTIFY_")):
             monkeypatch.delenv(name)
@@ -25,7 +25,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def load(**environment: str) -> controller_settings.Settings:
-    """Reads the settings with these variables, and those alone."""
+    """Loads the settings from these variables alone."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -33,11 +33,11 @@ def load(**environment: str) -> controller_settings.Settings:
 
 
 def refusal(**environment: str) -> str:
-    """The line with which the settings are refused."""
+    """The error line for these variables."""
     with pytest.raises(SettingsError) as refused:
         load(**environment).require_database()
     assert refused.value.exit_status == 2
-    assert refused.value.__cause__ is None, "a cause would be printed with its values"
+    assert refused.value.__cause__ is None, "a chained exception would print its values"
     line = str(refused.value)
     assert len(line.splitlines()) == 1
     return line
@@ -106,7 +106,7 @@ def test_wrong_value_is_one_line_that_begins_with_its_variable(name: str, value:
     assert "secret" not in line
 
 
-def test_several_wrong_values_are_all_in_the_line() -> None:
+def test_line_names_every_wrong_value() -> None:
     line = refusal(DATABASE_URL=URL, BILLING_WORKERS="0", LOG_LEVEL="loud", BILLING_CURRENCY="x")
     for name in ("BILLING_WORKERS", "LOG_LEVEL", "BILLING_CURRENCY"):
         assert name in line
@@ -128,7 +128,7 @@ def test_bounds_in_the_wrong_order_are_refused(bounds: tuple[str, str, str]) -> 
 
 
 @pytest.mark.parametrize("value", ["WARN", " Warn ", "warn"])
-def test_levels_may_be_written_as_people_write_them(value: str) -> None:
+def test_log_level_ignores_case_and_surrounding_space(value: str) -> None:
     assert load(DATABASE_URL=URL, LOG_LEVEL=value).log_level == "warn"
 
 
@@ -137,12 +137,12 @@ def test_eviction_can_be_switched_off(value: str) -> None:
     assert load(DATABASE_URL=URL, BILLING_EVICTION=value).eviction == "off"
 
 
-def test_empty_value_is_as_none_at_all() -> None:
+def test_empty_value_counts_as_unset() -> None:
     assert load(DATABASE_URL=URL, BILLING_WORKERS="").workers == 2
 
 
 @pytest.mark.parametrize("value", ["none", "NONE", "off"])
-def test_rate_socket_and_address_can_be_switched_off(value: str) -> None:
+def test_rate_socket_and_address_can_be_none(value: str) -> None:
     loaded = load(
         DATABASE_URL=URL,
         BILLING_DEFAULT_HOURLY_RATE=value,
@@ -152,14 +152,14 @@ def test_rate_socket_and_address_can_be_switched_off(value: str) -> None:
     assert (loaded.default_monthly_price, loaded.control_socket, loaded.http_address) == (None, None, None)
 
 
-def test_database_must_be_named_once() -> None:
+def test_exactly_one_database_setting_is_required() -> None:
     assert refusal().startswith("DATABASE_URL is not set")
     assert refusal(DATABASE_URL=URL, DATABASE_URL_FILE="/x").startswith("DATABASE_URL and DATABASE_URL_FILE")
     both = refusal(DATABASE_URL=URL, DATABASE_DIRECT_URL=URL, DATABASE_DIRECT_URL_FILE="/x")
     assert both.startswith("DATABASE_DIRECT_URL and DATABASE_DIRECT_URL_FILE")
 
 
-def test_url_in_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
+def test_url_in_a_file_is_read_again_each_time(tmp_path: Path) -> None:
     file = tmp_path / "url"
     file.write_text(f"\n {URL}\n\n")
     loaded = load(DATABASE_URL_FILE=str(file))
@@ -171,14 +171,14 @@ def test_url_in_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"\xff\xfe\x00", b"no url at all", b"postgresql://u:p\0w@h/db"])
-def test_file_that_holds_no_url_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_file_without_a_url_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "url"
     file.write_bytes(content)
     assert refusal(DATABASE_URL_FILE=str(file)).startswith("DATABASE_URL_FILE")
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
-def test_file_that_can_not_be_read_is_one_line(tmp_path: Path, name: str) -> None:
+def test_unreadable_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     assert refusal(DATABASE_URL_FILE=str(tmp_path / name)).startswith("DATABASE_URL_FILE")
 
 
@@ -194,14 +194,14 @@ def test_wrong_value_in_an_env_file_names_its_variable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"DATABASE_URL=postgresql://u:p\xe4ss@h/db\n", b"\xff\xfe"])
-def test_env_file_that_is_not_utf_8_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_env_file_that_is_not_utf_8_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".env").write_bytes(content)
     assert ".env" in refusal()
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True), (0o644, True)])
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
-def test_env_file_that_others_can_read_is_warned_about(tmp_path: Path, mode: int, *, warned: bool) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no file modes")
+def test_env_file_that_others_can_read_causes_a_warning(tmp_path: Path, mode: int, *, warned: bool) -> None:
     file = tmp_path / ".env"
     assert controller_settings.env_file_warning(file) is None
     file.write_text("DATABASE_URL=x")

@@ -1,4 +1,4 @@
-"""URLs with passwords in them: good ones are taken as they are, of a bad one no message holds a part."""
+"""A valid URL is used unchanged. No message about a malformed URL contains part of its password."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ URL = "postgresql://user:secret@db.example:5432/app"
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of this machine's settings, and a folder without a `.env`."""
+    """Removes this machine's settings, and changes to a folder without a `.env`."""
     for name in list(os.environ):
         if name.startswith(("PG", "BILLING_", "DATABASE_")):
             monkeypatch.delenv(name)
@@ -28,7 +28,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def load(**environment: str) -> controller_settings.Settings:
-    """Reads the settings with these variables, and those alone."""
+    """Loads the settings from these variables alone."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -49,7 +49,7 @@ def load(**environment: str) -> controller_settings.Settings:
         "host=db.example user=user password='p@ss w#rd' dbname=app",
     ],
 )
-def test_good_url_is_taken_as_it_is(url: str) -> None:
+def test_valid_url_is_used_unchanged(url: str) -> None:
     assert load(DATABASE_URL=url).read_url() == url
 
 
@@ -84,13 +84,12 @@ def test_good_url_is_taken_as_it_is(url: str) -> None:
         "=hunter2",
     ],
 )
-def test_mistake_in_a_url_is_one_line_without_its_password(url: str) -> None:
-    """Whether the settings see the mistake or, later, libpq."""
-    told = everything_said(url)
-    assert "hunter2" not in told
-    assert "123456789" not in told
-    assert "DATABASE_URL" in told
-    assert len(told.splitlines()) == 1
+def test_malformed_url_is_refused_in_one_line_without_its_password(url: str) -> None:
+    message = reported(url)
+    assert "hunter2" not in message
+    assert "123456789" not in message
+    assert "DATABASE_URL" in message
+    assert len(message.splitlines()) == 1
 
 
 MISTAKES = [
@@ -125,7 +124,7 @@ passwords = st.lists(st.sampled_from([SECRET, *MISTAKES]), min_size=1, max_size=
 @example("zq7kx?host=")
 @example("1?zq7kx")
 @example("zq7kx@")
-def test_password_written_into_a_url_as_it_is_never_comes_out_again(password: str) -> None:
+def test_unencoded_password_never_appears_in_a_message(password: str) -> None:
     for url in (
         f"postgresql://user:{password}@127.0.0.1:1/app",
         f"postgresql://user:{password}@/app?host=/nowhere",
@@ -133,19 +132,19 @@ def test_password_written_into_a_url_as_it_is_never_comes_out_again(password: st
         f"host=127.0.0.1 port=1 user=user password={password} dbname=app",
         f"host=127.0.0.1 port=1 user=user password='{password}' dbname=app",
     ):
-        assert SECRET not in everything_said(url), url
+        assert SECRET not in reported(url), url
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20))
 @settings(max_examples=200, deadline=None)
-def test_password_that_is_encoded_arrives_as_it_was(password: str) -> None:
+def test_encoded_password_is_decoded_unchanged(password: str) -> None:
     url = f"postgresql://user:{quote(password, safe='')}@db.example/app"
     loaded = load(DATABASE_URL=url)
     assert psycopg.conninfo.conninfo_to_dict(loaded.read_url())["password"] == password
     assert loaded.secrets() == [password]
 
 
-def test_settings_show_no_password_in_any_form() -> None:
+def test_no_representation_of_the_settings_contains_a_password() -> None:
     loaded = load(DATABASE_URL=URL, DATABASE_DIRECT_URL=URL)
     for text in (repr(loaded), str(loaded), str(loaded.model_dump()), loaded.model_dump_json(), f"{loaded!r}"):
         assert "secret" not in text
@@ -153,8 +152,8 @@ def test_settings_show_no_password_in_any_form() -> None:
     assert "secret" not in repr(database)
 
 
-def everything_said(url: str) -> str:
-    """What a person sees of a URL's mistake: of the settings, else of the attempt to connect."""
+def reported(url: str) -> str:
+    """The error of loading the settings with this URL or, if they accept it, of connecting."""
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DATABASE_URL", url)
