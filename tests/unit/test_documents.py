@@ -36,3 +36,13 @@ def test_index_lists_every_document() -> None:
     index = (ROOT / "docs" / "README.md").read_text("utf-8")
     documents = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert {name for name in documents if f"({name})" not in index} == set()
+
+
+def test_tests_that_documents_cite_exist() -> None:
+    cited = {
+        (path.parent / file, name)
+        for path in DOCUMENTS
+        for file, name in re.findall(r"\]\(([^)]*\.py)\)`::(\w+)`", path.read_text("utf-8"))
+    }
+    assert cited
+    assert {(str(file), name) for file, name in cited if f"def {name}(" not in file.read_text("utf-8")} == set()
