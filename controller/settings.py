@@ -273,7 +273,11 @@ class Settings(BaseSettings):
     kubernetes: Annotated[
         Literal["auto", "off"],
         BeforeValidator(_lower),
-        _setting("BILLING_KUBERNETES", KUBERNETES, "Labels the pod and sends Events in a cluster; `off` does neither."),
+        _setting(
+            "BILLING_KUBERNETES",
+            KUBERNETES,
+            "In a cluster, `auto` labels the pod and sends Events; `off` does neither.",
+        ),
     ] = "auto"
     deployment_name: Annotated[
         str | None,
