@@ -11,7 +11,7 @@ from typing import Final
 
 import psycopg
 
-from bench.cycle import CycleSpec, run_cycle
+from bench.cycle import CycleRun, CycleSpec, run_cycle
 from bench.measurement import Measurement, Section, ratios
 from bench.server import changed_settings
 from bench.template import Template, fresh_copy, funded_template
@@ -112,27 +112,27 @@ def costs(server: Server, instances: int, rounds: int, workers: int, batch_size:
     """Measures each variant in turn. `only` selects variants by parts of their names; empty selects all."""
     template = funded_template(server, instances)
     variants = [each for each in VARIANTS if each is UNCHANGED or not only or any(part in each.name for part in only)]
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    microseconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for number in range(rounds + 1):
         for variant in variants:
-            took = _seconds(server, template, variant, workers, batch_size)
+            run = _run(server, template, variant, workers, batch_size)
             if number:
-                seconds[variant.name].append(took)
+                microseconds[variant.name].append(1e6 * run.seconds / run.instances)
         print(f"  round {number}" if number else "  warm-up", flush=True)
-    unchanged = seconds[UNCHANGED.name]
+    unchanged = microseconds[UNCHANGED.name]
     return Section(
         "costs",
         "One change at a time",
         f"The time of a cycle of {instances:,} instances with one change, relative to the unchanged cycle of the same"
         f" round ({workers} workers, batches of {batch_size:,}).",
         (
-            Measurement(UNCHANGED.name, "s", tuple(unchanged)),
-            *(Measurement(variant.name, "", ratios(seconds[variant.name], unchanged)) for variant in variants[1:]),
+            Measurement(UNCHANGED.name, "µs per instance", tuple(unchanged)),
+            *(Measurement(variant.name, "", ratios(microseconds[variant.name], unchanged)) for variant in variants[1:]),
         ),
     )
 
 
-def _seconds(server: Server, template: Template, variant: Variant, workers: int, batch_size: int) -> float:
+def _run(server: Server, template: Template, variant: Variant, workers: int, batch_size: int) -> CycleRun:
     with fresh_copy(server, template.name) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             for statement in (*variant.sql, "checkpoint"):
@@ -141,4 +141,4 @@ def _seconds(server: Server, template: Template, variant: Variant, workers: int,
             if variant.snapshot:
                 reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
                 reader.execute("select count(*) from vps_plans")
-            return run_cycle(variant.applied(CycleSpec(url, template.as_of.isoformat(), workers, batch_size))).seconds
+            return run_cycle(variant.applied(CycleSpec(url, template.as_of.isoformat(), workers, batch_size)))

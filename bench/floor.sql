@@ -2,7 +2,7 @@
 -- as hand-written SQL can. It has no fence, lock order, retries, failure isolation, debts or history, and it assumes that
 -- every wallet can pay.
 --
--- Measured choices (docs/performance.md):
+-- Measured choices (bench/results/experiments.md):
 -- * A temporary table beats one statement with CTEs: nothing is computed twice, and each write scans it once.
 -- * Rows are in the order of instance ids. That order matches two indexes and one foreign key, so each page is visited once.
 -- * Updates before inserts produce less write-ahead log.
