@@ -29,7 +29,7 @@ _NOISE: Final = re.compile(
     rf"{_NAME.pattern}|^SET .*;\n|\n    (START WITH 1|INCREMENT BY 1|NO MINVALUE|NO MAXVALUE|CACHE 1)(?=[\n;])",
     re.MULTILINE,
 )
-_VIEW: Final = re.compile(r"^CREATE VIEW .*?;$", re.MULTILINE | re.DOTALL)
+_VIEW: Final = re.compile(r"^CREATE (?:MATERIALIZED )?VIEW .*?;$", re.MULTILINE | re.DOTALL)
 _FROM: Final = re.compile(r"^ +FROM (?:\w+(?:\([^()]*\))? )?(\w+)(?:\([^()]*\))?;?$", re.MULTILINE)
 
 
