@@ -24,7 +24,7 @@ from bench.server import durable_server
 from bench.throughput import throughput
 from bench.topup_latency import topup_latency
 from controller.billing.cycle import CycleSettings
-from controller.demo.server import Server
+from tests.support.servers import Server
 
 SUITES = {
     "all": "throughput, topup_latency, catchup, failover and idle",

@@ -19,9 +19,9 @@ from bench.server import LogTail
 from bench.template import Template, fresh_copy, funded_template
 from controller.billing.ledger import Ledger
 from controller.billing.values import Run
-from controller.demo.server import Server
 from controller.postgres import queries
 from controller.postgres.connections import CYCLE, WORKER, Database
+from tests.support.servers import Server
 
 #: The first batches run in a cold session, without plans or a cached catalog.
 WARM_UP_BATCHES: Final = 6

@@ -6,7 +6,7 @@ from bench.audit import require_clean_audit
 from bench.cycle import CycleRun, CycleSpec, run_cycle
 from bench.measurement import Measurement, Section
 from bench.template import fresh_copy, mixed_template
-from controller.demo.server import Server
+from tests.support.servers import Server
 
 
 def catchup(server: Server, sizes: list[int], rounds: int, workers: int, batch_size: int) -> Section:

@@ -21,8 +21,8 @@ import psycopg
 from bench.cycle import CycleSpec, run_cycles
 from bench.floor import run_floor
 from bench.template import Template, fresh_copy, funded_template
-from controller.demo.server import Server
-from tests.faults.waiting import eventually
+from tests.support.servers import Server
+from tests.support.waiting import eventually
 
 BOUNDS: Final = Path(__file__).with_name("bounds.json")
 #: The cycle's process may take this long to start on a busy machine.

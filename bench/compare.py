@@ -20,8 +20,8 @@ from typing import Any, Final
 from bench.machine import ROOT, commit
 from bench.measurement import Aim, Measurement, Section, ratios
 from bench.template import fresh_copy, seed_funded, vacuum
-from controller.demo.server import Server
-from tests.faults.replica import clean_environment
+from controller.demo.process import clean_environment
+from tests.support.servers import Server
 
 #: This checkout may be slower by 3%.
 RATIO_AIM: Final = Aim(0.97, at_least=True)
@@ -41,7 +41,9 @@ class Checkout:
         Raises:
             SystemExit: the command failed. It has printed the reason.
         """
-        environment = clean_environment(DATABASE_URL=url, LOG_LEVEL="error", PYTHONPATH=str(self.folder), **settings)
+        environment = clean_environment(
+            {"DATABASE_URL": url, "LOG_LEVEL": "error", "PYTHONPATH": str(self.folder), **settings}
+        )
         with tempfile.TemporaryDirectory() as elsewhere:  # keeps the checkouts' own .env files out
             done = subprocess.run(
                 [sys.executable, "-m", "controller", *words],

@@ -15,7 +15,7 @@ from bench.cycle import CycleRun, CycleSpec, run_cycle
 from bench.measurement import Measurement, Section, ratios
 from bench.server import changed_settings
 from bench.template import Template, fresh_copy, funded_template
-from controller.demo.server import Server
+from tests.support.servers import Server
 
 _DROP_EACH: Final = """
 do $$

@@ -9,12 +9,11 @@ from typing import Final
 import psycopg
 
 from bench.measurement import Aim, Measurement, Section
-from controller.demo.server import Server
-from tests.faults.books import Books
-from tests.faults.replica import Replica
-from tests.faults.standing import wait_until_standing_by
-from tests.faults.timings import seconds_to_next_charge, seconds_to_next_term
-from tests.servers import migrated_database
+from controller.demo.process import ControllerProcess
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.servers import Server, migrated_database
+from tests.support.sessions import wait_until_standing_by
+from tests.support.timings import seconds_to_next_charge, seconds_to_next_term
 
 KILLED_AIM: Final = Aim(2.0, judged_by="worst")
 HANDOVER_AIM: Final = Aim(300.0, judged_by="worst")
@@ -57,7 +56,7 @@ def _kill(url: str, runs: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Seconds to the next term, and to the next charge."""
     terms, charges = [], []
     with ExitStack() as stack, psycopg.connect(url, autocommit=True) as connection:
-        books = Books(connection)
+        books = LedgerProbe(connection)
         leader = _start(stack, url)
         leader.wait_for("cycle.completed")
         for _ in range(runs):
@@ -81,7 +80,7 @@ def _stop(url: str, runs: int) -> tuple[float, ...]:
     """Milliseconds from the last commit to the next term."""
     milliseconds = []
     with ExitStack() as stack, psycopg.connect(url, autocommit=True) as connection:
-        books = Books(connection)
+        books = LedgerProbe(connection)
         leader = _start(stack, url)
         leader.wait_for("cycle.completed")
         for _ in range(runs):
@@ -98,7 +97,9 @@ def _stop(url: str, runs: int) -> tuple[float, ...]:
     return tuple(milliseconds)
 
 
-def _standby_during_a_cycle(stack: ExitStack, url: str, leader: Replica, books: Books) -> Replica:
+def _standby_during_a_cycle(
+    stack: ExitStack, url: str, leader: ControllerProcess, books: LedgerProbe
+) -> ControllerProcess:
     """Starts a standby, and returns it when the leader has just begun a cycle with something to charge."""
     standby = _start(stack, url)
     wait_until_standing_by(books, standby)
@@ -107,7 +108,7 @@ def _standby_during_a_cycle(stack: ExitStack, url: str, leader: Replica, books: 
     return standby
 
 
-def _start(stack: ExitStack, url: str) -> Replica:
-    replica = Replica(url, **ALWAYS_DUE)
+def _start(stack: ExitStack, url: str) -> ControllerProcess:
+    replica = ControllerProcess(url, **ALWAYS_DUE)
     stack.callback(replica.remove)
     return replica

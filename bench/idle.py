@@ -20,11 +20,10 @@ import psycopg
 
 from bench.measurement import Aim, Measurement, Section
 from bench.server import LogTail, changed_settings
-from controller.demo.server import Server
-from tests.faults.books import Books
-from tests.faults.replica import Replica
-from tests.faults.standing import wait_until_standing_by
-from tests.servers import migrated_database
+from controller.demo.process import ControllerProcess
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.servers import Server, migrated_database
+from tests.support.sessions import wait_until_standing_by
 
 MIB: Final = 2**20
 MEMORY_AIM: Final = Aim(80.0, judged_by="worst")
@@ -80,7 +79,7 @@ def idle(server: Server, rounds: int, window_seconds: float) -> Section:
         psycopg.connect(url, autocommit=True) as connection,
         ExitStack() as stack,
     ):
-        books = Books(connection)
+        books = LedgerProbe(connection)
         books.add()
         for _ in range(rounds):
             with _started(url) as (replica, seconds, _port):
@@ -111,13 +110,13 @@ def idle(server: Server, rounds: int, window_seconds: float) -> Section:
 
 
 @contextmanager
-def _started(url: str) -> Iterator[tuple[Replica, float, int]]:
+def _started(url: str) -> Iterator[tuple[ControllerProcess, float, int]]:
     """A replica that is Ready, the seconds that took, and its HTTP port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     began = time.monotonic()
-    replica = Replica(url, BILLING_HTTP_ADDRESS=f"127.0.0.1:{port}")
+    replica = ControllerProcess(url, BILLING_HTTP_ADDRESS=f"127.0.0.1:{port}")
     try:
         never = threading.Event()
         while _status(port, "/readyz") != 200:  # noqa: PLR2004 - HTTP's OK
@@ -161,7 +160,7 @@ def _probed(port: int) -> Iterator[None]:
 
 
 def _window(
-    server: Server, connection: psycopg.Connection[Any], roles: dict[Replica, RoleSamples], seconds: float
+    server: Server, connection: psycopg.Connection[Any], roles: dict[ControllerProcess, RoleSamples], seconds: float
 ) -> None:
     """Adds one value to each list of samples."""
     most: Counter[str] = Counter()

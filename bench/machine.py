@@ -12,7 +12,7 @@ from typing import Final
 import psycopg
 
 import controller
-from controller.demo.server import Server
+from tests.support.servers import Server
 
 ROOT: Final = Path(__file__).parents[1]
 

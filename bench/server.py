@@ -11,8 +11,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
-from controller.demo.server import Server
-from tests.servers import ORIGINS, installation_of
+from tests.support.servers import ORIGINS, Server, installation_of
 
 _MEMORY: Final = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 #: Commits survive a power cut. Shared buffers get a quarter of the memory, as PostgreSQL's manual advises.

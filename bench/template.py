@@ -11,8 +11,8 @@ from typing import Final
 import psycopg
 
 from controller.demo import sample
-from controller.demo.server import Server
 from controller.postgres import migrations
+from tests.support.servers import Server
 
 #: With this skew the median organization has nine instances. Of a million instances the largest organization owns
 #: 86,000, the next ones 14,000 and 9,000.

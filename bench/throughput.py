@@ -13,7 +13,7 @@ from bench.fingerprint import differences, fingerprint
 from bench.floor import FloorRun, run_floor
 from bench.measurement import Aim, Measurement, Section, ratios
 from bench.template import Template, fresh_copy, funded_template
-from controller.demo.server import Server
+from tests.support.servers import Server
 
 RATIO_AIMS = {1: Aim(0.9, at_least=True), 2: Aim(1.4, at_least=True)}
 GROWTH_AIM = Aim(1.2)

@@ -13,7 +13,7 @@ from bench.measurement import Aim, Measurement, Section, percentile, ratios
 from bench.server import LogTail, changed_settings
 from bench.template import Template, fresh_copy, mixed_template
 from bench.topup_load import Load, topping_up
-from controller.demo.server import Server
+from tests.support.servers import Server
 
 CONNECTIONS = 4
 EVERY_MS = 5.0

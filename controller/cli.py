@@ -1,6 +1,7 @@
 """The command line: reads arguments, calls the application, prints. Nothing is decided here."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,7 +163,7 @@ def drain(
 def demo(context: typer.Context) -> None:
     """Elects, bills, kills the leader, hands over, audits."""
     if context.invoked_subcommand is None:
-        from controller.demo import story  # noqa: PLC0415 - what `run` never needs
+        from controller.demo import story  # noqa: PLC0415 - `run` never needs it
 
         raise typer.Exit(story.tell())
 
@@ -185,15 +186,26 @@ def seed(
 
 @demo_app.command(name="run")
 def run_demo() -> None:
-    """One controller on an embedded PostgreSQL with sample data, until Ctrl-C."""
-    from controller.demo import story  # noqa: PLC0415
+    """Runs one controller until Ctrl-C, on DATABASE_URL or else on sample data in a PostgreSQL of its own."""
+    from controller.demo.sample import sample_settings  # noqa: PLC0415
+    from controller.demo.story import program  # noqa: PLC0415
 
-    raise typer.Exit(story.keep_running())
-
-
-def _application(*, one_off: bool = True) -> Application:
-    """Reads the settings and sets logging up: a one-off command's standard output is its result alone."""
     loaded = settings.load()
+    with ExitStack() as stack:
+        if loaded.database_url is None and loaded.database_url_file is None:
+            loaded = stack.enter_context(sample_settings(loaded))
+        for command in ("status", "history", "audit"):
+            show.line(f"  {program()} {command}")
+        application = _application(
+            loaded.model_copy(update={"log_format": loaded.log_format or "console"}), one_off=False
+        )
+        application.migrate()
+        raise typer.Exit(Replica(application, Signals()).run())
+
+
+def _application(loaded: settings.Settings | None = None, *, one_off: bool = True) -> Application:
+    """Reads the settings and sets logging up: a one-off command's standard output is its result alone."""
+    loaded = loaded or settings.load()
     loaded.require_database()
     level = "warn" if one_off and loaded.log_level == "info" else loaded.log_level
     stream = sys.stderr if one_off else sys.stdout

@@ -14,8 +14,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from controller.demo.server import Installation, Server
-from tests.servers import ORIGINS, Origin, create_template, installation_of, temporary_database
+from controller.demo.server import Installation
+from tests.support.servers import ORIGINS, Origin, Server, create_template, installation_of, temporary_database
 
 # A shell that starts us in the background has interrupts ignored, and every program started here would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

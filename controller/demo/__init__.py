@@ -1,8 +1,5 @@
-"""Makes a PostgreSQL and a ContainerStacks database out of nothing, for the demo and the tests.
+"""The demo: an ephemeral PostgreSQL, a sample ContainerStacks database, and the story told with both.
 
-Guarantees: needs no set-up and no privileges, listens on loopback alone, takes free ports, and
-leaves neither a process nor a file behind, however the process that asked for it ends.
-
-Must not: be reached by a controller that bills for real, touch any server or database that it has
-not made itself, or import the core packages.
+It needs no set-up and no privileges, listens on loopback alone, and leaves nothing behind, however its process ends.
+It touches no server or database that it did not make, except for `demo seed`.
 """

@@ -1,30 +1,26 @@
-"""A sample ContainerStacks database: the application's schema and plausible rows."""
+"""A sample ContainerStacks database: the application's schema and plausible rows, in a given database or its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 from psycopg import Connection
-from psycopg.rows import tuple_row
+from psycopg.errors import DuplicateFunction, DuplicateTable
+from psycopg.rows import scalar_row
+from pydantic import SecretStr
 
+from controller.demo.server import EphemeralServer
 from controller.errors import BillingError
+from controller.settings import Settings
 
-SAMPLE_FOLDER: Final = Path(__file__).with_name("sample")
-
+FOLDER: Final = Path(__file__).with_name("sample")
 _LOCK_KEY: Final = 0x636F_6E73_6269_6C73
-SAMPLE_COMMENT: Final = "containerstacks-billing sample"
-
-TABLES: Final = (
-    "users",
-    "organizations",
-    "wallets",
-    "vps_plans",
-    "vps_instances",
-    "payment_transactions",
-    "vps_billing_cycles",
-)
 
 
 class SampleError(BillingError):
@@ -33,107 +29,81 @@ class SampleError(BillingError):
 
 @dataclass(frozen=True)
 class Size:
-    """How much to make.
+    """How many rows to make. One organization in twelve is short of money, and the last one has no wallet.
 
     Args:
-        organizations: at least 4, the peculiar ones among them: one in twelve is short of money,
-            the last has no wallet.
+        organizations: at least 4.
         instances: at least one for each organization.
-        skew: 1 spreads the instances evenly; the larger, the more the first organizations own.
+        skew: 1 spreads the instances evenly; a larger one gives more of them to the first organizations.
+        seed: ids, owners, plans, ages and balances follow from it and from the size.
 
     Raises:
-        SampleError: a figure is out of its range.
+        SampleError: a value is out of its range.
     """
 
     organizations: int = 40
     instances: int = 400
     skew: float = 2.5
+    seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.organizations < 4:  # noqa: PLR2004 - said above
-            raise SampleError("a sample needs at least 4 organizations")
-        if self.instances < self.organizations:
-            raise SampleError("a sample needs at least one instance for each organization")
-        if self.skew < 1:
-            raise SampleError("a sample's skew is 1 or more")
-
-
-def existing_tables(conn: Connection[Any]) -> list[str]:
-    """Which of the ContainerStacks tables the connection sees, in the schema's order."""
-    rows = conn.cursor(row_factory=tuple_row).execute(
-        "select name from unnest(%s::text[]) with ordinality as known (name, place)"
-        " where to_regclass(quote_ident(name)) is not null order by place",
-        [list(TABLES)],
-    )
-    return [str(row[0]) for row in rows]
-
-
-def seeded(conn: Connection[Any]) -> bool:
-    """Whether the tables and rows here are this module's; schema.sql leaves a comment that says so."""
-    row = (
-        conn.cursor(row_factory=tuple_row)
-        .execute(
-            "select obj_description(to_regclass('organizations'), 'pg_class') = %s",
-            [SAMPLE_COMMENT],
-        )
-        .fetchone()
-    )
-    return bool(row and row[0])
+        if self.organizations < 4 or self.instances < self.organizations or self.skew < 1:  # noqa: PLR2004
+            raise SampleError("a sample needs 4 organizations, an instance for each, and a skew of at least 1")
 
 
 def seed(conn: Connection[Any], size: Size) -> bool:
-    """Makes schema and data in one transaction, once, however many replicas ask at the same time; whether it did.
+    """Makes schema and data once, however many replicas ask for it at the same time. True if this call made them.
 
     Raises:
-        SampleError: the tables are somebody's own.
+        SampleError: the database has tables of an application.
     """
-    with conn.transaction():
-        conn.execute("select pg_advisory_xact_lock(%s)", [_LOCK_KEY])
-        if seeded(conn):
+    with conn.transaction(), conn.cursor(row_factory=scalar_row) as cursor:
+        cursor.execute("select pg_advisory_xact_lock(%s)", [_LOCK_KEY])
+        comment = cursor.execute("select obj_description(to_regclass('organizations'), 'pg_class')").fetchone()
+        if comment == "containerstacks-billing sample":
             return False
         create_schema(conn)
         create_data(conn, size)
-    return True
+        return True
 
 
 def create_schema(conn: Connection[Any]) -> None:
-    """Create the application's tables, all or none.
+    """Creates the application's tables, all or none. Raises: SampleError if one of them exists."""
+    try:
+        with conn.transaction():
+            conn.execute((FOLDER / "schema.sql").read_bytes())
+    except (DuplicateFunction, DuplicateTable) as error:
+        cause = error.diag.message_primary
+        raise SampleError(f"this database is an application's ({cause}): name an empty one for the sample") from None
 
-    Raises:
-        SampleError: one exists already; this is somebody's database, which is left alone.
+
+def create_data(conn: Connection[Any], size: Size | None = None) -> None:
+    """Fills the empty tables in one transaction. Instances were last billed some hours ago.
+
+    Each wallet's balance is the sum of its organization's completed payment transactions.
     """
-    present = existing_tables(conn)
-    if present:
-        raise SampleError(
-            f"this database has ContainerStacks tables already ({', '.join(present)}): name an empty one for the sample"
-        )
     with conn.transaction():
-        conn.execute(_script("schema.sql"))
+        for name, value in asdict(size or Size()).items():
+            conn.execute("select set_config(%s, %s, true)", [f"sample.{name}", str(value)])
+        conn.execute((FOLDER / "data.sql").read_bytes())
 
 
-def create_data(conn: Connection[Any], size: Size | None = None, *, seed: int = 1) -> None:
-    """Fill the tables in one transaction. Instances were last billed some hours before now.
+@contextmanager
+def sample_settings(loaded: Settings) -> Iterator[Settings]:
+    """The settings, changed to a server with sample data, which goes with the context. Raises: ServerError.
 
-    Ids, owners, plans, ages and balances follow from `seed` and `size` alone. Each wallet's balance
-    is the sum of its organization's completed payment transactions.
-
-    Raises:
-        SampleError: organizations exist already.
+    Unless they are set, nothing delays the takeover, and a cycle runs every minute, so that there is something to see.
     """
-    size = size or Size()
-    with conn.transaction():
-        occupied = conn.cursor(row_factory=tuple_row).execute("select exists (select from organizations)").fetchone()
-        if occupied is not None and occupied[0]:
-            raise SampleError("this database has organizations already: name an empty one")
-        conn.execute(
-            "select set_config('sample.seed', %s, true),"
-            " set_config('sample.organizations', %s, true),"
-            " set_config('sample.instances', %s, true),"
-            " set_config('sample.skew', %s, true)",
-            [str(seed), str(size.organizations), str(size.instances), str(size.skew)],
-        )
-        conn.execute(_script("data.sql"))
-
-
-def _script(name: str) -> bytes:
-    return (SAMPLE_FOLDER / name).read_bytes()
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # libpq would read it
+    with EphemeralServer() as server:
+        url = server.create_database("containerstacks")
+        with psycopg.connect(url, autocommit=True) as connection:
+            seed(connection, Size())
+        print(f"One controller on sample data, on {server.installation.title}, until Ctrl-C. In another terminal:")  # noqa: T201
+        print(f"  export DATABASE_URL={url}")  # noqa: T201
+        socket = server.folder / "control.sock" if os.name == "posix" else None
+        values = {"takeover_delay_seconds": 0.0, "interval_minutes": 1.0, "control_socket": socket}
+        unset = {name: value for name, value in values.items() if name not in loaded.model_fields_set}
+        elsewhere = dict.fromkeys(("database_url_file", "database_direct_url", "database_direct_url_file"))
+        yield loaded.model_copy(update={**unset, **elsewhere, "database_url": SecretStr(url)})

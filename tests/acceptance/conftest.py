@@ -8,11 +8,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from controller.demo.process import ControllerProcess
 from controller.demo.sample import Size, create_data, create_schema
-from controller.demo.server import Server
 from tests.acceptance.program import Program
-from tests.faults.replica import Replica
-from tests.servers import ORIGINS, TEMPLATE, create_template, installation_of, temporary_database
+from tests.support.servers import ORIGINS, TEMPLATE, Server, create_template, installation_of, temporary_database
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +62,9 @@ def bare(tmp_path: Path) -> Program:
 
 
 @pytest.fixture
-def replica(database: str) -> Iterator[Replica]:
+def replica(database: str) -> Iterator[ControllerProcess]:
     """A controller that runs on `database` and leads."""
-    running = Replica(database)
+    running = ControllerProcess(database)
     try:
         running.wait_for("cycle.completed")
         yield running

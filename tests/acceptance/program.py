@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from controller.demo.process import COMMAND, clean_environment
+
 ROOT: Final = Path(__file__).parents[2]
 SECONDS: Final = 60.0
-_FOREIGN: Final = ("PG", "BILLING_", "DATABASE_", "LOG_", "POD_", "NODE_NAME", "KUBERNETES_", "NOTIFY_")
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,11 @@ class Program:
 
     folder: Path
     settings: dict[str, str]
-    words: tuple[str, ...] = (sys.executable, "-m", "controller")
+    words: tuple[str, ...] = COMMAND
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
-        return {**kept, "PYTHONPATH": str(ROOT), "BILLING_TAKEOVER_DELAY_SECONDS": "0", **self.settings}
+        return clean_environment({"BILLING_TAKEOVER_DELAY_SECONDS": "0", **self.settings})
 
     def __call__(self, *arguments: str, **settings: str) -> Done:
         """Runs a command to its end, without a terminal."""

@@ -7,8 +7,8 @@ import json
 import psycopg
 import pytest
 
+from controller.demo.process import ControllerProcess
 from tests.acceptance.program import Program
-from tests.faults.replica import Replica
 
 UNREACHABLE = "postgresql://user:hunter2@127.0.0.1:1/app?connect_timeout=2"
 DATABASE_COMMANDS = (
@@ -129,7 +129,7 @@ def test_failed_cycle_is_1(program: Program, database: str) -> None:
     assert done.status == 1
 
 
-def test_bill_beside_a_leader_is_4_and_names_it(program: Program, replica: Replica) -> None:
+def test_bill_beside_a_leader_is_4_and_names_it(program: Program, replica: ControllerProcess) -> None:
     assert replica.instance in program("bill").failed_with(4)
     assert program("bill", "--dry-run").status == 0, "a dry run needs no lock"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import psycopg
 
+from controller.demo.process import ControllerProcess
 from tests.acceptance.program import Program
-from tests.faults.replica import Replica
 
 AMOUNT = re.compile(r"-?\d+\.\d\d")
 STATUS_KEYS = {
@@ -41,7 +41,7 @@ def test_status_of_an_idle_database_knows_nobody(program: Program) -> None:
     assert_time(status["database_time"])
 
 
-def test_status_beside_a_leader_shows_it_and_its_last_cycle(program: Program, replica: Replica) -> None:
+def test_status_beside_a_leader_shows_it_and_its_last_cycle(program: Program, replica: ControllerProcess) -> None:
     status = program("status", "--json").json
     assert status["leader"] == replica.instance
     assert status["term"] == 1

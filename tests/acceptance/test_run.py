@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 
+from controller.demo.process import ControllerProcess, LogLine
 from tests.acceptance.program import Program
-from tests.faults.replica import Logged, Replica
+from tests.support.processes import count_for
 
-Start = Callable[..., Replica]
+Start = Callable[..., ControllerProcess]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    started: list[Replica] = []
+    started: list[ControllerProcess] = []
 
-    def start_one(url: str, **settings: str) -> Replica:
-        started.append(Replica(url, **settings))
+    def start_one(url: str, **settings: str) -> ControllerProcess:
+        started.append(ControllerProcess(url, **settings))
         return started[-1]
 
     yield start_one
@@ -26,7 +27,7 @@ def start() -> Iterator[Start]:
         each.remove()
 
 
-def says(*words: str) -> Callable[[Logged], bool]:
+def says(*words: str) -> Callable[[LogLine], bool]:
     """A warning with all of these words in it."""
     return lambda line: line["level"] == "warning" and all(word in str(line.fields) for word in words)
 
@@ -74,19 +75,19 @@ def test_no_log_level_shows_a_password(database: str, start: Start, level: str) 
             lambda _line: bool(other.events("cycle.completed") or replica.events("cycle.completed")), "a cycle"
         )
     else:
-        assert replica.count_for(2.0) == 0
+        assert count_for(replica, 2.0) == 0
     assert (replica.terminate(), other.terminate()) == (0, 0)
     for each in (replica, other):
         assert "hunter2" not in each.tail(1000)
-        assert each.noise == []
+        assert each.other_output == []
 
 
 def test_console_form_is_chosen_by_a_setting(database: str, start: Start) -> None:
     replica = start(database, LOG_FORMAT="console")
-    replica.count_for(2.0)
+    count_for(replica, 2.0)
     assert replica.terminate() == 0
     assert replica.events() == []
-    text = "\n".join(replica.noise)
+    text = "\n".join(replica.other_output)
     assert "leader.elected" in text
     assert "\x1b" not in text
 
@@ -94,7 +95,7 @@ def test_console_form_is_chosen_by_a_setting(database: str, start: Start) -> Non
 def test_events_of_a_quiet_replica_are_few(database: str, start: Start) -> None:
     replica = start(database)
     replica.wait_for("cycle.completed")
-    assert replica.count_for(1.5, *{line.event for line in replica.events()}) == 0
+    assert count_for(replica, 1.5, *{line.event for line in replica.events()}) == 0
     assert replica.terminate() == 0
     told = [
         line.event for line in replica.events() if line.event not in {"instance.priced_by_default", "takeover.begun"}

@@ -19,10 +19,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from controller.connection_url import check_url
-from controller.demo.server import Server
 from controller.postgres import queries
 from tests.chart.golden import BASE, base_files, plain_objects
 from tests.chart.toolbox import controller, environment, load, one, run
+from tests.support.servers import Server
 
 MANIFESTS = BASE.parent
 ROLE = "containerstacks_billing"

@@ -17,18 +17,18 @@ from typing import Any
 import psycopg
 import pytest
 
-from controller.demo.server import Installation, Server
-from tests.faults.books import Books
+from controller.demo.process import ControllerProcess
+from controller.demo.server import Installation
 from tests.faults.lanes import ALONE, Lanes, share_out
 from tests.faults.proxy import Proxy
-from tests.faults.replica import Replica
 from tests.faults.report import write_report
-from tests.faults.timings import Timings
-from tests.servers import ORIGINS, TEMPLATE, create_template, installation_of, temporary_database
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.servers import ORIGINS, TEMPLATE, Server, create_template, installation_of, temporary_database
+from tests.support.timings import Timings
 
 TIMINGS = pytest.StashKey[Timings]()
 
-StartReplica = Callable[..., Replica]
+StartReplica = Callable[..., ControllerProcess]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -175,9 +175,9 @@ def conn(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
-def books(conn: psycopg.Connection[Any]) -> Books:
+def ledger(conn: psycopg.Connection[Any]) -> LedgerProbe:
     """An installation with work to do, of which every cent is known."""
-    made = Books(conn)
+    made = LedgerProbe(conn)
     made.add()
     return made
 
@@ -188,10 +188,10 @@ def start() -> Iterator[StartReplica]:
 
     A failing test shows the ends of their logs among what it printed.
     """
-    started: list[Replica] = []
+    started: list[ControllerProcess] = []
 
-    def start_one(url: str, *launcher: str, **settings: str) -> Replica:
-        started.append(Replica(url, *launcher, **settings))
+    def start_one(url: str, *launcher: str, **settings: str) -> ControllerProcess:
+        started.append(ControllerProcess(url, *launcher, **settings))
         return started[-1]
 
     yield start_one

@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from tests.faults.timings import Timings
+from tests.support.timings import Timings
 
 ALONE: Final = "test_soak.py"
 WAIT_SECONDS: Final = 1800.0

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from controller.demo.server import Account, Server
-from tests.faults.waiting import eventually
+from controller.demo.server import Account
+from tests.support.servers import Server
+from tests.support.waiting import eventually
 
 PROGRAM: Final = shutil.which("pgbouncer") or next(
     (str(path) for path in [Path("/usr/sbin/pgbouncer")] if path.exists()), None

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from tests.faults.timings import Timings
+from tests.support.timings import Timings
 
 BEGIN: Final = "<!-- fault matrix: begin; written by `make faults FAULT_REPORT=bench/results/faults.md` -->"
 END: Final = "<!-- fault matrix: end -->"

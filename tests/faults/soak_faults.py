@@ -14,11 +14,13 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 
-from controller.demo.server import Server
+from controller.demo.process import ExpectationError
 from controller.postgres.connections import application_name
 from tests.faults.proxy import Proxy, Way
 from tests.faults.soak_slots import STOP_SECONDS, Slot
 from tests.faults.wire import Statement
+from tests.support.processes import drain, freeze, thaw
+from tests.support.servers import Server
 
 #: Below and above each bound: the leader's deadline (1), the server's (2), that of an open transaction (5).
 SECONDS: Final = (0.1, 0.5, 0.9, 1.3, 2.2, 3.5, 5.5, 7.0)
@@ -128,7 +130,7 @@ class Faults:
             if fault.to_leader:
                 slot = self._leader() or slot
             self._kinds[fault.kind][1](fault, slot)
-        except (AssertionError, OSError, subprocess.SubprocessError) as error:
+        except (AssertionError, ExpectationError, OSError, subprocess.SubprocessError) as error:
             self.errors.append(f"{fault}: {error}")
         finally:
             self._room.release()
@@ -148,29 +150,29 @@ class Faults:
 
     def _freeze(self, fault: Fault, slot: Slot) -> None:
         with slot.taken(self.errors) as replica:
-            replica.freeze()
+            freeze(replica)
             self._stop.wait(fault.seconds)
-            replica.thaw()
+            thaw(replica)
 
     def _freeze_inside(self, fault: Fault, slot: Slot) -> None:
         """What it had sent arrives late, before or after it goes on."""
         with slot.taken(self.errors) as replica:
             with slot.proxy.hold("worker", _nth(fault.dice), _when(fault)) as hold:
                 hold.reached.wait(HOLD_SECONDS)
-                replica.freeze()
+                freeze(replica)
                 self._stop.wait(fault.seconds)
                 if fault.dice % 3 == 0:
-                    replica.thaw()
-            replica.thaw()
+                    thaw(replica)
+            thaw(replica)
 
     def _freeze_at_commit(self, fault: Fault, slot: Slot) -> None:
         """Its commit arrives after a successor has reached for the lock, and before the server ends its session."""
         with slot.taken(self.errors) as replica:
             with slot.proxy.hold("worker", _commits) as hold:
                 hold.reached.wait(HOLD_SECONDS)
-                replica.freeze()
+                freeze(replica)
                 self._stop.wait(2.0 + fault.seconds / 3)
-            replica.thaw()
+            thaw(replica)
 
     def _unplug(self, fault: Fault, slot: Slot) -> None:
         ways: tuple[tuple[Way, ...], ...] = (("up", "down"), ("up",), ("down",))
@@ -218,7 +220,7 @@ class Faults:
 
     def _drain(self, fault: Fault, slot: Slot) -> None:
         with slot.taken(self.errors) as replica:
-            command = replica.drain(*(["--timeout", f"{fault.seconds / 4:g}"] if fault.dice % 2 else []))
+            command = drain(replica, *(["--timeout", f"{fault.seconds / 4:g}"] if fault.dice % 2 else []))
             out, err = command.communicate(timeout=STOP_SECONDS)
             if not out:  # too early: it does not listen yet
                 replica.signal(signal.SIGTERM)
@@ -258,10 +260,10 @@ class Faults:
             replicas = [stack.enter_context(slot.taken(self.errors)) for slot in self._slots]
             if fault.dice % 3 == 0:
                 for replica in replicas:
-                    replica.freeze()
+                    freeze(replica)
                 self._stop.wait(fault.seconds)
                 for replica in replicas:
-                    replica.thaw()
+                    thaw(replica)
             elif fault.dice % 3 == 1:
                 for replica in replicas:
                     replica.kill()

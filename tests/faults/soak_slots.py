@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from controller.demo.process import ControllerProcess, ExpectationError
 from tests.faults.proxy import Proxy
-from tests.faults.replica import LOW_BOUNDS, Replica
-from tests.faults.waiting import through
+from tests.support.processes import LOW_BOUNDS, thaw
+from tests.support.waiting import through
 
 SETTINGS: Final = {
     **LOW_BOUNDS,
@@ -31,17 +32,17 @@ class Slot:
     def __init__(self, url: str, port: int) -> None:
         self.proxy = Proxy(("127.0.0.1", port))
         self._url = through(url, self.proxy.port)
-        self.replicas: list[Replica] = []
+        self.replicas: list[ControllerProcess] = []
         self._free = threading.Lock()
         self.start()
 
     @property
-    def replica(self) -> Replica:
+    def replica(self) -> ControllerProcess:
         return self.replicas[-1]
 
     def start(self) -> None:
         """A new process."""
-        self.replicas.append(Replica(self._url, **SETTINGS))
+        self.replicas.append(ControllerProcess(self._url, **SETTINGS))
 
     def remove(self) -> None:
         """Everything."""
@@ -50,7 +51,7 @@ class Slot:
         self.proxy.close()
 
     @contextmanager
-    def taken(self, errors: list[str]) -> Iterator[Replica]:
+    def taken(self, errors: list[str]) -> Iterator[ControllerProcess]:
         """One fault at a time has the replica; it runs at the beginning, and at the end."""
         with self._free:
             if not self.replica.running:
@@ -65,10 +66,10 @@ class Slot:
         replica = self.replica
         try:
             status = replica.wait(STOP_SECONDS)
-        except AssertionError:
+        except ExpectationError:
             state = Path(f"/proc/{replica.pid}/stat").read_text(encoding="utf-8").split()[2]
             replica.signal(signal.SIGABRT)
-            replica.thaw()
+            thaw(replica)
             status = replica.wait()
             errors.append(f"{replica.instance} hung in state {state} after {why}")
         early = status == -signal.SIGTERM and not replica.log  # before its first instruction

@@ -18,8 +18,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from tests.faults.soak_model import PERIODS, Acknowledged, Instance, Model, Period, Plan, TopUp, no_plan
-from tests.faults.waiting import eventually
 from tests.model import HOUR
+from tests.support.waiting import eventually
 
 PRICES: Final = tuple(map(Decimal, ("0.00", "0.01", "1.37", "3.65", "5.00", "7.30", "73.00", "240.00")))
 PLANS: Final = 6

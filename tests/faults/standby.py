@@ -6,9 +6,10 @@ from pathlib import Path
 
 import psycopg
 
-from controller.demo.server import Server, ServerError
+from controller.demo.server import ServerError
 from tests.faults.proxy import Proxy
-from tests.faults.waiting import eventually
+from tests.support.servers import Server
+from tests.support.waiting import eventually
 
 
 class StandbyServer(Server):

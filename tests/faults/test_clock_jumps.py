@@ -14,12 +14,13 @@ from typing import Final
 
 import pytest
 
-from tests.faults.books import Books
+from controller.demo.process import LogLine
 from tests.faults.conftest import StartReplica
-from tests.faults.replica import BUSY, LOW_BOUNDS, Logged
-from tests.faults.standing import wait_until_standing_by
-from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
-from tests.faults.waiting import eventually
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import BUSY, LOW_BOUNDS, count_for
+from tests.support.sessions import wait_until_standing_by
+from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.support.waiting import eventually
 
 SOURCE: Final = Path(__file__).with_name("wall_clock.c")
 HOUR: Final = timedelta(hours=1)
@@ -55,42 +56,42 @@ def wall_clock(tmp_path: Path) -> WallClock:
 
 @pytest.mark.runs(20, short=2, older=2)
 def test_leader_whose_clock_jumps_an_hour_leads_and_bills_as_before(
-    *, wall_clock: WallClock, database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, wall_clock: WallClock, database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(database, **BUSY, **LOW_BOUNDS, **wall_clock.settings)
     last = leader.wait_for("cycle.completed")
     standby = start(database, **BUSY, **LOW_BOUNDS)
-    wait_until_standing_by(books, standby)
+    wait_until_standing_by(ledger, standby)
     for shift in islice(cycle([HOUR, -HOUR]), runs):
         wall_clock.jump(shift)
         last = leader.wait_until(lambda line: abs(_lead_over_us(line) - shift) < HOUR / 2, "the jump", last)  # noqa: B023
         since = datetime.now(UTC)
-        books.add(organizations=3)
-        eventually(lambda: books.all_billed, "the next cycle bills it")
-        seconds = seconds_to_next_charge(books, since)
-        timings.record("clock jumps an hour: the leader's", seconds, books.judge(), bound=NEXT_CYCLE_SECONDS)
+        ledger.add(organizations=3)
+        eventually(lambda: ledger.all_billed, "the next cycle bills it")
+        seconds = seconds_to_next_charge(ledger, since)
+        timings.record("clock jumps an hour: the leader's", seconds, ledger.judge(), bound=NEXT_CYCLE_SECONDS)
     assert not leader.events("leader.deposed", "cycle.failed")
     assert not standby.events("leader.elected")
 
 
 @pytest.mark.runs(6)
 def test_standby_whose_clock_jumps_neither_takes_over_early_nor_late(
-    *, wall_clock: WallClock, database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, wall_clock: WallClock, database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(database, **BUSY, **wall_clock.settings)
     leader.wait_for("cycle.completed")
     for shift in islice(cycle([HOUR, -HOUR]), runs):
         standby = start(database, **BUSY, **wall_clock.settings)
-        wait_until_standing_by(books, standby)
+        wait_until_standing_by(ledger, standby)
         wall_clock.jump(shift)
-        assert standby.count_for(0.3, "leader.elected", "leader.evicted") == 0
+        assert count_for(standby, 0.3, "leader.elected", "leader.evicted") == 0
         killed_at = leader.kill()
         standby.wait_for("cycle.completed")
-        seconds = seconds_to_next_term(books, killed_at)
-        timings.record("clock jumps an hour: all, and the leader killed", seconds, books.judge(), bound=KILLED_SECONDS)
+        seconds = seconds_to_next_term(ledger, killed_at)
+        timings.record("clock jumps an hour: all, and the leader killed", seconds, ledger.judge(), bound=KILLED_SECONDS)
         leader = standby
 
 
-def _lead_over_us(line: Logged) -> timedelta:
+def _lead_over_us(line: LogLine) -> timedelta:
     """By how much the writer of this line is ahead of this process, about."""
     return datetime.fromisoformat(line["time"]) - datetime.now(UTC)

@@ -6,41 +6,44 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from tests.faults.books import Books
+from controller.demo.process import ControllerProcess
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
-from tests.faults.replica import Replica
-from tests.faults.standing import lock_holders, status_row, wait_until_standing_by
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import count_for, drain
+from tests.support.sessions import lock_holders, status_row, wait_until_standing_by
+from tests.support.waiting import eventually, through
 
 SMALL_BATCHES: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3"}
 CHARGE: Final = "insert into billing_wallet_baselines"
 
 
 def test_drain_command_waits_for_the_cycle_and_the_replica_then_ends_by_itself(
-    database: str, proxy: Proxy, start: StartReplica, books: Books
+    database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
         leader = start(through(database, proxy.port), **SMALL_BATCHES)
         hold.wait()
-        command = leader.drain()
+        command = drain(leader)
         leader.wait_for("drain.started", reason="drain command")
         assert command.poll() is None
     out, err = command.communicate(timeout=10)
     assert (command.returncode, out, err) == (0, "drain completed\n", "")
-    assert lock_holders(books) == 0
+    assert lock_holders(ledger) == 0
     assert leader.wait(within=10) == 0
     assert len(leader.events("leader.elected")) == 1
-    assert (status_row(books, leader) or {})["status"] == "stopped"
-    books.judge()
+    assert (status_row(ledger, leader) or {})["status"] == "stopped"
+    ledger.judge()
 
 
-def test_drain_asked_for_by_many_is_done_once(database: str, proxy: Proxy, start: StartReplica, books: Books) -> None:
+def test_drain_asked_for_by_many_is_done_once(
+    database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
+) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
         leader = start(through(database, proxy.port), **SMALL_BATCHES)
         hold.wait()
-        commands = [leader.drain() for _ in range(3)]
+        commands = [drain(leader) for _ in range(3)]
         eventually(lambda: _askers(leader) == 3, "three commands wait")
         leader.signal(signal.SIGTERM)
     answers = [command.communicate(timeout=10) for command in commands]
@@ -51,37 +54,37 @@ def test_drain_asked_for_by_many_is_done_once(database: str, proxy: Proxy, start
 
 
 def test_signal_after_a_drain_command_ends_the_replica_at_once(
-    database: str, start: StartReplica, books: Books
+    database: str, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     leader = start(database)
     leader.wait_for("cycle.completed")
-    command = leader.drain()
+    command = drain(leader)
     assert command.communicate(timeout=10) == ("drain completed\n", "")
     sent_at = leader.signal(signal.SIGTERM)
     assert leader.wait() == 0
     assert leader.wait_for("controller.stopped").read_at - sent_at < 1.5
 
 
-def test_drained_standby_never_leads(database: str, start: StartReplica, books: Books) -> None:
+def test_drained_standby_never_leads(database: str, start: StartReplica, ledger: LedgerProbe) -> None:
     leader = start(database)
     leader.wait_for("cycle.completed")
     standby = start(database)
-    wait_until_standing_by(books, standby)
-    command = standby.drain()
+    wait_until_standing_by(ledger, standby)
+    command = drain(standby)
     assert command.communicate(timeout=10) == ("drain completed\n", "")
     leader.kill()
-    assert standby.count_for(1.5, "election.joined", "leader.elected") == 0
+    assert count_for(standby, 1.5, "election.joined", "leader.elected") == 0
     assert standby.terminate() == 0
     assert not standby.events("leader.elected")
 
 
 def test_drain_without_time_stops_after_the_batch_and_says_so(
-    database: str, proxy: Proxy, start: StartReplica, books: Books
+    database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
         leader = start(through(database, proxy.port), **SMALL_BATCHES)
         hold.wait()
-        command = leader.drain("--timeout", "0")
+        command = drain(leader, "--timeout", "0")
         leader.wait_for("drain.timed_out")
     out, _ = command.communicate(timeout=10)
     assert (command.returncode, out) == (1, "drain timed out\n")
@@ -89,7 +92,7 @@ def test_drain_without_time_stops_after_the_batch_and_says_so(
     assert leader.events("cycle.stopped")
 
 
-def _askers(replica: Replica) -> int:
+def _askers(replica: ControllerProcess) -> int:
     """How many are connected to its control socket, as Linux lists them."""
     lines = Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()
-    return sum(str(replica.control_socket) in line and " 03 " in line for line in lines)
+    return sum(str(replica.folder / "control.sock") in line and " 03 " in line for line in lines)

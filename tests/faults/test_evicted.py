@@ -14,16 +14,17 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from controller.demo.server import Server
-from tests.faults.books import Books
+from controller.demo.process import ControllerProcess, LogLine
 from tests.faults.conftest import StartReplica
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.faults.proxy import Proxy
-from tests.faults.replica import LOW_BOUNDS, Logged, Replica
-from tests.faults.standing import wait_until_standing_by
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_term
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import LOW_BOUNDS, count_for, freeze, thaw
+from tests.support.servers import Server
+from tests.support.sessions import wait_until_standing_by
+from tests.support.timings import Timings, seconds_to_next_term
+from tests.support.waiting import eventually, through
 
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
 #: The deadline of the low bounds and a twentieth, a poll until the last word is seen, and what a busy machine needs.
@@ -42,13 +43,13 @@ ROUNDS: Final = pytest.mark.parametrize(
 PING_SECONDS: Final = 2.0
 
 
-def stand_by(database: str, start: StartReplica, books: Books, **settings: str) -> Replica:
+def stand_by(database: str, start: StartReplica, ledger: LedgerProbe, **settings: str) -> ControllerProcess:
     standby = start(database, **settings)
-    wait_until_standing_by(books, standby)
+    wait_until_standing_by(ledger, standby)
     return standby
 
 
-def joined(replica: Replica) -> Logged:
+def joined(replica: ControllerProcess) -> LogLine:
     """When it last began to stand by."""
     return replica.events("election.joined")[-1]
 
@@ -58,7 +59,7 @@ def test_frozen_leader_is_evicted_and_fenced_when_it_goes_on(
     *,
     database: str,
     start: StartReplica,
-    books: Books,
+    ledger: LedgerProbe,
     timings: Timings,
     settings: dict[str, str],
     bound_seconds: float,
@@ -70,16 +71,16 @@ def test_frozen_leader_is_evicted_and_fenced_when_it_goes_on(
     leader = start(database, **settings)
     leading = leader.wait_for("leader.elected")
     leader.wait_for("cycle.completed")
-    standby = stand_by(database, start, books, **settings)
+    standby = stand_by(database, start, ledger, **settings)
     for _ in range(rounds):
-        leader.count_for(moments.uniform(0, PING_SECONDS), "leader.deposed")
-        frozen_at = leader.freeze()
+        count_for(leader, moments.uniform(0, PING_SECONDS), "leader.deposed")
+        frozen_at = freeze(leader)
         evicted = standby.wait_for("leader.evicted", after=joined(standby), holder=leader.instance)
         elected = standby.wait_for("leader.elected", after=evicted)
-        leader.thaw()
+        thaw(leader)
         leader.wait_for("election.joined", after=leader.wait_for("leader.deposed", after=leading))
-        seconds = seconds_to_next_term(books, frozen_at)
-        timings.record("leader frozen, evicted by a standby", seconds, books.judge(), bound=bound_seconds)
+        seconds = seconds_to_next_term(ledger, frozen_at)
+        timings.record("leader frozen, evicted by a standby", seconds, ledger.judge(), bound=bound_seconds)
         assert evicted["silent_seconds"] >= float(settings.get("BILLING_LEADER_DEADLINE_SECONDS", 6))
         leader, standby, leading = standby, leader, elected
     terms = [line["term"] for replica in (leader, standby) for line in replica.events("leader.elected")]
@@ -89,24 +90,24 @@ def test_frozen_leader_is_evicted_and_fenced_when_it_goes_on(
 @pytest.mark.runs(5, older=1)
 @pytest.mark.timeout(240)
 def test_leader_frozen_inside_a_batch_is_evicted_and_its_batch_never_commits(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url = through(database, proxy.port)
     leader = start(url, **BUSY, **PATIENT)
     leader.wait_for("cycle.completed")
     for _ in range(runs):
-        standby = stand_by(url, start, books, **BUSY, **PATIENT)
+        standby = stand_by(url, start, ledger, **BUSY, **PATIENT)
         with proxy.hold(f"worker {leader.instance}", starts_with("with due as materialized"), "after") as hold:
-            books.add(organizations=3)
+            ledger.add(organizations=3)
             hold.wait()
-            frozen_at = leader.freeze()
+            frozen_at = freeze(leader)
             standby.wait_for("leader.evicted")
             standby.wait_for("cycle.completed")
-        leader.thaw()
+        thaw(leader)
         leader.wait_for("cycle.deposed")
-        seconds = seconds_to_next_term(books, frozen_at)
+        seconds = seconds_to_next_term(ledger, frozen_at)
         # the server ends the open transaction after five seconds, and the mint waits for it
-        timings.record("leader frozen inside a batch, evicted", seconds, books.judge(), bound=7)
+        timings.record("leader frozen inside a batch, evicted", seconds, ledger.judge(), bound=7)
         leader.kill()
         leader = standby
 
@@ -117,7 +118,7 @@ def test_unplugged_leader_has_stopped_when_it_is_evicted(
     server: Server,
     database: str,
     start: StartReplica,
-    books: Books,
+    ledger: LedgerProbe,
     timings: Timings,
     settings: dict[str, str],
     bound_seconds: float,
@@ -130,10 +131,10 @@ def test_unplugged_leader_has_stopped_when_it_is_evicted(
         leader = start(through(database, first.port), **settings)
         leading = leader.wait_for("leader.elected")
         leader.wait_for("cycle.completed")
-        standby = stand_by(through(database, second.port), start, books, **settings)
+        standby = stand_by(through(database, second.port), start, ledger, **settings)
         cables = {leader: first, standby: second}
         for _ in range(rounds):
-            leader.count_for(moments.uniform(0, PING_SECONDS), "leader.deposed")
+            count_for(leader, moments.uniform(0, PING_SECONDS), "leader.deposed")
             since = datetime.now(UTC)
             cables[leader].stall()
             deposed = leader.wait_for("leader.deposed", after=leading)
@@ -142,48 +143,48 @@ def test_unplugged_leader_has_stopped_when_it_is_evicted(
             assert deposed.read_at < evicted.read_at
             cables[leader].resume()
             leader.wait_for("election.joined", after=deposed)
-            seconds = seconds_to_next_term(books, since)
-            timings.record("leader unplugged, evicted by a standby", seconds, books.judge(), bound=bound_seconds)
+            seconds = seconds_to_next_term(ledger, since)
+            timings.record("leader unplugged, evicted by a standby", seconds, ledger.judge(), bound=bound_seconds)
             leader, standby, leading = standby, leader, elected
 
 
 def test_nobody_is_evicted_where_that_is_off(
-    database: str, start: StartReplica, books: Books, timings: Timings
+    database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings
 ) -> None:
     leader = start(database, **LOW_BOUNDS, BILLING_EVICTION="off")
     leader.wait_for("cycle.completed")
-    standby = stand_by(database, start, books, **LOW_BOUNDS, BILLING_EVICTION="off")
-    frozen_at = leader.freeze()
+    standby = stand_by(database, start, ledger, **LOW_BOUNDS, BILLING_EVICTION="off")
+    frozen_at = freeze(leader)
     standby.wait_for("leader.elected")
-    leader.thaw()
+    thaw(leader)
     leader.wait_for("leader.deposed")
     session_timeout = float(LOW_BOUNDS["BILLING_SESSION_TIMEOUT_SECONDS"])
     ping_interval = float(LOW_BOUNDS["BILLING_PING_INTERVAL_SECONDS"])
-    seconds = seconds_to_next_term(books, frozen_at)
-    timings.record("leader frozen, eviction off", seconds, books.judge(), bound=4)
+    seconds = seconds_to_next_term(ledger, frozen_at)
+    timings.record("leader frozen, eviction off", seconds, ledger.judge(), bound=4)
     assert seconds > session_timeout - ping_interval - 0.2
     assert not standby.events("leader.evicted")
 
 
 def test_two_standbys_that_evict_at_once_leave_the_next_leader_alone(
-    database: str, start: StartReplica, books: Books
+    database: str, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     leader = start(database, **PATIENT)
     leader.wait_for("cycle.completed")
-    standbys = [stand_by(database, start, books, **PATIENT) for _ in range(3)]
-    leader.freeze()
+    standbys = [stand_by(database, start, ledger, **PATIENT) for _ in range(3)]
+    freeze(leader)
     eventually(lambda: sum(len(each.events("leader.elected")) for each in standbys) == 1, "one of them leads")
-    leader.thaw()
+    thaw(leader)
     leader.wait_for("election.joined", after=leader.wait_for("leader.deposed"))
     (successor,) = [each for each in standbys if each.events("leader.elected")]
-    assert successor.count_for(2.0, "leader.deposed", "session.failed") == 0
+    assert count_for(successor, 2.0, "leader.deposed", "session.failed") == 0
     assert sum(len(each.events("leader.elected")) for each in standbys) == 1
-    books.judge()
+    ledger.judge()
 
 
 @pytest.mark.slow
 def test_leader_with_a_longer_deadline_is_not_held_to_the_standbys(
-    database: str, start: StartReplica, books: Books
+    database: str, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     """In the middle of a rollout that changes the bounds."""
     slow = {
@@ -193,8 +194,8 @@ def test_leader_with_a_longer_deadline_is_not_held_to_the_standbys(
     }
     leader = start(database, **slow)
     leader.wait_for("cycle.completed")
-    standby = stand_by(database, start, books, **LOW_BOUNDS)
-    assert standby.count_for(6.0, "leader.evicted", "leader.elected") == 0
+    standby = stand_by(database, start, ledger, **LOW_BOUNDS)
+    assert count_for(standby, 6.0, "leader.evicted", "leader.elected") == 0
     assert not leader.events("leader.deposed")
 
 
@@ -221,7 +222,7 @@ def _compute() -> None:
 @pytest.mark.runs(20, older=0)
 @pytest.mark.timeout(600)
 def test_healthy_leader_is_never_evicted_with_every_core_at_its_limit(
-    database: str, start: StartReplica, books: Books, runs: int
+    database: str, start: StartReplica, ledger: LedgerProbe, runs: int
 ) -> None:
     """With a deadline of one second."""
     with every_core_busy():
@@ -232,13 +233,13 @@ def test_healthy_leader_is_never_evicted_with_every_core_at_its_limit(
             standby.wait_for("election.joined")
             began = time.monotonic()
             while time.monotonic() < began + 4:
-                books.add(organizations=2)
-                eventually(lambda: books.all_billed, "everything is billed")
+                ledger.add(organizations=2)
+                eventually(lambda: ledger.all_billed, "everything is billed")
             assert not standby.events("leader.evicted"), leader.tail()
             for replica in (standby, leader):
                 assert replica.terminate() == 0
                 replica.remove()
-    books.judge()
+    ledger.judge()
 
 
 @pytest.fixture
@@ -255,26 +256,26 @@ def role(conn: psycopg.Connection[Any], database: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("superuser_leads", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_session_of_another_role_is_left_to_the_server(
-    database: str, role: str, start: StartReplica, books: Books, *, superuser_leads: bool
+    database: str, role: str, start: StartReplica, ledger: LedgerProbe, *, superuser_leads: bool
 ) -> None:
     first, second = (database, role) if superuser_leads else (role, database)
     leader = start(first, **LOW_BOUNDS)
     leader.wait_for("cycle.completed")
-    standby = stand_by(second, start, books, **LOW_BOUNDS)
+    standby = stand_by(second, start, ledger, **LOW_BOUNDS)
     standby.wait_for("eviction.excluded")
-    leader.freeze()
+    freeze(leader)
     standby.wait_for("leader.elected")
     assert not standby.events("leader.evicted")
     assert len(standby.events("eviction.excluded")) == 1
-    leader.thaw()
+    thaw(leader)
     leader.wait_for("leader.deposed")
-    books.judge()
+    ledger.judge()
 
 
 @pytest.mark.runs(5, older=1)
 @pytest.mark.skipif(PROGRAM is None, reason="no PgBouncer here: apt-get install pgbouncer")
 def test_leader_behind_a_session_pooler_is_evicted_too(
-    *, server: Server, database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, server: Server, database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     fault = "leader frozen behind a session pooler, evicted"
     with Pooler(server, "session") as pooler:
@@ -282,12 +283,12 @@ def test_leader_behind_a_session_pooler_is_evicted_too(
         leader = start(url, **PATIENT)
         leader.wait_for("cycle.completed")
         for _ in range(runs):
-            standby = stand_by(url, start, books, **PATIENT)
-            frozen_at = leader.freeze()
+            standby = stand_by(url, start, ledger, **PATIENT)
+            frozen_at = freeze(leader)
             standby.wait_for("leader.elected", after=standby.wait_for("leader.evicted"))
-            leader.thaw()
+            thaw(leader)
             leader.wait_for("leader.deposed")
-            seconds = seconds_to_next_term(books, frozen_at)
-            timings.record(fault, seconds, books.judge(), bound=LOW_BOUND_SECONDS)
+            seconds = seconds_to_next_term(ledger, frozen_at)
+            timings.record(fault, seconds, ledger.judge(), bound=LOW_BOUND_SECONDS)
             leader.kill()
             leader = standby

@@ -10,14 +10,14 @@ from typing import Final
 
 import pytest
 
-from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
-from tests.faults.replica import LOW_BOUNDS
-from tests.faults.standing import wait_until_standing_by
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import LOW_BOUNDS, freeze, thaw
+from tests.support.sessions import wait_until_standing_by
+from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.support.waiting import eventually, through
 
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
 UNEVICTED: Final = {"BILLING_EVICTION": "off"}
@@ -32,99 +32,99 @@ def test_leader_frozen_inside_a_batch_is_replaced_and_cannot_commit_when_it_goes
     database: str,
     proxy: Proxy,
     start: StartReplica,
-    books: Books,
+    ledger: LedgerProbe,
     timings: Timings,
     statement: str,
 ) -> None:
     leader = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS, **UNEVICTED)
     leader.wait_for("cycle.completed")
     standby = start(database, **BUSY, **LOW_BOUNDS, **UNEVICTED)
-    wait_until_standing_by(books, standby)
+    wait_until_standing_by(ledger, standby)
     with proxy.hold(f"worker {leader.instance}", starts_with(statement), "after") as hold:
-        books.add(organizations=3)
+        ledger.add(organizations=3)
         hold.wait()
-        frozen_at = leader.freeze()
+        frozen_at = freeze(leader)
         term = standby.wait_for("leader.elected")["term"]
         standby.wait_for("cycle.completed")
-    seconds = seconds_to_next_term(books, frozen_at)
-    leader.thaw()
+    seconds = seconds_to_next_term(ledger, frozen_at)
+    thaw(leader)
     leader.wait_for("leader.deposed")
     leader.wait_for("cycle.deposed")
     leader.wait_for("election.joined", after=leader.events("leader.deposed")[0])
     assert not [line for line in leader.events("leader.elected") if line["term"] >= term]
     fault = "leader frozen inside a batch, no eviction, low bounds"
-    timings.record(fault, seconds, books.judge(), bound=LOW_BOUND_SECONDS)
-    assert seconds_to_next_charge(books, frozen_at, term - 1) < LOW_BOUND_SECONDS + 1
+    timings.record(fault, seconds, ledger.judge(), bound=LOW_BOUND_SECONDS)
+    assert seconds_to_next_charge(ledger, frozen_at, term - 1) < LOW_BOUND_SECONDS + 1
 
 
 @pytest.mark.runs(5, older=1)
 @pytest.mark.timeout(240)
 def test_leader_frozen_inside_a_batch_with_the_default_bounds_is_replaced_in_twelve_seconds(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     for _ in range(runs):
         leader = start(through(database, proxy.port), **BUSY, **UNEVICTED)
         leader.wait_for("leader.elected")
-        books.add(organizations=1)
-        eventually(lambda: books.all_billed, "its first cycle")
+        ledger.add(organizations=1)
+        eventually(lambda: ledger.all_billed, "its first cycle")
         standby = start(database, **BUSY, **UNEVICTED)
-        wait_until_standing_by(books, standby)
+        wait_until_standing_by(ledger, standby)
         with proxy.hold(f"worker {leader.instance}", starts_with("with due as materialized"), "after") as hold:
-            books.add(organizations=3)
+            ledger.add(organizations=3)
             hold.wait()
-            frozen_at = leader.freeze()
+            frozen_at = freeze(leader)
             standby.wait_for("leader.elected")
-            eventually(lambda: books.all_billed, "the successor's cycle")
-        seconds = seconds_to_next_term(books, frozen_at)
-        leader.thaw()
+            eventually(lambda: ledger.all_billed, "the successor's cycle")
+        seconds = seconds_to_next_term(ledger, frozen_at)
+        thaw(leader)
         leader.wait_for("cycle.deposed")
         fault = "leader frozen inside a batch, no eviction"
-        timings.record(fault, seconds, books.judge(), bound=DEFAULT_BOUND_SECONDS)
+        timings.record(fault, seconds, ledger.judge(), bound=DEFAULT_BOUND_SECONDS)
         for replica in (leader, standby):
             replica.remove()
 
 
 def test_idle_leader_frozen_is_replaced_and_knows_it_when_it_goes_on(
-    database: str, start: StartReplica, books: Books, timings: Timings
+    database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings
 ) -> None:
-    seconds = _freeze_and_thaw(database, start, books, {**LOW_BOUNDS, **UNEVICTED})
-    timings.record("leader frozen, no eviction, low bounds", seconds, books.judge(), bound=4)
+    seconds = _freeze_and_thaw(database, start, ledger, {**LOW_BOUNDS, **UNEVICTED})
+    timings.record("leader frozen, no eviction, low bounds", seconds, ledger.judge(), bound=4)
 
 
 @pytest.mark.runs(5, older=1)
 @pytest.mark.timeout(240)
 def test_idle_leader_frozen_with_the_default_bounds_is_replaced_in_twelve_seconds(
-    *, database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     for _ in range(runs):
-        seconds = _freeze_and_thaw(database, start, books, UNEVICTED)
-        timings.record("leader frozen, no eviction", seconds, books.judge(), bound=DEFAULT_BOUND_SECONDS)
+        seconds = _freeze_and_thaw(database, start, ledger, UNEVICTED)
+        timings.record("leader frozen, no eviction", seconds, ledger.judge(), bound=DEFAULT_BOUND_SECONDS)
 
 
-def _freeze_and_thaw(database: str, start: StartReplica, books: Books, settings: Mapping[str, str]) -> float:
+def _freeze_and_thaw(database: str, start: StartReplica, ledger: LedgerProbe, settings: Mapping[str, str]) -> float:
     """Seconds from the freeze to the next term; both replicas are gone again."""
     leader = start(database, **settings)
     leader.wait_for("leader.elected")
-    eventually(lambda: books.all_billed, "what is due at all is billed")
+    eventually(lambda: ledger.all_billed, "what is due at all is billed")
     standby = start(database, **settings)
-    wait_until_standing_by(books, standby)
-    frozen_at = leader.freeze()
+    wait_until_standing_by(ledger, standby)
+    frozen_at = freeze(leader)
     standby.wait_for("leader.elected")
-    leader.thaw()
+    thaw(leader)
     leader.wait_for("leader.deposed")
     for replica in (leader, standby):
         replica.remove()
-    return seconds_to_next_term(books, frozen_at)
+    return seconds_to_next_term(ledger, frozen_at)
 
 
 def test_leader_frozen_for_less_than_its_deadline_goes_on_leading(
-    database: str, start: StartReplica, books: Books
+    database: str, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     leader = start(database, **BUSY)
     leader.wait_for("cycle.completed")
-    leader.freeze()
-    books.add(organizations=3)
-    leader.thaw()
+    freeze(leader)
+    ledger.add(organizations=3)
+    thaw(leader)
     leader.wait_until(lambda line: line.fields.get("instances") == 9, "the cycle of nine")
     assert not leader.events("leader.deposed")
-    books.judge()
+    ledger.judge()

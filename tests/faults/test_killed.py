@@ -10,15 +10,16 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from tests.faults.books import Books
+from controller.demo.process import ControllerProcess
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy, When
-from tests.faults.replica import BUSY, Replica
-from tests.faults.standing import wait_until_standing_by
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
-from tests.faults.waiting import eventually, through
 from tests.faults.wire import Statement
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import BUSY
+from tests.support.sessions import wait_until_standing_by
+from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.support.waiting import eventually, through
 
 BOUND_SECONDS: Final = 2.0
 #: From the moment at which the lock is held to the moment before its holder hears of its term.
@@ -39,7 +40,7 @@ START_SECONDS: Final = 5.0
 @pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 @pytest.mark.timeout(180)
 def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, when: When
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, when: When
 ) -> None:
     url = through(database, proxy.port)
     statements: list[Statement] = []
@@ -55,26 +56,26 @@ def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing
     assert [each.sql for each in statements].count("COMMIT") == len(begins) == 6
     for number in range(1, begins[1] + 1):  # from the connection to the beginning of the second batch
         standby = start(url, **BUSY)
-        wait_until_standing_by(books, standby)
+        wait_until_standing_by(ledger, standby)
         with proxy.hold(f"worker {leader.instance}", _is_number(number), when) as hold:
-            books.add(organizations=3)
+            ledger.add(organizations=3)
             statement = hold.wait()
             term = leader.wait_for("leader.elected")["term"]
             killed_at = leader.kill()
             proxy.cut(leader.instance)  # as the kernel closes what the process had open
         standby.wait_for("cycle.completed")
-        seconds = seconds_to_next_charge(books, killed_at, term)
+        seconds = seconds_to_next_charge(ledger, killed_at, term)
         fault = "leader killed: inside a batch, around each statement"
-        assert timings.record(fault, seconds, books.judge(), bound=BOUND_SECONDS), statement
+        assert timings.record(fault, seconds, ledger.judge(), bound=BOUND_SECONDS), statement
         leader = standby
 
 
 @pytest.mark.runs(20, short=2)
 @pytest.mark.timeout(240)
 def test_leader_killed_inside_a_statement_holds_its_successor_up_no_longer(
-    database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
-    books.conn.execute("""
+    ledger.conn.execute("""
         create function block() returns trigger language plpgsql as
         $$ begin perform pg_advisory_xact_lock_shared(4242); return new; end $$;
         create trigger block before update on wallets for each row execute function block();
@@ -83,68 +84,68 @@ def test_leader_killed_inside_a_statement_holds_its_successor_up_no_longer(
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         standby = start(database, **BUSY)
-        wait_until_standing_by(books, standby)
+        wait_until_standing_by(ledger, standby)
         with psycopg.connect(database, autocommit=True) as blocker:
             blocker.execute("select pg_advisory_lock(4242)")
-            books.add(organizations=3)
-            eventually(lambda: _someone_waits(books), "a batch is inside its statement")
+            ledger.add(organizations=3)
+            eventually(lambda: _someone_waits(ledger), "a batch is inside its statement")
             killed_at = leader.kill()
             standby.wait_for("leader.elected")
         standby.wait_for("cycle.completed")
-        seconds = seconds_to_next_term(books, killed_at)
-        timings.record("leader killed: inside a statement", seconds, books.judge(), bound=BOUND_SECONDS)
+        seconds = seconds_to_next_term(ledger, killed_at)
+        timings.record("leader killed: inside a statement", seconds, ledger.judge(), bound=BOUND_SECONDS)
         leader = standby
 
 
 @pytest.mark.runs(20, short=3)
 @pytest.mark.timeout(240)
 def test_idle_leader_killed_is_replaced(
-    database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(database)
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         standby = start(database)
-        wait_until_standing_by(books, standby)
+        wait_until_standing_by(ledger, standby)
         killed_at = leader.kill()
         standby.wait_for("leader.elected")
-        seconds = seconds_to_next_term(books, killed_at)
-        timings.record("leader killed: idle", seconds, books.judge(), bound=BOUND_SECONDS)
+        seconds = seconds_to_next_term(ledger, killed_at)
+        timings.record("leader killed: idle", seconds, ledger.judge(), bound=BOUND_SECONDS)
         leader = standby
 
 
 @pytest.mark.runs(20)
 @pytest.mark.timeout(240)
 def test_leader_killed_between_two_batches_leaves_the_second_to_its_successor(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url = through(database, proxy.port)
     leader = start(url, **BUSY)
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         standby = start(url, **BUSY)
-        wait_until_standing_by(books, standby)
-        before = books.billed_instances
+        wait_until_standing_by(ledger, standby)
+        before = ledger.billed_instances
         with proxy.hold(f"worker {leader.instance}", _is_beginning(2)) as hold:
-            books.add(organizations=3)
+            ledger.add(organizations=3)
             hold.wait()
             term = leader.wait_for("leader.elected")["term"]
-            assert books.billed_instances == before + 3
+            assert ledger.billed_instances == before + 3
             killed_at = leader.kill()
             proxy.cut(leader.instance)
         standby.wait_for("cycle.completed")
-        seconds = seconds_to_next_charge(books, killed_at, term)
-        timings.record("leader killed: between batches", seconds, books.judge(), bound=BOUND_SECONDS)
+        seconds = seconds_to_next_charge(ledger, killed_at, term)
+        timings.record("leader killed: between batches", seconds, ledger.judge(), bound=BOUND_SECONDS)
         leader = standby
 
 
 @pytest.mark.runs(20, short=2)
 @pytest.mark.timeout(300)
 def test_winner_killed_inside_its_mint_leaves_the_next_one_free(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url = through(database, proxy.port)
-    leader: Replica | None = None
+    leader: ControllerProcess | None = None
     for step, when in islice(cycle(MINT), runs):
         with proxy.hold(" elector ", starts_with(step), when) as hold:
             winner = start(url)
@@ -153,35 +154,35 @@ def test_winner_killed_inside_its_mint_leaves_the_next_one_free(
                 proxy.cut(leader.instance)
             hold.wait()
             standby = start(database)
-            wait_until_standing_by(books, standby)
+            wait_until_standing_by(ledger, standby)
             killed_at = winner.kill()
             proxy.cut(winner.instance)
             standby.wait_for("cycle.completed" if leader is None else "leader.elected")
         assert not winner.events("leader.elected")
-        seconds = seconds_to_next_term(books, killed_at)
-        timings.record("leader killed: inside its mint", seconds, books.judge(), bound=BOUND_SECONDS)
+        seconds = seconds_to_next_term(ledger, killed_at)
+        timings.record("leader killed: inside its mint", seconds, ledger.judge(), bound=BOUND_SECONDS)
         leader = standby
 
 
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(300)
 def test_all_replicas_killed_at_once_and_started_again_bill_what_is_left(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int, seed: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int, seed: int
 ) -> None:
     chance = random.Random(seed)
     url = through(database, proxy.port)
     replicas = [start(url, **BUSY), start(url, **BUSY)]
     for _ in range(runs):
         with proxy.hold(" worker ", _is_number(chance.randrange(4, 40))) as hold:
-            books.add()
+            ledger.add()
             hold.wait()
             for each in replicas:
                 each.kill()
             proxy.cut()
         since, replicas = datetime.now(UTC), [start(url, **BUSY), start(url, **BUSY)]
-        eventually(lambda: books.all_billed, "the rest of it")
-        seconds = seconds_to_next_charge(books, since)
-        timings.record("all replicas killed, and started again", seconds, books.judge(), bound=START_SECONDS)
+        eventually(lambda: ledger.all_billed, "the rest of it")
+        seconds = seconds_to_next_charge(ledger, since)
+        timings.record("all replicas killed, and started again", seconds, ledger.judge(), bound=START_SECONDS)
 
 
 def _is_number(number: int) -> Any:  # noqa: ANN401 - a predicate
@@ -201,5 +202,5 @@ def _is_beginning(number: int) -> Any:  # noqa: ANN401 - a predicate
     return matches
 
 
-def _someone_waits(books: Books) -> bool:
-    return bool(books.rows("select from pg_locks where locktype = 'advisory' and objid = 4242 and not granted"))
+def _someone_waits(ledger: LedgerProbe) -> bool:
+    return bool(ledger.rows("select from pg_locks where locktype = 'advisory' and objid = 4242 and not granted"))

@@ -12,14 +12,15 @@ from typing import Final
 import psycopg
 import pytest
 
+from controller.demo.process import ControllerProcess
 from controller.postgres.migrations import migrate_url
-from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
-from tests.faults.replica import BUSY, Replica
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_charge
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import BUSY
+from tests.support.timings import Timings, seconds_to_next_charge
+from tests.support.waiting import eventually, through
 
 #: Left out organizations are tried again after 0.25, 0.5, 1 and 2 s.
 WALLET_SECONDS: Final = 2.5
@@ -47,10 +48,10 @@ DDL: Final = (
 )
 
 
-def _hold_a_wallet(other: psycopg.Connection, proxy: Proxy, books: Books) -> None:
+def _hold_a_wallet(other: psycopg.Connection, proxy: Proxy, ledger: LedgerProbe) -> None:
     """Of one of three organizations, before the first batch of the cycle that finds them due."""
     with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
-        books.add(organizations=3)
+        ledger.add(organizations=3)
         hold.wait()
         other.execute(f"select from wallets w where exists (select {UNBILLED}) limit 1 for update".encode())
 
@@ -58,52 +59,52 @@ def _hold_a_wallet(other: psycopg.Connection, proxy: Proxy, books: Books) -> Non
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(180)
 def test_wallet_in_an_open_transaction_delays_its_organization_alone(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(through(database, proxy.port), **BUSY)
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         with psycopg.connect(database) as other:
-            _hold_a_wallet(other, proxy, books)
-            eventually(lambda: _unbilled(books) == 3, "the two others are billed")
+            _hold_a_wallet(other, proxy, ledger)
+            eventually(lambda: _unbilled(ledger) == 3, "the two others are billed")
             released_at = datetime.now(UTC)
             other.rollback()
-        eventually(lambda: books.all_billed, "so is the one held up")
-        seconds = seconds_to_next_charge(books, released_at)
-        timings.record("blocked: a wallet", seconds, books.judge(), bound=WALLET_SECONDS)
+        eventually(lambda: ledger.all_billed, "so is the one held up")
+        seconds = seconds_to_next_charge(ledger, released_at)
+        timings.record("blocked: a wallet", seconds, ledger.judge(), bound=WALLET_SECONDS)
     assert not leader.events("cycle.failed", "organization.failed")
 
 
 @pytest.mark.runs(5, older=1)
 def test_wallet_blocked_for_a_whole_cycle_leaves_a_reason_and_is_billed_by_the_next(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(through(database, proxy.port), **BUSY)
     told = leader.wait_for("cycle.completed")
     for _ in range(runs):
         with psycopg.connect(database) as other:
-            _hold_a_wallet(other, proxy, books)
+            _hold_a_wallet(other, proxy, ledger)
             told = leader.wait_for("organization.failed", reason="locked", after=told)
             assert leader.wait_for("cycle.completed", after=told)["failures"] == 3
             released_at = datetime.now(UTC)
             other.rollback()
-        eventually(lambda: books.all_billed, "the next cycle bills it")
-        seconds = seconds_to_next_charge(books, released_at)
-        timings.record("blocked: a wallet, for a whole cycle", seconds, books.judge(), bound=WALLET_SECONDS)
-        assert books.one("select count(*) from vps_billing_cycles where status = 'failed'") == 0
+        eventually(lambda: ledger.all_billed, "the next cycle bills it")
+        seconds = seconds_to_next_charge(ledger, released_at)
+        timings.record("blocked: a wallet, for a whole cycle", seconds, ledger.judge(), bound=WALLET_SECONDS)
+        assert ledger.one("select count(*) from vps_billing_cycles where status = 'failed'") == 0
 
 
 @pytest.mark.runs(21)
 @pytest.mark.timeout(180)
 def test_lock_that_times_out_is_tried_again(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(through(database, proxy.port), **BUSY, LOG_LEVEL="debug")
     last = leader.wait_for("cycle.completed")
     for lock in islice(cycle(LOCKS), runs):
         with psycopg.connect(database) as other:
             with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
-                books.add(organizations=3)
+                ledger.add(organizations=3)
                 hold.wait()
                 other.execute(lock.encode())
             last = leader.wait_until(
@@ -111,16 +112,16 @@ def test_lock_that_times_out_is_tried_again(
             )
             released_at = datetime.now(UTC)
             other.rollback()
-        eventually(lambda: books.all_billed, "everyone is billed")
-        seconds = seconds_to_next_charge(books, released_at)
-        timings.record("lock timeout: a row or a table", seconds, books.judge(), bound=LOCK_SECONDS)
+        eventually(lambda: ledger.all_billed, "everyone is billed")
+        seconds = seconds_to_next_charge(ledger, released_at)
+        timings.record("lock timeout: a row or a table", seconds, ledger.judge(), bound=LOCK_SECONDS)
     assert not leader.events("cycle.failed", "leader.deposed")
 
 
 @pytest.mark.runs(20, short=2, older=8)
 @pytest.mark.timeout(180)
 def test_application_changes_its_tables_in_the_middle_of_a_batch(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     def change(number: int, sql: str) -> None:
         with psycopg.connect(database, autocommit=True) as application:
@@ -128,25 +129,29 @@ def test_application_changes_its_tables_in_the_middle_of_a_batch(
 
     changes = [partial(change, number, sql) for number, sql in enumerate(islice(cycle(DDL), runs))]
     leader = start(through(database, proxy.port), **BUSY)
-    _bill_during(changes, leader, proxy, books, partial(timings.record, "while it bills: the application's DDL"))
+    _bill_during(changes, leader, proxy, ledger, partial(timings.record, "while it bills: the application's DDL"))
 
 
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(180)
 def test_migration_runs_in_the_middle_of_a_batch(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     def migrate() -> None:
         """All that are numbered after the status table's, once more: as if this version had just brought them."""
-        books.conn.execute("delete from billing_schema_migrations where name > '013'")
+        ledger.conn.execute("delete from billing_schema_migrations where name > '013'")
         migrate_url(database)
 
     leader = start(through(database, proxy.port), **BUSY)
-    _bill_during([migrate] * runs, leader, proxy, books, partial(timings.record, "while it bills: a migration"))
+    _bill_during([migrate] * runs, leader, proxy, ledger, partial(timings.record, "while it bills: a migration"))
 
 
 def _bill_during(
-    changes: Sequence[Callable[[], None]], leader: Replica, proxy: Proxy, books: Books, record: Callable[..., float]
+    changes: Sequence[Callable[[], None]],
+    leader: ControllerProcess,
+    proxy: Proxy,
+    ledger: LedgerProbe,
+    record: Callable[..., float],
 ) -> None:
     """Each change begins while a batch is open, and is over when everything is billed."""
     leader.wait_for("cycle.completed")
@@ -154,16 +159,16 @@ def _bill_during(
         failures: list[BaseException] = []
         changing = threading.Thread(target=_caught, args=(change, failures))
         with proxy.hold(" worker ", starts_with("with due as"), "after") as hold:
-            books.add(organizations=3)
+            ledger.add(organizations=3)
             hold.wait()
             changing.start()
-            eventually(lambda: not changing.is_alive() or _someone_waits(books), "it waits for the batch")  # noqa: B023
+            eventually(lambda: not changing.is_alive() or _someone_waits(ledger), "it waits for the batch")  # noqa: B023
             since = datetime.now(UTC)
-        eventually(lambda: books.all_billed, "everyone is billed")
+        eventually(lambda: ledger.all_billed, "everyone is billed")
         changing.join(30)
         assert not changing.is_alive()
         assert not failures, failures
-        record(seconds_to_next_charge(books, since), books.judge(), bound=DDL_SECONDS)
+        record(seconds_to_next_charge(ledger, since), ledger.judge(), bound=DDL_SECONDS)
     assert not leader.events("cycle.failed", "leader.deposed", "organization.failed"), leader.tail()
 
 
@@ -174,9 +179,9 @@ def _caught(action: Callable[[], None], failures: list[BaseException]) -> None:
         failures.append(error)
 
 
-def _someone_waits(books: Books) -> bool:
-    return bool(books.rows("select from pg_locks where not granted"))
+def _someone_waits(ledger: LedgerProbe) -> bool:
+    return bool(ledger.rows("select from pg_locks where not granted"))
 
 
-def _unbilled(books: Books) -> int:
-    return int(books.one("select count(*) from vps_instances where last_billed_at is null"))
+def _unbilled(ledger: LedgerProbe) -> int:
+    return int(ledger.one("select count(*) from vps_instances where last_billed_at is null"))

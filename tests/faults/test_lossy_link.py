@@ -9,15 +9,15 @@ from typing import Final
 import psycopg
 import pytest
 
-from controller.demo.server import Installation, Server
-from tests.faults.books import Books
+from controller.demo.server import Installation
 from tests.faults.conftest import StartReplica
 from tests.faults.lossy import LossyLink, lossy_link
-from tests.faults.replica import BUSY, LOW_BOUNDS
-from tests.faults.standing import wait_until_standing_by
-from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
-from tests.faults.waiting import eventually
-from tests.servers import create_template
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import BUSY, LOW_BOUNDS
+from tests.support.servers import Server, create_template
+from tests.support.sessions import wait_until_standing_by
+from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.support.waiting import eventually
 
 #: A cycle is some forty packets each way on new connections; TCP sends a lost one again after 0.2 s, 0.4 s, 0.8 s, and
 #: the first of a connection after 1 s, 3 s.
@@ -50,19 +50,19 @@ def test_leader_across_a_link_that_loses_a_twentieth_of_all_packets_goes_on_bill
 ) -> None:
     url = far_server.create_database("billed", create_template(far_server))
     with psycopg.connect(url, autocommit=True) as conn:
-        books = Books(conn)
-        books.add()
+        ledger = LedgerProbe(conn)
+        ledger.add()
         leader = start(url.replace("127.0.0.1", link.server_address), *link.launcher, **BUSY)
         leader.wait_for("cycle.completed")
         standby = start(url, **BUSY)
-        wait_until_standing_by(books, standby)
+        wait_until_standing_by(ledger, standby)
         link.lose(0.05)
         for _ in range(runs):
             since = datetime.now(UTC)
-            books.add(organizations=1)
-            eventually(lambda: books.all_billed, "it is billed across the link")
-            seconds = seconds_to_next_charge(books, since)
-            timings.record("link loses a twentieth of all packets", seconds, books.judge(), bound=LOSSY_SECONDS)
+            ledger.add(organizations=1)
+            eventually(lambda: ledger.all_billed, "it is billed across the link")
+            seconds = seconds_to_next_charge(ledger, since)
+            timings.record("link loses a twentieth of all packets", seconds, ledger.judge(), bound=LOSSY_SECONDS)
         assert not leader.events("leader.deposed")
         assert not standby.events("leader.elected")
 
@@ -74,23 +74,23 @@ def test_leader_whose_link_loses_everything_is_unplugged(
 ) -> None:
     url = far_server.create_database("billed", create_template(far_server))
     with psycopg.connect(url, autocommit=True) as conn:
-        books = Books(conn)
-        books.add()
+        ledger = LedgerProbe(conn)
+        ledger.add()
         for _ in range(runs):
             leader = start(url.replace("127.0.0.1", link.server_address), *link.launcher, **BUSY, **LOW_BOUNDS)
             leader.wait_for("leader.elected")
-            books.add(organizations=1)
-            eventually(lambda: books.all_billed, "it bills")
+            ledger.add(organizations=1)
+            eventually(lambda: ledger.all_billed, "it bills")
             standby = start(url, **BUSY, **LOW_BOUNDS)
-            wait_until_standing_by(books, standby)
+            wait_until_standing_by(ledger, standby)
             since = datetime.now(UTC)
             link.lose(1)
             deposed, elected = leader.wait_for("leader.deposed"), standby.wait_for("leader.elected")
             assert deposed.read_at < elected.read_at, "it knew before its successor began"
-            books.add(organizations=1)
-            eventually(lambda: books.all_billed, "the successor bills")
-            seconds = seconds_to_next_term(books, since)
-            timings.record("link loses everything, low bounds", seconds, books.judge(), bound=UNPLUGGED_SECONDS)
+            ledger.add(organizations=1)
+            eventually(lambda: ledger.all_billed, "the successor bills")
+            seconds = seconds_to_next_term(ledger, since)
+            timings.record("link loses everything, low bounds", seconds, ledger.judge(), bound=UNPLUGGED_SECONDS)
             leader.kill()
             link.lose(0)
             assert standby.terminate() == 0

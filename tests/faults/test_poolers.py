@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from controller.demo.server import Server
-from tests.faults.books import Books
+from controller.demo.process import run_command
 from tests.faults.conftest import StartReplica
 from tests.faults.pooler import PROGRAM, Pooler
-from tests.faults.replica import BUSY, clean_environment, command
-from tests.faults.standing import lock_holders, wait_until_standing_by
-from tests.faults.timings import Timings, seconds_to_next_term
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import BUSY
+from tests.support.servers import Server
+from tests.support.sessions import lock_holders, wait_until_standing_by
+from tests.support.timings import Timings, seconds_to_next_term
+from tests.support.waiting import eventually, through
 
 KILLED_SECONDS: Final = 2.0
 #: Five processes start, ask and end.
@@ -38,7 +39,7 @@ def by_session(server: Server, database: str) -> Iterator[str]:
 
 
 def test_transaction_mode_is_refused_with_the_remedy(
-    by_transaction: str, start: StartReplica, books: Books, timings: Timings
+    by_transaction: str, start: StartReplica, ledger: LedgerProbe, timings: Timings
 ) -> None:
     began = time.monotonic()
     replicas = [start(by_transaction) for _ in range(5)]
@@ -49,52 +50,50 @@ def test_transaction_mode_is_refused_with_the_remedy(
         assert "exception" not in told.fields
         assert not replica.events("leader.elected")
         timings.record("PgBouncer, transaction mode: refused", told.read_at - began, bound=REFUSED_SECONDS)
-    assert lock_holders(books) == 0
-    assert books.billed_instances == 0
+    assert lock_holders(ledger) == 0
+    assert ledger.billed_instances == 0
 
 
-def test_bill_through_transaction_mode_is_refused_with_the_remedy(by_transaction: str, books: Books) -> None:
-    done = subprocess.run(
-        command("bill"), env=clean_environment(DATABASE_URL=by_transaction), capture_output=True, text=True, check=False
-    )
+def test_bill_through_transaction_mode_is_refused_with_the_remedy(by_transaction: str, tmp_path: Path) -> None:
+    done = run_command("bill", folder=tmp_path, DATABASE_URL=by_transaction)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "DATABASE_DIRECT_URL" in done.stderr
 
 
 @pytest.mark.runs(5, short=1, older=1)
 def test_direct_url_leads_past_the_pooler_while_workers_go_through_it(
-    *, by_transaction: str, database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, by_transaction: str, database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(by_transaction, DATABASE_DIRECT_URL=database)
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         standby = start(by_transaction, DATABASE_DIRECT_URL=database)
-        wait_until_standing_by(books, standby)
-        assert lock_holders(books) == 1
+        wait_until_standing_by(ledger, standby)
+        assert lock_holders(ledger) == 1
         killed_at = leader.kill()
         standby.wait_for("leader.elected")
-        seconds = seconds_to_next_term(books, killed_at)
+        seconds = seconds_to_next_term(ledger, killed_at)
         fault = "PgBouncer, transaction mode, and a direct URL: leader killed"
-        timings.record(fault, seconds, books.judge(), bound=KILLED_SECONDS)
+        timings.record(fault, seconds, ledger.judge(), bound=KILLED_SECONDS)
         leader = standby
 
 
 @pytest.mark.runs(20, short=1, older=2)
 @pytest.mark.timeout(240)
 def test_session_mode_elects_bills_and_fails_over(
-    *, by_session: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, by_session: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(by_session, **BUSY)
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         standby = start(by_session, **BUSY)
-        wait_until_standing_by(books, standby)
-        books.add(organizations=2)
+        wait_until_standing_by(ledger, standby)
+        ledger.add(organizations=2)
         killed_at = leader.kill()
         standby.wait_for("cycle.completed")
-        eventually(lambda: books.all_billed, "everything is billed")
-        seconds = seconds_to_next_term(books, killed_at)
-        timings.record("PgBouncer, session mode: leader killed", seconds, books.judge(), bound=KILLED_SECONDS)
+        eventually(lambda: ledger.all_billed, "everything is billed")
+        seconds = seconds_to_next_term(ledger, killed_at)
+        timings.record("PgBouncer, session mode: leader killed", seconds, ledger.judge(), bound=KILLED_SECONDS)
         leader = standby
     assert leader.terminate() == 0
-    assert lock_holders(books) == 0
+    assert lock_holders(ledger) == 0

@@ -1,5 +1,5 @@
 """The primary is lost and its standby promoted. Nothing is lost with synchronous replication. With asynchronous, what
-had not been replicated vanishes in whole transactions, and is billed again in books that are right in themselves.
+had not been replicated vanishes in whole transactions, and is billed again in ledger that are right in themselves.
 
 The replicas know both servers by one URL with two hosts; each run's promoted server is the next run's primary.
 """
@@ -15,18 +15,19 @@ from typing import Final
 import psycopg
 import pytest
 
-from controller.demo.server import Installation, Server
-from tests.faults.books import Books, assert_audit_clean
+from controller.demo.process import ControllerProcess, LogLine
+from controller.demo.server import Installation
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
-from tests.faults.replica import BUSY, Logged, Replica
 from tests.faults.standby import StandbyServer
-from tests.faults.standing import end_sessions
 from tests.faults.test_server_restarts import reconnected
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_term
-from tests.faults.waiting import eventually
-from tests.servers import create_template
+from tests.support.ledger_probe import LedgerProbe, assert_audit_clean
+from tests.support.processes import BUSY
+from tests.support.servers import Server, create_template
+from tests.support.sessions import end_sessions
+from tests.support.timings import Timings, seconds_to_next_term
+from tests.support.waiting import eventually
 
 #: The server's promotion, and then a try after 0.5 to 1.5 s.
 PROMOTED_SECONDS: Final = 4.0
@@ -87,9 +88,9 @@ def pair(fault_installation: Installation) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def books(pair: Pair) -> Books:
+def ledger(pair: Pair) -> LedgerProbe:
     with psycopg.connect(pair.primary.url(DATABASE), autocommit=True) as conn:
-        made = Books(conn)
+        made = LedgerProbe(conn)
         made.add()
     return made
 
@@ -97,78 +98,78 @@ def books(pair: Pair) -> Books:
 @pytest.mark.runs(20, older=2)
 @pytest.mark.timeout(300)
 def test_promoted_synchronous_standby_has_lost_nothing(
-    *, pair: Pair, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, pair: Pair, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     replicas = [start(pair.url, **BUSY), start(pair.url, **BUSY)]
     for run in range(1, runs + 1):
-        _wait_for_cycle(replicas, pair, books)
+        _wait_for_cycle(replicas, pair, ledger)
         standby = pair.add_standby()
         standby.replicate_synchronously()
         with pair.front.hold(" worker ", starts_with("COMMIT"), "after") as hold:
-            with reconnected(books, pair.primary.url(DATABASE)):
-                books.add(organizations=3)
+            with reconnected(ledger, pair.primary.url(DATABASE)):
+                ledger.add(organizations=3)
                 hold.wait()
-                committed = books.one("select count(*) from billing_batches")
-                assert books.one("select term from billing_leadership") == run
+                committed = ledger.one("select count(*) from billing_batches")
+                assert ledger.one("select term from billing_leadership") == run
             pair.lose_primary()
         since = datetime.now(UTC)
         pair.promote(standby)
-        with reconnected(books, pair.primary.url(DATABASE)):
-            assert books.one("select count(*) from billing_batches") >= committed
-            eventually(lambda: books.all_billed, "the rest of the cycle")
-            assert books.one("select max(term) from billing_terms") == run + 1
-            seconds = seconds_to_next_term(books, since)
-            timings.record("primary lost: synchronous standby", seconds, books.judge(), bound=PROMOTED_SECONDS)
+        with reconnected(ledger, pair.primary.url(DATABASE)):
+            assert ledger.one("select count(*) from billing_batches") >= committed
+            eventually(lambda: ledger.all_billed, "the rest of the cycle")
+            assert ledger.one("select max(term) from billing_terms") == run + 1
+            seconds = seconds_to_next_term(ledger, since)
+            timings.record("primary lost: synchronous standby", seconds, ledger.judge(), bound=PROMOTED_SECONDS)
 
 
 @pytest.mark.runs(20, short=1, older=2)
 @pytest.mark.timeout(300)
 def test_cycle_that_vanished_with_its_primary_is_billed_again_in_books_that_are_right(
-    *, pair: Pair, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, pair: Pair, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
-    """The log still tells of it, the books do not, and no audit can: nothing in them contradicts anything."""
+    """The log still tells of it, the ledger do not, and no audit can: nothing in them contradicts anything."""
     replicas = [start(pair.url, **BUSY), start(pair.url, **BUSY)]
     for _ in range(runs):
-        _wait_for_cycle(replicas, pair, books)
+        _wait_for_cycle(replicas, pair, ledger)
         standby = pair.add_standby()
         told_before = _told(replicas)
         with pair.front.hold(" worker ", starts_with("BEGIN")) as hold:
-            with reconnected(books, pair.primary.url(DATABASE)):
-                books.add(organizations=3)
+            with reconnected(ledger, pair.primary.url(DATABASE)):
+                ledger.add(organizations=3)
                 hold.wait()
                 # the hours have become due after the last cycle that has ended, as hours do
-                books.conn.execute(
+                ledger.conn.execute(
                     "update billing_runs set started_at = started_at - interval '6 hours' where outcome <> 'running'"
                 )
             standby.wait_until_caught_up()
             standby.link.stall()
-        with reconnected(books, pair.primary.url(DATABASE)):
+        with reconnected(ledger, pair.primary.url(DATABASE)):
             eventually(lambda: len(_told(replicas)) > len(told_before), "a cycle of nine instances has ended")  # noqa: B023
             (told,) = (line for line in _told(replicas) if line not in told_before)
-            assert books.rows("select from billing_runs where id = %s and instances = 9", told["cycle"])
+            assert ledger.rows("select from billing_runs where id = %s and instances = 9", told["cycle"])
         for door in pair.doors:
             door.refuse()  # nobody bills before the test has looked
         pair.lose_primary()
         for door in pair.doors:
             door.cut()
         pair.promote(standby)
-        with reconnected(books, pair.primary.url(DATABASE)):
-            assert books.one("select count(*) from vps_instances where last_billed_at is null") == 9, (
+        with reconnected(ledger, pair.primary.url(DATABASE)):
+            assert ledger.one("select count(*) from vps_instances where last_billed_at is null") == 9, (
                 "it vanished whole"
             )
-            assert not books.rows("select from billing_runs where id = %s and instances = 9", told["cycle"])
-            assert books.verdict().hours_lost == 9 * 5
-            assert_audit_clean(books.conn)
+            assert not ledger.rows("select from billing_runs where id = %s and instances = 9", told["cycle"])
+            assert ledger.verdict().hours_lost == 9 * 5
+            assert_audit_clean(ledger.conn)
             since = datetime.now(UTC)
             pair.front.accept()
-            eventually(lambda: books.all_billed, "the hours are billed again")
-            seconds = seconds_to_next_term(books, since)
-            timings.record("primary lost: asynchronous standby", seconds, books.judge(), bound=PROMOTED_SECONDS)
+            eventually(lambda: ledger.all_billed, "the hours are billed again")
+            seconds = seconds_to_next_term(ledger, since)
+            timings.record("primary lost: asynchronous standby", seconds, ledger.judge(), bound=PROMOTED_SECONDS)
 
 
 @pytest.mark.slow
 def test_leader_left_behind_by_a_promotion_writes_nothing_under_a_term_that_is_anothers_too(
-    pair: Pair, start: StartReplica, books: Books
+    pair: Pair, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     """The worst that asynchronous replication can do, with a primary that was not shut off. Its leader still holds the
     lock there, and reaches the promoted server with everything else, where the very number of its term is another's.
@@ -179,36 +180,36 @@ def test_leader_left_behind_by_a_promotion_writes_nothing_under_a_term_that_is_a
     standby = pair.add_standby()
     standby.wait_until_caught_up()
     standby.link.stall()
-    with reconnected(books, pair.primary.url(DATABASE)):
-        end_sessions(books, "elector", left_behind)
+    with reconnected(ledger, pair.primary.url(DATABASE)):
+        end_sessions(ledger, "elector", left_behind)
         term = left_behind.wait_for("leader.elected", after=first)["term"]
     standby.promote()
     namesake = start(standby.url(DATABASE), **BUSY)
     assert namesake.wait_for("leader.elected")["term"] == term == 2
     pair.front.refuse()  # the old primary answers those that it knows, and nobody else
-    with reconnected(books, standby.url(DATABASE)):
-        books.add(organizations=6)
+    with reconnected(ledger, standby.url(DATABASE)):
+        ledger.add(organizations=6)
         left_behind.wait_for("leader.contradicted")
         left_behind.wait_for("leader.resigned")
-        eventually(lambda: books.all_billed, "the leader of this server bills")
+        eventually(lambda: ledger.all_billed, "the leader of this server bills")
         assert (
-            books.one("select string_agg(distinct holder, ' ') from billing_runs where term = 2") == namesake.instance
+            ledger.one("select string_agg(distinct holder, ' ') from billing_runs where term = 2") == namesake.instance
         )
-        books.judge()
+        ledger.judge()
         namesake.kill()
-        books.add(organizations=6)
-        eventually(lambda: books.all_billed, "the one left behind leads here now")
-        books.judge()
+        ledger.add(organizations=6)
+        eventually(lambda: ledger.all_billed, "the one left behind leads here now")
+        ledger.judge()
     assert left_behind.terminate() == 0
 
 
-def _wait_for_cycle(replicas: list[Replica], pair: Pair, books: Books) -> None:
-    with reconnected(books, pair.primary.url(DATABASE)):
-        eventually(lambda: books.all_billed, "everything is billed")
+def _wait_for_cycle(replicas: list[ControllerProcess], pair: Pair, ledger: LedgerProbe) -> None:
+    with reconnected(ledger, pair.primary.url(DATABASE)):
+        eventually(lambda: ledger.all_billed, "everything is billed")
     eventually(lambda: any(each.events("cycle.completed") for each in replicas), "a cycle's end")
 
 
-def _told(replicas: list[Replica]) -> list[Logged]:
+def _told(replicas: list[ControllerProcess]) -> list[LogLine]:
     """What the log says of cycles of nine instances."""
     done = [line for each in replicas for line in each.events("cycle.completed")]
     return [line for line in done if line["instances"] == 9]

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.faults.waiting import eventually, through
 from tests.faults.wire import ClientStream
+from tests.support.waiting import eventually, through
 
 
 @pytest.fixture

@@ -11,18 +11,19 @@ from typing import Final
 import psycopg
 import pytest
 
-from controller.demo.server import Installation, Server
-from tests.faults.books import Books
+from controller.demo.process import ControllerProcess
+from controller.demo.server import Installation
 from tests.faults.conftest import StartReplica
 from tests.faults.disk import Disk, small_disk
 from tests.faults.proxy import Proxy
-from tests.faults.replica import BUSY, Replica
-from tests.faults.standing import wait_until_standing_by
 from tests.faults.test_server_restarts import reconnected
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
-from tests.faults.waiting import eventually, through
-from tests.servers import create_template, temporary_database
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import BUSY
+from tests.support.servers import Server, create_template, temporary_database
+from tests.support.sessions import wait_until_standing_by
+from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.support.waiting import eventually, through
 
 #: A cycle that has failed is tried again after 5 s.
 BACK_OFF_SECONDS: Final = 7.0
@@ -50,22 +51,22 @@ def test_full_disk_fails_cycles_until_there_is_room(
         url = stack.enter_context(temporary_database(server, template))
         name = url.rpartition("/")[2]
         administrator.execute(f'alter database "{name}" set tablespace small'.encode())
-        books = Books(stack.enter_context(psycopg.connect(url, autocommit=True)))
-        books.add()
+        ledger = LedgerProbe(stack.enter_context(psycopg.connect(url, autocommit=True)))
+        ledger.add()
         leader = start(through(url, proxy.port), BILLING_INTERVAL_MINUTES="0.003")
         last = leader.wait_for("cycle.completed")
         for _ in range(runs):
             with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
-                books.add(organizations=MANY)
+                ledger.add(organizations=MANY)
                 hold.wait()
                 disk.fill()
             last = leader.wait_for("cycle.failed", after=last)
             assert "No space left on device" in last["error"]
             freed_at = datetime.now(UTC)
             disk.free()
-            eventually(lambda: books.all_billed, "everything is billed")
-            seconds = seconds_to_next_charge(books, freed_at)
-            timings.record("disk full: the data's", seconds, books.judge(), bound=BACK_OFF_SECONDS)
+            eventually(lambda: ledger.all_billed, "everything is billed")
+            seconds = seconds_to_next_charge(ledger, freed_at)
+            timings.record("disk full: the data's", seconds, ledger.judge(), bound=BACK_OFF_SECONDS)
             last = leader.wait_for("cycle.completed", after=last)
         assert not leader.events("leader.deposed", "organization.failed")
 
@@ -87,16 +88,16 @@ def test_full_disk_of_the_write_ahead_log_is_a_crash_like_any_other(
         server.start()
         proxy = stack.enter_context(Proxy(("127.0.0.1", server.port)))
         with psycopg.connect(url, autocommit=True) as conn:
-            books = Books(conn)
-            books.add()
+            ledger = LedgerProbe(conn)
+            ledger.add()
         leader = start(through(url, proxy.port), **BUSY)
         elected = None
         for _ in range(runs):
             elected = leader.wait_for("leader.elected", after=elected)
             leader.wait_for("cycle.completed", after=elected)
             with proxy.hold(" worker ", starts_with("COMMIT")) as hold:
-                with reconnected(books, url):
-                    books.add(organizations=3)
+                with reconnected(ledger, url):
+                    ledger.add(organizations=3)
                 hold.wait()
                 disk.fill()
                 _write_until_it_panics(url)
@@ -104,10 +105,10 @@ def test_full_disk_of_the_write_ahead_log_is_a_crash_like_any_other(
             disk.free()
             server.start()
             since = datetime.now(UTC)
-            with reconnected(books, url):
-                eventually(lambda: books.all_billed, "everything is billed")
-                seconds = seconds_to_next_term(books, since)
-                timings.record("disk full: the log's", seconds, books.judge(), bound=RETRY_SECONDS)
+            with reconnected(ledger, url):
+                eventually(lambda: ledger.all_billed, "everything is billed")
+                seconds = seconds_to_next_term(ledger, since)
+                timings.record("disk full: the log's", seconds, ledger.judge(), bound=RETRY_SECONDS)
 
 
 @pytest.mark.runs(5, older=1)
@@ -117,41 +118,41 @@ def test_server_without_a_session_left_keeps_its_leader_which_bills_when_there_i
     with Server(fault_installation, {"max_connections": "14", "superuser_reserved_connections": "0"}) as server:
         url = server.create_database("billed", create_template(server))
         with psycopg.connect(url, autocommit=True) as conn:
-            books = Books(conn)
-            books.add()
+            ledger = LedgerProbe(conn)
+            ledger.add()
             leader = start(url, **BUSY)
             leader.wait_for("cycle.completed")
             standby = start(url, **BUSY)
-            wait_until_standing_by(books, standby)
+            wait_until_standing_by(ledger, standby)
             for _ in range(runs):
                 said = _refusals(leader)
                 with ExitStack() as others:
                     eventually(lambda: _is_full(server, others) and _refusals(leader) > said, "a cycle fails")  # noqa: B023
-                    books.add(organizations=3)
+                    ledger.add(organizations=3)
                     freed_at = datetime.now(UTC)
-                eventually(lambda: books.all_billed, "everything is billed")
-                seconds = seconds_to_next_charge(books, freed_at)
-                timings.record("too many connections", seconds, books.judge(), bound=BACK_OFF_SECONDS)
+                eventually(lambda: ledger.all_billed, "everything is billed")
+                seconds = seconds_to_next_charge(ledger, freed_at)
+                timings.record("too many connections", seconds, ledger.judge(), bound=BACK_OFF_SECONDS)
             assert not leader.events("leader.deposed")
             assert not standby.events("leader.elected")
 
 
 @pytest.mark.runs(5, older=1)
 def test_database_made_read_only_fails_cycles_until_it_can_be_written(
-    *, database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     name = database.rpartition("/")[2]
     leader = start(database, **BUSY)
     told = leader.wait_for("cycle.completed")
     for _ in range(runs):
-        books.conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
+        ledger.conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
         told = leader.wait_until(lambda line: "read-only" in str(line.fields.get("error")), "a failure", told)
-        books.add(organizations=3)  # on a session that is older
+        ledger.add(organizations=3)  # on a session that is older
         since = datetime.now(UTC)
-        books.conn.execute(f'alter database "{name}" reset default_transaction_read_only'.encode())
-        eventually(lambda: books.all_billed, "everything is billed")
-        seconds = seconds_to_next_charge(books, since)
-        timings.record("read-only database", seconds, books.judge(), bound=BACK_OFF_SECONDS)
+        ledger.conn.execute(f'alter database "{name}" reset default_transaction_read_only'.encode())
+        eventually(lambda: ledger.all_billed, "everything is billed")
+        seconds = seconds_to_next_charge(ledger, since)
+        timings.record("read-only database", seconds, ledger.judge(), bound=BACK_OFF_SECONDS)
     assert not leader.events("leader.deposed", "organization.failed")
 
 
@@ -161,14 +162,14 @@ def test_server_that_becomes_a_standby_is_left_alone_until_it_is_promoted(
     *, own_server: Server, own_database: str, start: StartReplica, timings: Timings, runs: int
 ) -> None:
     with psycopg.connect(own_database, autocommit=True) as conn:
-        books = Books(conn)
-        books.add()
+        ledger = LedgerProbe(conn)
+        ledger.add()
     replicas = [start(own_database, **BUSY), start(own_database, **BUSY)]
     for number in range(runs):
         eventually(lambda: all(map(_takes_part, replicas)), "one of them leads, the other stands by")
-        with reconnected(books, own_database):
-            eventually(lambda: books.all_billed, "everything is billed")
-            books.add(organizations=3)
+        with reconnected(ledger, own_database):
+            eventually(lambda: ledger.all_billed, "everything is billed")
+            ledger.add(organizations=3)
         own_server.stop()
         (own_server.folder / "data" / "standby.signal").touch()
         said = [len(each.events("session.failed")) for each in replicas]
@@ -183,23 +184,23 @@ def test_server_that_becomes_a_standby_is_left_alone_until_it_is_promoted(
             since = datetime.now(UTC)
             assert conn.execute("select pg_promote(true, 20)").fetchone() == (True,)
         eventually(lambda: len(_elections(replicas)) == number + 2, "one of them leads again")  # noqa: B023 - now
-        with reconnected(books, own_database):
-            eventually(lambda: books.all_billed, "everything is billed")
-            seconds = seconds_to_next_term(books, since)
-            timings.record("server is a standby for a while", seconds, books.judge(), bound=RETRY_SECONDS)
+        with reconnected(ledger, own_database):
+            eventually(lambda: ledger.all_billed, "everything is billed")
+            seconds = seconds_to_next_term(ledger, since)
+            timings.record("server is a standby for a while", seconds, ledger.judge(), bound=RETRY_SECONDS)
 
 
-def _elections(replicas: list[Replica]) -> list[int]:
+def _elections(replicas: list[ControllerProcess]) -> list[int]:
     return [line["term"] for each in replicas for line in each.events("leader.elected")]
 
 
-def _takes_part(replica: Replica) -> bool:
+def _takes_part(replica: ControllerProcess) -> bool:
     """Whether it has joined the election since it last lost its session."""
     events = replica.events("session.failed", "leader.deposed", "election.joined", "leader.elected")
     return bool(events) and events[-1].event in {"election.joined", "leader.elected"}
 
 
-def _refusals(replica: Replica) -> int:
+def _refusals(replica: ControllerProcess) -> int:
     """How often it has said that no session was left."""
     return sum("too many" in str(line.fields.get("error")) for line in replica.events())
 

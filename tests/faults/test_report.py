@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.books import Verdict
 from tests.faults.report import BEGIN, END, write_report
-from tests.faults.timings import Timings
+from tests.support.ledger_probe import Verdict
+from tests.support.timings import Timings
 
 
 @pytest.fixture

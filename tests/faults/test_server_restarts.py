@@ -12,14 +12,14 @@ from typing import Final
 import psycopg
 import pytest
 
-from controller.demo.server import Server, StopMode
-from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
-from tests.faults.replica import BUSY
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import BUSY, count_for
+from tests.support.servers import Server, StopMode
+from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.support.waiting import eventually, through
 
 #: A replica tries a server that is away again after 0.5 to 1.5 s, and then has a term to mint and a batch to charge.
 BOUND_SECONDS: Final = 3.0
@@ -28,23 +28,29 @@ MOST_REASONS: Final = 4
 
 
 @pytest.fixture
-def own_books(own_database: str) -> Books:
+def own_ledger(own_database: str) -> LedgerProbe:
     with psycopg.connect(own_database, autocommit=True) as conn:
-        made = Books(conn)
+        made = LedgerProbe(conn)
         made.add()
     return made
 
 
 @contextmanager
-def reconnected(books: Books, url: str) -> Iterator[None]:
+def reconnected(ledger: LedgerProbe, url: str) -> Iterator[None]:
     with psycopg.connect(url, autocommit=True) as conn:
-        books.conn = conn
+        ledger.conn = conn
         yield
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_idle_replicas_elect_again_after_a_restart(
-    *, own_server: Server, own_database: str, start: StartReplica, own_books: Books, timings: Timings, mode: StopMode
+    *,
+    own_server: Server,
+    own_database: str,
+    start: StartReplica,
+    own_ledger: LedgerProbe,
+    timings: Timings,
+    mode: StopMode,
 ) -> None:
     replicas = [start(own_database), start(own_database)]
     eventually(lambda: any(each.events("cycle.completed") for each in replicas), "the first cycle")
@@ -53,9 +59,9 @@ def test_idle_replicas_elect_again_after_a_restart(
     own_server.start()
     since = datetime.now(UTC)
     eventually(lambda: sum(len(each.events("leader.elected")) for each in replicas) == 2, "a new leader")
-    with reconnected(own_books, own_database):
-        seconds = seconds_to_next_term(own_books, since)
-        timings.record(f"server restarted: {mode}", seconds, own_books.judge(), bound=BOUND_SECONDS)
+    with reconnected(own_ledger, own_database):
+        seconds = seconds_to_next_term(own_ledger, since)
+        timings.record(f"server restarted: {mode}", seconds, own_ledger.judge(), bound=BOUND_SECONDS)
     for each in replicas:
         assert len(each.events("session.failed")) == 1, each.tail()
 
@@ -69,7 +75,7 @@ def test_cycle_cut_short_by_a_restart_is_finished_after_it(
     own_database: str,
     own_proxy: Proxy,
     start: StartReplica,
-    own_books: Books,
+    own_ledger: LedgerProbe,
     timings: Timings,
     mode: StopMode,
     runs: int,
@@ -79,18 +85,18 @@ def test_cycle_cut_short_by_a_restart_is_finished_after_it(
     for statement in islice(cycle(["COMMIT", "with due as materialized"]), runs):
         replica.wait_for("cycle.completed", after=elected)
         with own_proxy.hold(" worker ", starts_with(statement), "after") as hold:
-            with reconnected(own_books, own_database):
-                own_books.add(organizations=3)
+            with reconnected(own_ledger, own_database):
+                own_ledger.add(organizations=3)
             hold.wait()
             own_server.stop(mode)
         own_server.start()
         since = datetime.now(UTC)
         elected = replica.wait_for("leader.elected", after=elected)
-        with reconnected(own_books, own_database):
-            eventually(lambda: own_books.all_billed, "the rest of the cycle")
+        with reconnected(own_ledger, own_database):
+            eventually(lambda: own_ledger.all_billed, "the rest of the cycle")
             replica.wait_for("cycle.completed", after=replica.wait_for("cycle.completed", after=elected))
-            seconds = seconds_to_next_term(own_books, since)
-            timings.record(f"server restarted: {mode}", seconds, own_books.judge(), bound=BOUND_SECONDS)
+            seconds = seconds_to_next_term(own_ledger, since)
+            timings.record(f"server restarted: {mode}", seconds, own_ledger.judge(), bound=BOUND_SECONDS)
 
 
 @pytest.mark.runs(6, older=0)
@@ -101,7 +107,7 @@ def test_server_away_for_a_minute_in_the_middle_of_a_cycle_and_as_another_replic
     own_database: str,
     own_proxy: Proxy,
     start: StartReplica,
-    own_books: Books,
+    own_ledger: LedgerProbe,
     timings: Timings,
     runs: int,
 ) -> None:
@@ -110,24 +116,24 @@ def test_server_away_for_a_minute_in_the_middle_of_a_cycle_and_as_another_replic
     leader.wait_for("cycle.completed")
     for seconds_away in [*[2.0] * (runs - 1), 60.0]:
         with own_proxy.hold(f"worker {leader.instance}", starts_with("with due as"), "after") as hold:
-            with reconnected(own_books, own_database):
-                own_books.add(organizations=3)
+            with reconnected(own_ledger, own_database):
+                own_ledger.add(organizations=3)
             hold.wait()
             own_server.stop("immediate")
             own_proxy.refuse()  # as the server itself does now
         newcomer = start(url, **BUSY)
         newcomer.wait_for("session.failed")
-        newcomer.count_for(seconds_away)
+        count_for(newcomer, seconds_away)
         own_server.start()
         own_proxy.accept()
         since, began = datetime.now(UTC), time.monotonic()
         joined = newcomer.wait_until(lambda line: line.event in {"election.joined", "leader.elected"}, "its part")
         reasons = [line["error"] for line in newcomer.events("session.failed")]
         assert len(reasons) == len(set(reasons)) <= MOST_REASONS, reasons
-        with reconnected(own_books, own_database):
-            eventually(lambda: own_books.all_billed, "the rest of the cycle")
-            seconds = seconds_to_next_charge(own_books, since)
-            verdict = own_books.judge()
+        with reconnected(own_ledger, own_database):
+            eventually(lambda: own_ledger.all_billed, "the rest of the cycle")
+            seconds = seconds_to_next_charge(own_ledger, since)
+            verdict = own_ledger.judge()
         timings.record("server away: in the middle of a cycle", seconds, verdict, bound=BOUND_SECONDS)
         timings.record("server away: at start-up", joined.read_at - began, verdict, bound=BOUND_SECONDS)
         leader.kill()
@@ -136,19 +142,19 @@ def test_server_away_for_a_minute_in_the_middle_of_a_cycle_and_as_another_replic
 
 
 def test_replica_started_before_its_server_says_so_once_and_leads_when_it_is_there(
-    own_server: Server, own_database: str, start: StartReplica, own_books: Books, timings: Timings
+    own_server: Server, own_database: str, start: StartReplica, own_ledger: LedgerProbe, timings: Timings
 ) -> None:
     own_server.stop()
     replica = start(own_database)
     told = replica.wait_for("session.failed")
     assert "DATABASE_URL" in told["error"]
-    assert replica.count_for(3.0, "session.failed") == 0
+    assert count_for(replica, 3.0, "session.failed") == 0
     own_server.start()
     since = datetime.now(UTC)
     replica.wait_for("cycle.completed")
-    with reconnected(own_books, own_database):
-        seconds = seconds_to_next_term(own_books, since)
-        timings.record("server away: at start-up", seconds, own_books.judge(), bound=BOUND_SECONDS)
+    with reconnected(own_ledger, own_database):
+        seconds = seconds_to_next_term(own_ledger, since)
+        timings.record("server away: at start-up", seconds, own_ledger.judge(), bound=BOUND_SECONDS)
 
 
 def test_replica_without_a_server_stops_at_once(own_server: Server, own_database: str, start: StartReplica) -> None:

@@ -9,12 +9,12 @@ from typing import Final
 
 import pytest
 
-from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_charge
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.timings import Timings, seconds_to_next_charge
+from tests.support.waiting import eventually, through
 
 #: One has the lock at once, and only has to mint its term and begin.
 BOUND_SECONDS: Final = 2.0
@@ -23,24 +23,24 @@ BOUND_SECONDS: Final = 2.0
 @pytest.mark.runs(50, short=6)
 @pytest.mark.timeout(900)
 def test_two_replicas_started_at_the_same_instant_and_stopped_again(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     terms: Counter[int] = Counter()
     url = through(database, proxy.port)
     settings = {"BILLING_INTERVAL_MINUTES": "0.003", "BILLING_BATCH_SIZE": "3"}
     for _ in range(runs):
-        books.add(organizations=2)
+        ledger.add(organizations=2)
         with ExitStack() as stack:
             holds = [stack.enter_context(proxy.hold(" elector ", starts_with("select pg_try"))) for _ in range(2)]
             replicas = [start(url, **settings), start(url, **settings)]
             for hold in holds:
                 hold.wait()
             since = datetime.now(UTC)
-        eventually(lambda: books.all_billed, "everything is billed")
-        seconds = seconds_to_next_charge(books, since)
+        eventually(lambda: ledger.all_billed, "everything is billed")
+        seconds = seconds_to_next_charge(ledger, since)
         assert [replica.terminate() for replica in replicas] == [0, 0]
         for replica in replicas:
             terms.update(line["term"] for line in replica.events("leader.elected"))
             replica.remove()
-        timings.record("started at one instant, and stopped", seconds, books.judge(), bound=BOUND_SECONDS)
+        timings.record("started at one instant, and stopped", seconds, ledger.judge(), bound=BOUND_SECONDS)
     assert set(terms.values()) == {1}, f"two leaders at one term: {terms}"

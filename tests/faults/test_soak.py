@@ -21,7 +21,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from controller.billing.audit import audit
-from controller.demo.server import Installation, Server
+from controller.demo.server import Installation
 from controller.postgres import queries
 from tests.faults.proxy import Proxy
 from tests.faults.soak_faults import Faults
@@ -30,8 +30,8 @@ from tests.faults.soak_model import Model
 from tests.faults.soak_slots import Slot
 from tests.faults.soak_traffic import Customers
 from tests.faults.soak_verdict import LeftOut, Verdict
-from tests.faults.waiting import eventually, through
-from tests.servers import prepare_template
+from tests.support.servers import Server, prepare_template
+from tests.support.waiting import eventually, through
 
 MINUTES: Final = float(os.environ.get("FAULT_MINUTES") or 5)
 REPLICAS: Final = 3
@@ -184,7 +184,7 @@ def _crashes(slots: list[Slot]) -> list[str]:
     replicas = [replica for slot in slots for replica in slot.replicas]
     said = [line for each in replicas for line in each.events("service.crashed", "organization.failed")]
     crashes = [f"{line.event} {line.fields}" for line in said if line.fields.get("reason") != "locked"]
-    return crashes + [f"{each.instance}: {line}" for each in replicas for line in each.noise]
+    return crashes + [f"{each.instance}: {line}" for each in replicas for line in each.other_output]
 
 
 def _audited(conn: psycopg.Connection[dict[str, Any]]) -> list[str]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import psycopg
 import pytest
 
-from controller.demo.server import Server
-from tests.faults.books import Books
+from controller.demo.process import run_command
 from tests.faults.conftest import StartReplica
-from tests.faults.replica import clean_environment, command
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import count_for
+from tests.support.servers import Server
+from tests.support.waiting import eventually, through
 
 #: Tries a second that a server which can't be led on may see of a replica.
 MOST_TRIES: Final = 5
@@ -45,11 +46,11 @@ def standby_server(own_server: Server, own_database: str) -> Iterator[Server]:
 
 
 @pytest.fixture
-def own_books(own_database: str) -> Iterator[Books]:
+def own_ledger(own_database: str) -> Iterator[LedgerProbe]:
     with psycopg.connect(own_database, autocommit=True) as conn:
-        books = Books(conn)
-        books.add()
-        yield books
+        ledger = LedgerProbe(conn)
+        ledger.add()
+        yield ledger
 
 
 def promote(server: Server) -> None:
@@ -58,16 +59,16 @@ def promote(server: Server) -> None:
 
 
 def test_standby_server_elects_nobody_until_it_is_promoted(
-    own_database: str, own_books: Books, standby_server: Server, start: StartReplica
+    own_database: str, own_ledger: LedgerProbe, standby_server: Server, start: StartReplica
 ) -> None:
     url = through(own_database, standby_server.port)
     replica = start(url)
     replica.wait_until(lambda line: "recovery" in str(line.fields.get("error")), "refusal to lead in recovery")
-    assert replica.count_for(2.0, "session.failed", "election.joined") <= 2, "once for each outage"
+    assert count_for(replica, 2.0, "session.failed", "election.joined") <= 2, "once for each outage"
     assert not replica.events("leader.elected")
     with psycopg.connect(standby_server.url(), autocommit=True) as conn:
         before = conn.execute("select sum(sessions)::int from pg_stat_database").fetchone()
-        replica.count_for(2.0)
+        count_for(replica, 2.0)
         after = conn.execute("select sum(sessions)::int from pg_stat_database").fetchone()
         assert before is not None
         assert after is not None
@@ -75,45 +76,43 @@ def test_standby_server_elects_nobody_until_it_is_promoted(
     promote(standby_server)
     replica.wait_for("cycle.completed")
     with psycopg.connect(url, autocommit=True) as conn:
-        own_books.conn = conn
-        own_books.judge()
+        own_ledger.conn = conn
+        own_ledger.judge()
 
 
 def test_read_only_database_elects_nobody_until_it_can_be_written(
-    own_database: str, own_books: Books, start: StartReplica
+    own_database: str, own_ledger: LedgerProbe, start: StartReplica
 ) -> None:
     name = own_database.rpartition("/")[2]
-    own_books.conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
+    own_ledger.conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
     replica = start(own_database)
     replica.wait_until(lambda line: "read-only" in str(line.fields.get("error")), "refusal of a read-only database")
-    assert replica.count_for(2.0, "session.failed", "election.joined") <= 1, "once for each outage"
+    assert count_for(replica, 2.0, "session.failed", "election.joined") <= 1, "once for each outage"
     assert not replica.events("leader.elected")
-    own_books.conn.execute(f'alter database "{name}" reset default_transaction_read_only'.encode())
+    own_ledger.conn.execute(f'alter database "{name}" reset default_transaction_read_only'.encode())
     replica.wait_for("cycle.completed")
-    own_books.judge()
+    own_ledger.judge()
 
 
 def test_bill_on_a_standby_server_says_why_it_can_not(
-    own_database: str, own_books: Books, standby_server: Server
+    own_database: str, standby_server: Server, tmp_path: Path
 ) -> None:
     url = through(own_database, standby_server.port)
-    done = subprocess.run(
-        command("bill"), env=clean_environment(DATABASE_URL=url), capture_output=True, text=True, check=False
-    )
+    done = run_command("bill", folder=tmp_path, DATABASE_URL=url)
     assert "another replica" not in done.stderr
     assert "recovery" in done.stderr
     assert done.returncode in {1, 3}
 
 
 def test_several_hosts_follow_a_promotion(
-    own_server: Server, own_database: str, own_books: Books, standby_server: Server, start: StartReplica
+    own_server: Server, own_database: str, own_ledger: LedgerProbe, standby_server: Server, start: StartReplica
 ) -> None:
     name = own_database.rpartition("/")[2]
     hosts = f"127.0.0.1:{own_server.port},127.0.0.1:{standby_server.port}"
     replica = start(f"postgresql://postgres@{hosts}/{name}?target_session_attrs=read-write")
     replica.wait_for("cycle.completed")
     caught_up = "select replay_lsn = pg_current_wal_lsn() from pg_stat_replication"
-    eventually(lambda: bool(own_books.one(caught_up)), "the standby has replayed everything")
+    eventually(lambda: bool(own_ledger.one(caught_up)), "the standby has replayed everything")
     try:
         own_server.stop("immediate")
         promote(standby_server)
@@ -122,9 +121,9 @@ def test_several_hosts_follow_a_promotion(
         )
         assert elected["term"] == 2
         with psycopg.connect(through(own_database, standby_server.port), autocommit=True) as conn:
-            own_books.conn = conn
-            own_books.judge()
+            own_ledger.conn = conn
+            own_ledger.judge()
     finally:
         with suppress(psycopg.Error):
-            own_books.conn.close()
+            own_ledger.conn.close()
         own_server.start()

@@ -8,14 +8,15 @@ from typing import Final
 
 import pytest
 
-from tests.faults.books import Books
+from controller.demo.process import ControllerProcess
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy, When
-from tests.faults.replica import Replica
-from tests.faults.standing import lock_holders, status_row, wait_until_standing_by
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_term
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import count_for, freeze, thaw
+from tests.support.sessions import lock_holders, status_row, wait_until_standing_by
+from tests.support.timings import Timings, handover_seconds, seconds_to_next_term
+from tests.support.waiting import eventually, through
 
 SMALL_BATCHES: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3"}
 #: A cycle whenever there is something to do, and a heartbeat in which only the end of a cycle shows.
@@ -32,22 +33,12 @@ DRAINING: Final[list[tuple[str, When]]] = [
 ]
 
 
-def handover_seconds(books: Books) -> float:
-    """From the last write of the cycle that ended to the next leader's term."""
-    return float(
-        books.one(
-            "select extract(epoch from max(t.minted_at) - max(r.finished_at))::float8 from billing_terms t,"
-            " billing_runs r where r.term < (select max(term) from billing_terms)"
-        )
-    )
-
-
-def assert_stopped_honestly(books: Books, replica: Replica, outcome: str) -> None:
+def assert_stopped_honestly(ledger: LedgerProbe, replica: ControllerProcess, outcome: str) -> None:
     """Its status row says so, with its last run's figures, and its heartbeat is older than its end."""
-    row = status_row(books, replica)
+    row = status_row(ledger, replica)
     assert row is not None
     assert row["status"] == "stopped"
-    (run,) = books.rows("select * from billing_runs where holder = %s order by id desc limit 1", replica.instance)
+    (run,) = ledger.rows("select * from billing_runs where holder = %s order by id desc limit 1", replica.instance)
     assert run["outcome"] == outcome
     assert (row["instances_billed"], row["total_amount"]) == (run["instances"], run["amount"])
     assert row["heartbeat_at"] < run["finished_at"], "the heartbeat was refreshed on the way out"
@@ -56,31 +47,33 @@ def assert_stopped_honestly(books: Books, replica: Replica, outcome: str) -> Non
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(240)
 def test_leader_stopped_inside_a_batch_finishes_its_cycle_first(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url = through(database, proxy.port)
     leader = start(url, **WITHOUT_HASTE)
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         with proxy.hold(f"worker {leader.instance}", starts_with(CHARGE)) as hold:
-            books.add()
+            ledger.add()
             hold.wait()
             standby = start(url, **WITHOUT_HASTE)
-            wait_until_standing_by(books, standby)
+            wait_until_standing_by(ledger, standby)
             leader.signal(signal.SIGTERM)
             leader.wait_for("drain.started", reason="SIGTERM")
         assert leader.wait() == 0
         standby.wait_for("leader.elected")
         steps = ("drain.started", "cycle.completed", "leader.resigned", "drain.completed", "controller.stopped")
         assert [line.event for line in leader.events(*steps)][-len(steps) :] == list(steps)
-        assert books.all_billed
-        assert_stopped_honestly(books, leader, "completed")
-        timings.record("leader stopped: inside a batch", handover_seconds(books), books.judge(), bound=HANDOVER_SECONDS)
+        assert ledger.all_billed
+        assert_stopped_honestly(ledger, leader, "completed")
+        timings.record(
+            "leader stopped: inside a batch", handover_seconds(ledger), ledger.judge(), bound=HANDOVER_SECONDS
+        )
         leader = standby
 
 
 def test_leader_keeps_lock_and_heartbeat_while_it_drains_and_says_nothing_else(
-    database: str, proxy: Proxy, start: StartReplica, books: Books
+    database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
         leader = start(through(database, proxy.port), **SMALL_BATCHES, BILLING_HEARTBEAT_SECONDS="0.2")
@@ -89,47 +82,47 @@ def test_leader_keeps_lock_and_heartbeat_while_it_drains_and_says_nothing_else(
         started = leader.wait_for("drain.started")
 
         def heartbeat() -> object:
-            row = status_row(books, leader)
+            row = status_row(ledger, leader)
             return row and row["heartbeat_at"]
 
         before = heartbeat()
         eventually(lambda: heartbeat() != before, "a heartbeat during the drain", 3)
-        assert lock_holders(books) == 1
-        assert leader.count_for(0.6, "service.stuck") == 0
+        assert lock_holders(ledger) == 1
+        assert count_for(leader, 0.6, "service.stuck") == 0
         assert leader.events()[leader.events().index(started) + 1 :] == []
     assert leader.wait() == 0
-    books.judge()
+    ledger.judge()
 
 
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(240)
 def test_drain_that_outlasts_its_deadline_stops_after_the_batch_and_the_successor_goes_on(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url, settings = through(database, proxy.port), {**WITHOUT_HASTE, "BILLING_DRAIN_TIMEOUT_SECONDS": "0.2"}
     leader = start(url, **settings)
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         with proxy.hold(f"worker {leader.instance}", starts_with(CHARGE)) as hold:
-            books.add()
+            ledger.add()
             hold.wait()
             standby = start(url, **settings)
-            wait_until_standing_by(books, standby)
+            wait_until_standing_by(ledger, standby)
             leader.signal(signal.SIGTERM)
             leader.wait_for("drain.timed_out")
         assert leader.wait() == 0
         assert leader.events("cycle.stopped")[-1]["instances"] == 3
-        assert_stopped_honestly(books, leader, "stopped")
+        assert_stopped_honestly(ledger, leader, "stopped")
         standby.wait_for("cycle.completed")
         fault = "leader stopped: drain outlasts its deadline"
-        timings.record(fault, handover_seconds(books), books.judge(), bound=HANDOVER_SECONDS)
+        timings.record(fault, handover_seconds(ledger), ledger.judge(), bound=HANDOVER_SECONDS)
         leader = standby
 
 
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(240)
 def test_leader_killed_in_the_middle_of_its_drain_is_replaced_like_any_other(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url = through(database, proxy.port)
     leader = start(url, **WITHOUT_HASTE)
@@ -137,23 +130,23 @@ def test_leader_killed_in_the_middle_of_its_drain_is_replaced_like_any_other(
     for number in range(runs):
         statement, when = DRAINING[number % len(DRAINING)]
         with proxy.hold(f"worker {leader.instance}", starts_with(statement), when) as hold:
-            books.add()
+            ledger.add()
             hold.wait()
             standby = start(url, **WITHOUT_HASTE)
-            wait_until_standing_by(books, standby)
+            wait_until_standing_by(ledger, standby)
             leader.signal(signal.SIGTERM)
             leader.wait_for("drain.started")
             killed_at = leader.kill()
             proxy.cut(leader.instance)
         standby.wait_for("cycle.completed")
-        seconds = seconds_to_next_term(books, killed_at)
-        timings.record("leader killed: in the middle of its drain", seconds, books.judge(), bound=KILLED_SECONDS)
+        seconds = seconds_to_next_term(ledger, killed_at)
+        timings.record("leader killed: in the middle of its drain", seconds, ledger.judge(), bound=KILLED_SECONDS)
         leader = standby
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_stops_after_the_batch_in_hand(
-    database: str, proxy: Proxy, start: StartReplica, books: Books, second: signal.Signals
+    database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, second: signal.Signals
 ) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
         leader = start(through(database, proxy.port), **SMALL_BATCHES)
@@ -164,17 +157,19 @@ def test_second_signal_stops_after_the_batch_in_hand(
         leader.wait_for("drain.timed_out")
     assert leader.wait() == 0
     assert leader.events("cycle.stopped")[0]["instances"] == 3
-    assert_stopped_honestly(books, leader, "stopped")
+    assert_stopped_honestly(ledger, leader, "stopped")
 
 
-def test_two_signals_in_the_same_moment_are_two(database: str, proxy: Proxy, start: StartReplica, books: Books) -> None:
+def test_two_signals_in_the_same_moment_are_two(
+    database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
+) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
         leader = start(through(database, proxy.port), **SMALL_BATCHES)
         hold.wait()
-        leader.freeze()
+        freeze(leader)
         leader.signal(signal.SIGTERM)
         leader.signal(signal.SIGINT)
-        leader.thaw()
+        thaw(leader)
         leader.wait_for("drain.timed_out", within=3)
     assert leader.wait() == 0
 
@@ -182,41 +177,41 @@ def test_two_signals_in_the_same_moment_are_two(database: str, proxy: Proxy, sta
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(240)
 def test_idle_leader_stopped_hands_over(
-    database: str, start: StartReplica, books: Books, timings: Timings, runs: int
+    database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(database, BILLING_HEARTBEAT_SECONDS="1800")
     leader.wait_for("cycle.completed")
-    eventually(lambda: (status_row(books, leader) or {}).get("instances_billed") == 18, "the cycle's heartbeat")
+    eventually(lambda: (status_row(ledger, leader) or {}).get("instances_billed") == 18, "the cycle's heartbeat")
     for _ in range(runs):
         standby = start(database, BILLING_HEARTBEAT_SECONDS="1800")
-        wait_until_standing_by(books, standby)
-        beat = (status_row(books, leader) or {})["heartbeat_at"]
+        wait_until_standing_by(ledger, standby)
+        beat = (status_row(ledger, leader) or {})["heartbeat_at"]
         leader.signal(signal.SIGTERM)
         elected = standby.wait_for("leader.elected")
         resigned = leader.wait_for("leader.resigned")
         assert leader.wait() == 0
-        row = status_row(books, leader)
+        row = status_row(ledger, leader)
         assert row is not None
         assert (row["status"], row["heartbeat_at"]) == ("stopped", beat)
         seconds = max(elected.read_at - resigned.read_at, 0.0)
-        timings.record("leader stopped: idle", seconds, books.judge(), bound=HANDOVER_SECONDS)
-        eventually(lambda: status_row(books, standby) is not None, "the successor's first heartbeat")  # noqa: B023 - now
+        timings.record("leader stopped: idle", seconds, ledger.judge(), bound=HANDOVER_SECONDS)
+        eventually(lambda: status_row(ledger, standby) is not None, "the successor's first heartbeat")  # noqa: B023 - now
         leader = standby
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_standby_stops_at_once_and_leaves_no_trace(
-    database: str, start: StartReplica, books: Books, number: signal.Signals
+    database: str, start: StartReplica, ledger: LedgerProbe, number: signal.Signals
 ) -> None:
     leader = start(database)
     leader.wait_for("cycle.completed")
     standby = start(database)
-    wait_until_standing_by(books, standby)
+    wait_until_standing_by(ledger, standby)
     sent_at = standby.signal(number)
     stopped = standby.wait_for("controller.stopped")
     assert standby.wait() == 0
     assert stopped.read_at - sent_at < 1.5
-    assert status_row(books, standby) is None
+    assert status_row(ledger, standby) is None
     assert not leader.events("leader.deposed", "leader.resigned")
 
 

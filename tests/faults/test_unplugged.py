@@ -11,14 +11,14 @@ from typing import Final
 
 import pytest
 
-from tests.faults.books import Books
 from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy, Way
-from tests.faults.replica import LOW_BOUNDS
-from tests.faults.standing import wait_until_standing_by
 from tests.faults.test_sessions_lost import starts_with
-from tests.faults.timings import Timings, seconds_to_next_charge, seconds_to_next_term
-from tests.faults.waiting import eventually, through
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import LOW_BOUNDS
+from tests.support.sessions import wait_until_standing_by
+from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
+from tests.support.waiting import eventually, through
 
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
 UNEVICTED: Final = {"BILLING_EVICTION": "off"}
@@ -37,40 +37,40 @@ SLACK_SECONDS: Final = 0.5
     ids=["both ways", "up", "down"],
 )
 def test_unplugged_leader_stops_by_its_deadline_and_before_its_successor_starts(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, ways: tuple[Way, ...]
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, ways: tuple[Way, ...]
 ) -> None:
     leader = start(through(database, proxy.port), **LOW_BOUNDS, **UNEVICTED)
     leader.wait_for("cycle.completed")
     standby = start(database, **LOW_BOUNDS, **UNEVICTED)
-    wait_until_standing_by(books, standby)
+    wait_until_standing_by(ledger, standby)
     since, began = datetime.now(UTC), time.monotonic()
     proxy.stall(*ways)
     deposed = leader.wait_for("leader.deposed")
     elected = standby.wait_for("leader.elected")
     assert deposed.read_at - began < LOW_DEADLINE_SECONDS + SLACK_SECONDS
     assert deposed.read_at < elected.read_at
-    seconds = seconds_to_next_term(books, since)
-    timings.record("leader unplugged, no eviction, low bounds", seconds, books.judge(), bound=4)
+    seconds = seconds_to_next_term(ledger, since)
+    timings.record("leader unplugged, no eviction, low bounds", seconds, ledger.judge(), bound=4)
     proxy.resume()
 
 
 @pytest.mark.runs(5, older=1)
 @pytest.mark.timeout(240)
 def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, runs: int
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     for _ in range(runs):
         leader = start(through(database, proxy.port), **UNEVICTED)
         leader.wait_for("leader.elected")
-        eventually(lambda: books.all_billed, "what is due at all is billed")
+        eventually(lambda: ledger.all_billed, "what is due at all is billed")
         standby = start(database, **UNEVICTED)
-        wait_until_standing_by(books, standby)
+        wait_until_standing_by(ledger, standby)
         since, began = datetime.now(UTC), time.monotonic()
         proxy.stall()
         deposed = leader.wait_for("leader.deposed")
         standby.wait_for("leader.elected")
         assert deposed.read_at - began < 6 + SLACK_SECONDS
-        timings.record("leader unplugged, no eviction", seconds_to_next_term(books, since), books.judge(), bound=12)
+        timings.record("leader unplugged, no eviction", seconds_to_next_term(ledger, since), ledger.judge(), bound=12)
         proxy.resume()
         for replica in (leader, standby):
             replica.remove()
@@ -78,35 +78,35 @@ def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
 
 @pytest.mark.parametrize("statement", [pytest.param("with due as materialized", marks=pytest.mark.slow), "COMMIT"])
 def test_leader_unplugged_inside_a_batch_loses_and_doubles_nothing(
-    *, database: str, proxy: Proxy, start: StartReplica, books: Books, timings: Timings, statement: str
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, statement: str
 ) -> None:
     leader = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS, **UNEVICTED)
     term = leader.wait_for("leader.elected")["term"]
     leader.wait_for("cycle.completed")
     standby = start(database, **BUSY, **LOW_BOUNDS, **UNEVICTED)
-    wait_until_standing_by(books, standby)
+    wait_until_standing_by(ledger, standby)
     with proxy.hold(f"worker {leader.instance}", starts_with(statement)) as hold:
-        books.add(organizations=3)
+        ledger.add(organizations=3)
         hold.wait()
         since = datetime.now(UTC)
         proxy.stall()
     standby.wait_for("cycle.completed")
-    seconds = seconds_to_next_charge(books, since, term)
+    seconds = seconds_to_next_charge(ledger, since, term)
     proxy.resume()  # what was under way arrives late, the batch's next statement among it
     leader.wait_for("election.joined", after=leader.wait_for("leader.deposed"))
-    timings.record("leader unplugged inside a batch, no eviction, low bounds", seconds, books.judge(), bound=8)
+    timings.record("leader unplugged inside a batch, no eviction, low bounds", seconds, ledger.judge(), bound=8)
 
 
 def test_replica_whose_old_connections_stay_silent_bills_again_once_new_ones_pass(
-    database: str, proxy: Proxy, start: StartReplica, books: Books
+    database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     """A proxy or a sidecar may keep dead connections open for ever: acknowledged, and never answered."""
     replica = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS)
     replica.wait_for("cycle.completed")
     with proxy.hold(f"cycle {replica.instance}", starts_with("with due as")) as hold:
-        books.add(organizations=3)
+        ledger.add(organizations=3)
         hold.wait()
         proxy.stall_present()
         again = replica.wait_for("leader.elected", after=replica.wait_for("leader.deposed"))
         replica.wait_for("cycle.completed", after=again, within=20)
-    books.judge()
+    ledger.judge()

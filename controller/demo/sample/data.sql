@@ -1,90 +1,66 @@
--- Plausible ContainerStacks rows, set-based. Everything but the time of day follows from the seed.
--- Run by controller/demo/sample.py in one transaction, which sets the parameters that
--- current_setting() reads: sample.seed, sample.organizations, sample.instances, sample.skew.
+-- Plausible ContainerStacks rows. Everything but the time of day follows from the parameters that sample.py sets for the
+-- transaction: sample.seed, sample.organizations, sample.instances, sample.skew.
 
--- A number in [0, 1) for a row, the same for every run with one seed. `salt` tells uses apart.
+-- A number in [0, 1) for a row, the same in every run with one seed. `salt` tells uses apart.
 create function pg_temp.chance(row_number bigint, salt text) returns double precision
-    language sql stable
-as $$
-    select (
-        hashint8extended(
-            row_number,
-            hashtextextended(salt, current_setting('sample.seed')::bigint)
-        ) & 9007199254740991
-    )::double precision / 9007199254740992
+    language sql stable as $$
+    select (hashint8extended(row_number, hashtextextended(salt, current_setting('sample.seed')::bigint))
+        & 9007199254740991)::double precision / 9007199254740992
 $$;
-
 create function pg_temp.row_id(kind text, row_number bigint) returns uuid
-    language sql stable
-as $$
-    select md5(current_setting('sample.seed') || ':' || kind || ':' || row_number)::uuid
-$$;
+    language sql stable as $$ select md5(current_setting('sample.seed') || ':' || kind || ':' || row_number)::uuid $$;
 
-create temporary table sample_plans (number, name, provider_plan_id, base_price, markup_price)
-on commit drop as
-values
-    (1, 'Nano', 'shared-nano', 2.50, 0.50),
-    (2, 'Micro', 'shared-1c-1g', 4.00, 1.00),
-    (3, 'Micro NVMe', 'shared-1c-1g-nvme', 5.00, 1.00),
-    (4, 'Small', 'shared-1c-2g', 8.00, 2.00),
-    (5, 'Small NVMe', 'shared-1c-2g-nvme', 10.00, 2.00),
-    (6, 'Medium', 'shared-2c-4g', 16.00, 4.00),
-    (7, 'Medium NVMe', 'shared-2c-4g-nvme', 20.00, 4.00),
-    (8, 'Large', 'shared-4c-8g', 32.00, 8.00),
-    (9, 'Large NVMe', 'shared-4c-8g-nvme', 40.00, 8.00),
-    (10, 'Huge', 'shared-6c-16g', 64.00, 16.00),
-    (11, 'Huge NVMe', 'shared-6c-16g-nvme', 80.00, 16.00);
-
+-- The provider's name of a plan is not unique: the last one is an older price, retired.
 insert into vps_plans (id, name, provider_plan_id, base_price, markup_price, active, created_at)
-select
-    pg_temp.row_id('plan', number), name, provider_plan_id, base_price, markup_price, true,
-    now() - interval '400 days'
-from sample_plans
-union all
--- The provider's name of a plan is not unique: an older price of it, retired.
-select
-    pg_temp.row_id('plan', 12), 'Small (2023)', 'shared-1c-2g', 7.00, 2.00, false,
-    now() - interval '900 days';
+select pg_temp.row_id('plan', number), name, 'shared-' || provider_name, base, markup, number < 12,
+    now() - case when number < 12 then interval '400 days' else interval '900 days' end
+from (values
+    (1, 'Nano', 'nano', 2.50, 0.50), (2, 'Micro', '1c-1g', 4.00, 1.00), (3, 'Micro NVMe', '1c-1g-nvme', 5.00, 1.00),
+    (4, 'Small', '1c-2g', 8.00, 2.00), (5, 'Small NVMe', '1c-2g-nvme', 10.00, 2.00),
+    (6, 'Medium', '2c-4g', 16.00, 4.00), (7, 'Medium NVMe', '2c-4g-nvme', 20.00, 4.00),
+    (8, 'Large', '4c-8g', 32.00, 8.00), (9, 'Large NVMe', '4c-8g-nvme', 40.00, 8.00),
+    (10, 'Huge', '6c-16g', 64.00, 16.00), (11, 'Huge NVMe', '6c-16g-nvme', 80.00, 16.00),
+    (12, 'Small (2023)', '1c-2g', 7.00, 2.00)
+) as plan (number, name, provider_name, base, markup);
 
-insert into users (id, email, password_hash, name, role, created_at)
-select
-    pg_temp.row_id('user', number), 'owner' || number || '@example.com', '!', 'Owner ' || number,
-    'user', now() - interval '300 days'
+insert into users (id, email, password_hash, name, created_at)
+select pg_temp.row_id('user', number), 'owner' || number || '@example.com', '!', 'Owner ' || number,
+    now() - interval '300 days'
 from generate_series(1, current_setting('sample.organizations')::bigint) as number;
 
 insert into organizations (id, name, slug, owner_id, created_at)
-select
-    pg_temp.row_id('organization', number), 'Organization ' || number, 'organization-' || number,
+select pg_temp.row_id('organization', number), 'Organization ' || number, 'organization-' || number,
     pg_temp.row_id('user', number), now() - interval '300 days'
 from generate_series(1, current_setting('sample.organizations')::bigint) as number;
 
--- Each organization has an instance; the others fall to the first organizations the more often,
--- the larger the skew. Every twelfth organization, from the fourth on, is short of money, and days
--- behind. Few instances are new and were never billed, and few were billed within the hour.
-with numbers as (
-    select
-        number,
+-- Each organization has an instance. The larger the skew, the more of the others belong to the first organizations.
+-- Every twelfth organization, from the fourth on, is short of money, and days behind. A few instances are new and were
+-- never billed, and a few were billed within the hour.
+insert into vps_instances (
+    id, organization_id, plan_id, provider_instance_id, label, status, ip_address, created_at, updated_at,
+    last_billed_at
+)
+select
+    pg_temp.row_id('instance', number),
+    pg_temp.row_id('organization', organization_number),
+    case number
+        when 2 then pg_temp.row_id('plan', 0)::text -- a plan that is gone
+        when 3 then 'shared-1c-2g' -- the provider's name instead of the id
+        else pg_temp.row_id('plan', 1 + floor(11 * power(pg_temp.chance(number, 'plan'), 1.7))::bigint)::text
+    end,
+    (40000000 + number)::text,
+    'vps-' || 1 + number % 5000, -- labels are not unique
+    case when status < 0.90 then 'running' when status < 0.97 then 'stopped' when status < 0.99 then 'offline'
+        else 'error' end,
+    '10.0.0.0'::inet + number % 16777216,
+    now() - created_ago,
+    now() - coalesce(billed_ago, created_ago),
+    now() - billed_ago
+from (
+    select number, organization_number, pg_temp.chance(number, 'status') as status,
         case
-            when number <= current_setting('sample.organizations')::bigint then number
-            else 1 + floor(
-                current_setting('sample.organizations')::bigint
-                * power(pg_temp.chance(number, 'owner'), current_setting('sample.skew')::float8)
-            )::bigint
-        end as organization_number,
-        1 + floor(11 * power(pg_temp.chance(number, 'plan'), 1.7))::bigint as plan_number,
-        pg_temp.chance(number, 'age') as age,
-        pg_temp.chance(number, 'billed') as billed,
-        pg_temp.chance(number, 'hours') as hours,
-        pg_temp.chance(number, 'status') as status
-    from generate_series(1, current_setting('sample.instances')::bigint) as number
-),
-
-spans as (
-    select
-        numbers.*,
-        case
-            when billed < 0.05 then interval '2 days' * (0.05 + 0.95 * age)
-            else interval '5 days' + interval '85 days' * age
+            when billed < 0.05 then interval '2 days' * (0.05 + 0.95 * pg_temp.chance(number, 'age'))
+            else interval '5 days' + interval '85 days' * pg_temp.chance(number, 'age')
         end as created_ago,
         case
             when billed < 0.05 then null
@@ -92,95 +68,65 @@ spans as (
             when billed < 0.08 then interval '1 hour' * (0.1 + 0.8 * hours)
             else interval '1 hour' * (1.1 + 4.8 * hours)
         end as billed_ago
-    from numbers
-)
-
-insert into vps_instances (
-    id, organization_id, plan_id, provider_instance_id, label, status, ip_address, created_at,
-    updated_at, last_billed_at
-)
-select
-    pg_temp.row_id('instance', number),
-    pg_temp.row_id('organization', organization_number),
-    case number
-        when 2 then pg_temp.row_id('plan', 0)::text -- of a plan that is gone
-        when 3 then 'shared-1c-2g' -- the provider's name instead of the id
-        else pg_temp.row_id('plan', plan_number)::text
-    end,
-    (40000000 + number)::text,
-    'vps-' || 1 + number % 5000, -- labels repeat, as people's do
-    case
-        when status < 0.90 then 'running'
-        when status < 0.97 then 'stopped'
-        when status < 0.99 then 'offline'
-        else 'error'
-    end,
-    '10.0.0.0'::inet + number % 16777216,
-    now() - created_ago,
-    now() - coalesce(billed_ago, created_ago),
-    now() - billed_ago
-from spans;
+    from (
+        select number, pg_temp.chance(number, 'billed') as billed, pg_temp.chance(number, 'hours') as hours,
+            case when number <= organizations then number
+                else 1 + floor(
+                    organizations * power(pg_temp.chance(number, 'owner'), current_setting('sample.skew')::float8)
+                )::bigint
+            end as organization_number
+        from generate_series(1, current_setting('sample.instances')::bigint) as number,
+            cast(current_setting('sample.organizations') as bigint) as organizations
+    ) as drawn
+) as aged;
 
 -- Each balance is what its organization has paid in. The last organization never got a wallet.
 with owed as (
-    select
-        vps_instances.organization_id,
-        sum(coalesce(vps_plans.base_price + vps_plans.markup_price, 20)) as monthly,
-        sum(
-            coalesce(vps_plans.base_price + vps_plans.markup_price, 20) / 730
-            * floor(extract(epoch from now() - coalesce(last_billed_at, vps_instances.created_at))::numeric / 3600)
-        ) as due
-    from vps_instances
-    left join vps_plans on vps_plans.id::text = vps_instances.plan_id
-    group by vps_instances.organization_id
+    select i.organization_id, sum(coalesce(p.base_price + p.markup_price, 20)) as monthly, sum(
+        coalesce(p.base_price + p.markup_price, 20) / 730
+        * floor(extract(epoch from now() - coalesce(last_billed_at, i.created_at))::numeric / 3600)
+    ) as due
+    from vps_instances as i
+    left join vps_plans as p on p.id::text = i.plan_id
+    group by i.organization_id
 ),
 
 balances as (
-    select
-        number,
-        owed.organization_id,
+    select number, organization_id, round(
         case
-            when number % 12 = 4 then round(due * (0.2 + 0.6 * pg_temp.chance(number, 'short'))::numeric, 2)
-            else least(
-                round(10 + 3 * due + monthly * (0.5 + 2 * pg_temp.chance(number, 'topup'))::numeric, 2),
-                90000000
-            )
-        end as balance
+            when number % 12 = 4 then due * (0.2 + 0.6 * pg_temp.chance(number, 'short'))::numeric
+            else least(10 + 3 * due + monthly * (0.5 + 2 * pg_temp.chance(number, 'topup'))::numeric, 90000000)
+        end, 2
+    ) as balance
     from generate_series(1, current_setting('sample.organizations')::bigint - 1) as number
-    inner join owed on owed.organization_id = pg_temp.row_id('organization', number)
+    inner join owed on organization_id = pg_temp.row_id('organization', number)
 ),
 
 paid as (
     insert into payment_transactions (
-        id, organization_id, amount, currency, payment_method, payment_provider,
-        provider_transaction_id, status, description, created_at, updated_at
+        id, organization_id, amount, payment_method, payment_provider, provider_transaction_id, status, description,
+        created_at, updated_at
     )
-    select
-        pg_temp.row_id('topup', number), organization_id, balance, 'USD', 'card', 'stripe',
-        'pi_sample_' || number, 'completed', 'Wallet top-up', now() - interval '3 days',
-        now() - interval '3 days'
+    select pg_temp.row_id('topup', number), organization_id, balance, 'card', 'stripe', 'pi_sample_' || number,
+        'completed', 'Wallet top-up', now() - interval '3 days', now() - interval '3 days'
     from balances
     where balance > 0
 )
 
-insert into wallets (id, organization_id, balance, currency, created_at, updated_at)
-select
-    pg_temp.row_id('wallet', number), organization_id, balance, 'USD',
-    now() - interval '300 days', now() - interval '3 days'
+insert into wallets (id, organization_id, balance, created_at, updated_at)
+select pg_temp.row_id('wallet', number), organization_id, balance, now() - interval '300 days',
+    now() - interval '3 days'
 from balances;
 
 -- Top-ups that never arrived: they count for nothing.
 insert into payment_transactions (
-    id, organization_id, amount, currency, payment_method, payment_provider, status, description,
-    created_at, updated_at
+    id, organization_id, amount, payment_method, payment_provider, status, description, created_at, updated_at
 )
-select
-    pg_temp.row_id('attempt', number), pg_temp.row_id('organization', number), 25.00, 'USD', 'card',
-    'stripe', case when number % 40 = 1 then 'pending' else 'failed' end, 'Wallet top-up',
-    now() - interval '1 day', now() - interval '1 day'
+select pg_temp.row_id('attempt', number), pg_temp.row_id('organization', number), 25.00, 'card', 'stripe',
+    case when number % 40 = 1 then 'pending' else 'failed' end, 'Wallet top-up', now() - interval '1 day',
+    now() - interval '1 day'
 from generate_series(1, current_setting('sample.organizations')::bigint, 20) as number;
 
 drop function pg_temp.chance(bigint, text);
 drop function pg_temp.row_id(text, bigint);
-
 analyze users, organizations, wallets, vps_plans, vps_instances, payment_transactions;

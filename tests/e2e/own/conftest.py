@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from controller.demo.server import Server, find_installations
+from controller.demo.server import find_installations
 from tests.chart.toolbox import ToolMissingError, tool
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.workbench import Workbench
+from tests.support.servers import Server
 
 #: What `kubectl exec POD -- python3 ...` does, but here.
 EXEC = """#!{python}

@@ -12,13 +12,13 @@ from threading import Thread
 
 import pytest
 
-from controller.demo.server import Server
 from tests.e2e.database import Database, PostgresServer, renamed
 from tests.e2e.objects import log_events
 from tests.e2e.values import BASE
 from tests.e2e.waiting import eventually
 from tests.e2e.work import add_work, paced, set_pace
 from tests.e2e.workbench import SqlError, Url, Workbench
+from tests.support.servers import Server
 
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 

@@ -12,11 +12,11 @@ from typing import Final
 
 import pytest
 
-from controller.demo.server import Server
 from tests.e2e.cluster import Cluster
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.stage import staged
 from tests.e2e.workbench import Url, Workbench
+from tests.support.servers import Server
 
 #: `exec` runs here; every pod that is asked for is there.
 KUBECTL: Final = """#!{python}

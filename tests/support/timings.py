@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from tests.faults.books import Books, Verdict
+from tests.support.ledger_probe import LedgerProbe, Verdict
 
 HEADINGS: Final = ("fault", "runs", "p50", "p99", "worst", "bound", "hours lost", "hours doubled")
 
@@ -93,15 +93,25 @@ class Timings:
         ]
 
 
-def seconds_to_next_term(books: Books, since: datetime) -> float:
+def seconds_to_next_term(ledger: LedgerProbe, since: datetime) -> float:
     """From a moment to the first write of the next leader: its term."""
-    minted_at: datetime = books.one("select min(minted_at) from billing_terms where minted_at > %s", since)
+    minted_at: datetime = ledger.one("select min(minted_at) from billing_terms where minted_at > %s", since)
     return (minted_at - since).total_seconds()
 
 
-def seconds_to_next_charge(books: Books, since: datetime, term: int = 0) -> float:
+def seconds_to_next_charge(ledger: LedgerProbe, since: datetime, term: int = 0) -> float:
     """From a moment to the first batch after it, under a term newer than `term`."""
-    written_at: datetime = books.one(
+    written_at: datetime = ledger.one(
         "select min(written_at) from billing_batches where written_at > %s and term > %s", since, term
     )
     return (written_at.astimezone(UTC) - since).total_seconds()
+
+
+def handover_seconds(ledger: LedgerProbe) -> float:
+    """From the last write of the cycle that ended to the next leader's term."""
+    return float(
+        ledger.one(
+            "select extract(epoch from max(t.minted_at) - max(r.finished_at))::float8 from billing_terms t,"
+            " billing_runs r where r.term < (select max(term) from billing_terms)"
+        )
+    )

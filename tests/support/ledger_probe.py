@@ -51,7 +51,7 @@ class Verdict:
 
 
 @dataclass
-class Books:
+class LedgerProbe:
     """Rows of a test database, and what must have become of them."""
 
     conn: psycopg.Connection[Any]

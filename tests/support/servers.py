@@ -1,0 +1,126 @@
+"""The PostgreSQL servers that tests run against, and databases on them that take milliseconds to make.
+
+Each test gets a copy of a template that holds the sample ContainerStacks schema and this project's migrations.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+from controller.demo.sample import create_schema
+from controller.demo.server import EphemeralServer, Installation, ServerError, find_installations
+from controller.postgres.migrations import migrate_url
+
+Origin = Literal["installed", "embedded"]
+StopMode = Literal["fast", "immediate"]
+ORIGINS: Final[tuple[Origin, ...]] = ("installed", "embedded")
+TEMPLATE: Final = "migrated_template"
+
+_numbers = itertools.count(1)
+
+
+class Server(EphemeralServer):
+    """An ephemeral server that tests can stop, restart, freeze and kill.
+
+    Args:
+        installation: the programs to use; by default the first that is found.
+        options: server settings on top of the demo's.
+    """
+
+    def __init__(self, installation: Installation | None = None, options: Mapping[str, str] | None = None) -> None:
+        super().__init__(installation)
+        self.options |= options or {}
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "postgres.log"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id. Raises: ServerError if it doesn't run."""
+        if self._process is None or not self.running:
+            raise ServerError("the ephemeral PostgreSQL does not run")
+        return self._process.pid
+
+    def socket_url(self, dbname: str = "postgres", user: str = "postgres") -> str:
+        """A connection URL through the Unix socket."""
+        names = quote(user, safe=""), quote(dbname, safe=""), quote(str(self.folder), safe="")
+        return "postgresql://{}@/{}?host={}&port={}".format(*names, self.port)
+
+    def drop_database(self, name: str) -> None:
+        """Drops the database if it exists, and ends its sessions."""
+        with psycopg.connect(self.url(), autocommit=True) as conn:
+            conn.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+    def start(self) -> None:
+        """Starts the server; after `stop` on the same port and with the same data."""
+        if self._folder is None:
+            super().start()
+        elif not self.running:
+            self._launch()
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """Stops the server, which keeps its data. `fast` writes a checkpoint; `immediate` is a crash."""
+        self._stop(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self.running:  # a test may have frozen it; the pending signal comes first when it continues
+            os.kill(self.pid, number)
+            os.kill(self.pid, signal.SIGCONT)
+        super()._stop(number)
+
+
+def installation_of(origin: Origin) -> Installation | None:
+    """The newest installation of this origin, if there is one."""
+    return next((each for each in find_installations() if each.origin == origin), None)
+
+
+def prepare_template(url: str) -> None:
+    """Creates the application's sample schema and applies this project's migrations."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        create_schema(conn)
+    migrate_url(url)
+
+
+def create_template(server: Server) -> str:
+    """Makes the template database on a server that has none, and returns its name."""
+    prepare_template(server.create_database(TEMPLATE))
+    return TEMPLATE
+
+
+@contextmanager
+def temporary_database(server: Server, template: str = "template1") -> Iterator[str]:
+    """The URL of a database that is dropped at the end, with its sessions."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    url = server.create_database(name, template)
+    try:
+        yield url
+    finally:
+        if server.running:
+            server.drop_database(name)
+
+
+@contextmanager
+def migrated_database(server: Server) -> Iterator[str]:
+    """As `temporary_database`, with the sample schema, migrated, without rows; for a server without a template."""
+    with temporary_database(server) as url:
+        prepare_template(url)
+        yield url
