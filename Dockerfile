@@ -1,13 +1,13 @@
-# containerstacks-billing. Build it from the project's root:
+# The image of containerstacks-billing. Build it from the project's root:
 #
 #   docker build --tag containerstacks-billing:0.1.0 .
-#   docker build --build-arg BASE=mirror.example/python:3.13-slim ...    another base: a mirror, a digest, a hardened one
+#   docker build --build-arg BASE=mirror.example/python:3.13-slim ...    with another base: a mirror, a digest, a hardened image
 #
-# The base must be a glibc Linux with Python 3.11 or newer as `python3`; both stages use it, so that the bytecode and the
-# compiled wheels made in the first run in the second.
+# The base must be a glibc Linux with Python 3.11 or newer as `python3`. Both stages use the same base, so the bytecode and
+# compiled wheels from the first stage run in the second.
 ARG BASE=python:3.13-slim
 
-# The same name once more, where tools that read FROM lines look for it. No stage is made from it, so no builder fetches it.
+# Repeats the default base for tools that only read FROM lines. No other stage uses this one, so builders don't pull it.
 FROM python:3.13-slim AS default-base
 
 
@@ -18,8 +18,8 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 
-# Dependencies first: this layer is rebuilt when the pins change, not when the code does. The base's own pip installs into
-# an environment that has none, so that no package manager of ours reaches the final stage.
+# Dependencies first: this layer is rebuilt only when the pins change. The base's pip installs into an environment without
+# pip, so the final stage gets no second package manager.
 COPY requirements/build.txt requirements/runtime.txt requirements/
 RUN python3 -m venv --without-pip /build \
  && python3 -m venv --without-pip /opt/containerstacks-billing \
@@ -34,10 +34,11 @@ COPY controller controller
 RUN python3 -m pip --python /build/bin/python wheel --no-deps --no-build-isolation --wheel-dir /dist . \
  && python3 -m pip --python /opt/containerstacks-billing/bin/python install --no-compile --no-deps --no-index /dist/*.whl
 
-# Two thirds of what pip installed is the Kubernetes client. Its asyncio twin goes, with the packages that only that uses;
-# the generated rest is kept as bytecode without docstrings, which also spares memory. Everything else keeps its source,
-# for tracebacks. Bytecode is checked against its source by nobody (unchecked-hash): the root is read-only, and the same
-# sources give the same files in every build. At the end, proof that what is left still works.
+# Two thirds of the installed files belong to the Kubernetes client. Remove its asyncio variant and the packages that only
+# the variant needs. Keep its generated modules as bytecode without docstrings, which also saves memory. Everything else
+# keeps its source for tracebacks. Python doesn't check the bytecode against its source (unchecked-hash): the root file
+# system is read-only, and without timestamps the same sources give the same files. The last commands check that the rest
+# works.
 WORKDIR /opt/containerstacks-billing
 RUN python3 -m pip --python bin/python uninstall --yes --quiet \
         aiohappyeyeballs aiohttp aiohttp-retry aiosignal attrs frozenlist multidict propcache yarl \
@@ -67,7 +68,7 @@ LABEL org.opencontainers.image.title="containerstacks-billing" \
 
 COPY --from=build /opt/containerstacks-billing /opt/containerstacks-billing
 
-# SSL_CERT_FILE: `sslrootcert=system` in DATABASE_URL means the base's certificates also to the libpq that psycopg brings.
+# SSL_CERT_FILE makes psycopg's bundled libpq use the base's certificates for `sslrootcert=system` in DATABASE_URL.
 ENV PATH=/opt/containerstacks-billing/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
@@ -75,12 +76,12 @@ ENV PATH=/opt/containerstacks-billing/bin:$PATH \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     BILLING_HTTP_ADDRESS=0.0.0.0:8080
 
-# Numeric, so that Kubernetes can tell that it is not root.
+# Numeric, because runAsNonRoot can't check a user name.
 USER 65532:65532
 WORKDIR /tmp
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 
-# Exec form: the controller is PID 1 and gets its signals itself.
+# Exec form: the controller is PID 1 and receives signals directly.
 ENTRYPOINT ["containerstacks-billing"]
 CMD ["run"]
