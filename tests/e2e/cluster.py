@@ -1,4 +1,4 @@
-"""The cluster that the suite runs on: one that KUBECONFIG names, else one that kind makes for the session."""
+"""Chooses the cluster for the suite: the one in KUBECONFIG, or one that kind creates for the session."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from tests.e2e.helm import Helm
 from tests.e2e.kubectl import Kubectl, environment_for
 from tests.e2e.waiting import duration, scaled
 
-#: A name under which docker and podman both know what they have built.
+#: docker and podman both accept this name for a local image.
 BUILT_IMAGE: Final = "localhost/containerstacks-billing:e2e"
 POSTGRES_IMAGE: Final = "postgres:17-alpine"
 
 
 @dataclass(frozen=True)
-class Given:
-    """KUBECONFIG's cluster, whose nodes have the image or can pull it."""
+class ExistingCluster:
+    """The cluster in KUBECONFIG. Its nodes have the image or can pull it."""
 
     kubeconfig: str
     image: str
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A cluster to make. `image` is None when it is to be built."""
+class KindCluster:
+    """A cluster to create with kind. With `image` None, the suite builds the image."""
 
     engine: str
     image: str | None
 
 
 @dataclass(frozen=True)
-class Nothing:
-    """No cluster, and why."""
+class NoCluster:
+    """There is no cluster, for this reason."""
 
     reason: str
 
 
-Choice = Given | Kind | Nothing
+Choice = ExistingCluster | KindCluster | NoCluster
 
 
 def choose(
@@ -52,36 +52,37 @@ def choose(
     which: Callable[[str], str | None] = shutil.which,
     works: Callable[[list[str]], bool] | None = None,
 ) -> Choice:
-    """Which cluster to run on.
+    """Chooses the cluster to run on.
 
-    A KUBECONFIG alone is not enough: it may name somebody's production, and nobody has said to test there.
+    KUBECONFIG alone is not enough, because it may name a production cluster.
 
     Args:
-        environment: of the process.
+        environment: environment variables.
         which: finds a program on the PATH.
-        works: whether a command ends well.
+        works: returns True if a command exits with status 0.
     """
     works = works or _works
     kubeconfig, image = environment.get("KUBECONFIG", ""), environment.get("E2E_IMAGE") or None
     if kubeconfig and kubeconfig != os.devnull and image:
-        return Given(kubeconfig, image)
-    missing = "KUBECONFIG and E2E_IMAGE name no cluster with an image"
+        return ExistingCluster(kubeconfig, image)
+    missing = "KUBECONFIG and E2E_IMAGE must both be set to use an existing cluster"
     if not (kind := which("kind")) or not works([kind, "version"]):
-        return Nothing(f"{missing} (both are needed), and there is no kind to make one")
+        return NoCluster(f"{missing}, and kind isn't installed to create one")
     for engine in ("docker", "podman"):
         if (program := which(engine)) and works([program, "info"]):
-            return Kind(engine, image)
-    return Nothing(f"{missing} (both are needed), and kind has neither docker nor podman to work with")
+            return KindCluster(engine, image)
+    return NoCluster(f"{missing}, and kind needs docker or podman to create one")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster and how to speak to it.
+    """A running cluster and its images.
 
     Attributes:
-        image: of the project, as the nodes know it.
-        postgres_image: likewise.
-        postgres_image_named: whether somebody has said that the nodes have it.
+        kubectl: kubectl for the cluster.
+        image: the project's image, by its name on the nodes.
+        postgres_image: the PostgreSQL image, by its name on the nodes.
+        postgres_image_named: True if the user or the suite has made sure that the nodes have the PostgreSQL image.
     """
 
     kubectl: Kubectl
@@ -90,23 +91,23 @@ class Cluster:
     postgres_image_named: bool
 
     def helm(self, namespace: str) -> Helm:
-        """As `kubectl`, but for one namespace from the start."""
+        """Returns helm for one namespace of the cluster."""
         return Helm(str(tool("helm")), self.kubectl.environment, namespace)
 
 
 @contextmanager
-def connected(choice: Given | Kind, folder: Path, session: str, *, keep: bool) -> Iterator[Cluster]:
-    """The cluster, for as long as the session lasts.
+def connected(choice: ExistingCluster | KindCluster, folder: Path, session: str, *, keep: bool) -> Iterator[Cluster]:
+    """Connects to the cluster. Creates and deletes it if kind provides it.
 
     Raises:
-        ToolMissingError: there is no kubectl or helm.
-        KubectlError: the cluster does not answer.
+        ToolMissingError: kubectl or helm is missing.
+        KubectlError: the cluster doesn't answer.
     """
     tool("helm")
     kubectl = str(tool("kubectl"))
     named = os.environ.get("E2E_POSTGRES_IMAGE")
     postgres_image = named or POSTGRES_IMAGE
-    if isinstance(choice, Given):
+    if isinstance(choice, ExistingCluster):
         reached = Kubectl(kubectl, environment_for(choice.kubeconfig))
         reached.run("version", "--output", "json")
         yield Cluster(reached, choice.image, postgres_image, bool(named))
@@ -134,7 +135,7 @@ def connected(choice: Given | Kind, folder: Path, session: str, *, keep: bool) -
 
 
 def _load(engine: str, image: str, cluster: str, folder: Path, environment: Mapping[str, str]) -> None:
-    """By way of an archive, which kind takes from docker and podman alike."""
+    """Loads an image through an archive, which works with docker and podman."""
     archive = folder / "image.tar"
     _must([engine, "save", "--output", str(archive), image], 600)
     _must(["kind", "load", "image-archive", str(archive), "--name", cluster], 600, environment)

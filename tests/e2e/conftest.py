@@ -1,6 +1,6 @@
-"""Fixtures of the end-to-end suite, its time limits, and what a failing test shows of the cluster.
+"""Fixtures, time limits and failure reports of the end-to-end suite.
 
-Nothing here is used by the tests in own/, which need no cluster.
+The tests in own/ need no cluster and don't use these fixtures.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from contextlib import ExitStack
 import pytest
 
 from tests.chart.toolbox import ToolMissingError, tool
-from tests.e2e.cluster import Nothing, choose, connected
+from tests.e2e.cluster import NoCluster, choose, connected
 from tests.e2e.installation import Installation
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.report import dump
 from tests.e2e.stage import Stage, staged
 from tests.e2e.waiting import scaled
 
-#: For a test with the fixtures that it is the first to need: images, pods, an installation.
+#: Covers a test and the fixtures that it sets up first: images, pods, an installation.
 TEST_SECONDS = 1800
 
 OPEN_NAMESPACES = pytest.StashKey[list[Kubectl]]()
@@ -44,9 +44,9 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def stage(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """The cluster with a workbench and a PostgreSQL in it; skips where there is no cluster."""
+    """The cluster with a workbench and a PostgreSQL server. Skips the test if there is no cluster."""
     choice = choose(os.environ)
-    if isinstance(choice, Nothing):
+    if isinstance(choice, NoCluster):
         pytest.skip(choice.reason)
     try:
         tool("helm")
@@ -63,21 +63,21 @@ def stage(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def purpose(request: pytest.FixtureRequest) -> str:
-    """Which of values.PURPOSES a module's `release` is for: what the module calls PURPOSE."""
+    """The module's PURPOSE, a key of values.PURPOSES."""
     found: str = request.module.PURPOSE
     return found
 
 
 @pytest.fixture(scope="module")
 def shared_release(stage: Stage, purpose: str) -> Iterator[Installation]:
-    """A release for the tests of a module."""
+    """A release that all tests of a module share."""
     with stage.installed(purpose) as installed:
         yield installed
 
 
 @pytest.fixture
 def release(shared_release: Installation) -> Iterator[Installation]:
-    """The module's release, with two replicas, or as many as it was installed with; afterwards the audit is clean."""
+    """The module's release with all its replicas Ready. After the test the audit must be clean."""
     shared_release.wait_for_replicas(int(shared_release.values.get("replicas", 2)))
     yield shared_release
     assert not (found := shared_release.database.audit()), found

@@ -1,4 +1,4 @@
-"""The PostgreSQL of a session, and a database on it for each installation. All of it by way of the workbench."""
+"""The session's PostgreSQL server and the databases on it, all reached through the workbench."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from controller.postgres.lock_session import LockName
 from tests.e2e.waiting import eventually
 from tests.e2e.workbench import Finished, SqlError, Url, Workbench
 
-#: The lock's holder, asked of the server itself and not of the program under test.
+#: Reads the holder of the lock from the server, independently of the program under test.
 _HOLDER: Final = """
 select a.application_name
 from pg_locks l join pg_stat_activity a using (pid)
@@ -24,7 +24,7 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
 
 
 def renamed(url: Url, *, user: str, password: str, database: str) -> Url:
-    """Another role and database of the same server; the names need no encoding."""
+    """The URL of another role and database on the same server. The names must need no encoding."""
     parts = urlsplit(url.text)
     hosts = parts.netloc.rpartition("@")[2]
     return Url(urlunsplit(parts._replace(netloc=f"{user}:{password}@{hosts}", path=f"/{database}")))
@@ -35,7 +35,7 @@ class Database:
     """A database, owned by a role of the same name.
 
     Attributes:
-        url: as that role, for the controller.
+        url: the owner's URL, which the controller uses.
     """
 
     bench: Workbench
@@ -43,46 +43,46 @@ class Database:
     name: str
 
     def sql(self, text: str, *parameters: object) -> list[dict[str, Any]]:
-        """A statement's rows."""
+        """Runs a statement and returns its rows."""
         return self.bench.sql(self.url, (text, list(parameters)))
 
     def one(self, text: str, *parameters: object) -> dict[str, Any]:
-        """A statement's only row."""
+        """Runs a statement that returns exactly one row."""
         (row,) = self.sql(text, *parameters)
         return row
 
     def command(self, *arguments: str) -> Finished:
-        """A command of `containerstacks-billing` on this database."""
+        """Runs a command of `containerstacks-billing` on this database."""
         return self.bench.run(["containerstacks-billing", *arguments], {"DATABASE_URL": self.url.text})
 
     def status(self) -> dict[str, Any]:
-        """`status --json`."""
+        """The output of `status --json`."""
         found: dict[str, Any] = self.command("status", "--json").read()
         return found
 
     def audit(self) -> str:
-        """What `audit` found wrong; nothing when it is clean."""
+        """The findings of `audit`; empty if it is clean."""
         done = self.command("audit")
         return "" if done.status == 0 else f"audit: status {done.status}\n{done.stdout}\n{done.stderr}"
 
     def holders(self) -> list[str]:
-        """Instance ids of the sessions that hold the lock, by `pg_locks`."""
+        """Instance ids of the sessions that hold the lock according to `pg_locks`."""
         halves = LockName().halves
         rows = self.sql(_HOLDER, halves["lock_high"], halves["lock_low"])
         return [str(row["application_name"]).rpartition(" ")[2] for row in rows]
 
     def seed(self, organizations: int = 40, instances: int = 400) -> None:
-        """The sample schema and data."""
+        """Creates the sample schema and data."""
         done = self.command("demo", "seed", "--organizations", str(organizations), "--instances", str(instances))
         assert done.status == 0, done.stderr or done.stdout
 
 
 @dataclass(frozen=True)
 class PostgresServer:
-    """Where databases are made.
+    """A server on which the suite creates databases.
 
     Attributes:
-        url: of a role that may make databases and roles.
+        url: the URL of a role that may create databases and roles.
     """
 
     bench: Workbench
@@ -90,31 +90,32 @@ class PostgresServer:
 
     @contextmanager
     def database(self, name: str, *, keep: bool = False) -> Iterator[Database]:
-        """An empty database with its role; dropped afterwards, whoever is still connected."""
+        """Creates an empty database with its role. Drops both afterwards, even with open sessions."""
         password = secrets.token_hex(12)
         self._execute(
             f"create role {name} login password '{password}'",
-            f"grant {name} to current_user",  # without it nobody but a superuser may hand a database to it
+            # Without this only a superuser can create a database for another owner.
+            f"grant {name} to current_user",
             f"create database {name} owner {name}",
         )
         try:
             yield Database(self.bench, renamed(self.url, user=name, password=password, database=name), name)
         finally:
             if not keep:
-                eventually(lambda: self._dropped(name), f"database {name} can be dropped", 60)
+                eventually(lambda: self._dropped(name), f"database {name} is dropped", 60)
 
     def change_password(self, database: Database, password: str) -> Database:
-        """Gives its role another password; the database as it is reached from now on."""
+        """Changes the password of the database's role and returns the database with its new URL."""
         self._execute(f"alter role {database.name} password '{password}'")
         return replace(database, url=renamed(self.url, user=database.name, password=password, database=database.name))
 
     def end_sessions(self, database: Database) -> int:
-        """Ends every session of its role; how many."""
+        """Ends every session of the database's role and returns their number."""
         text = "select count(pg_terminate_backend(pid)) as ended from pg_stat_activity where usename = %s"
         return int(self.bench.sql(self.url, (text, [database.name]))[0]["ended"])
 
     def asks_for_passwords(self, database: Database) -> bool:
-        """False where the server trusts whoever comes."""
+        """True if the server rejects a wrong password."""
         wrong = renamed(self.url, user=database.name, password="wrong", database=database.name)
         try:
             self.bench.sql(wrong, ("select 1", []))
@@ -123,7 +124,7 @@ class PostgresServer:
         return False
 
     def _dropped(self, name: str) -> bool:
-        """Replicas on their way out may still come back to it."""
+        """Drops the database and its role. Fails while terminating replicas keep reconnecting."""
         try:
             self._execute(f"drop database if exists {name} with (force)", f"drop role if exists {name}")
         except SqlError as error:

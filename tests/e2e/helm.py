@@ -1,4 +1,4 @@
-"""helm, as a person would run it, in one namespace."""
+"""Runs helm in one namespace."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, Final
 from tests.chart.toolbox import CHART
 from tests.e2e.waiting import duration, scaled
 
-#: For the whole of a command that waits.
+#: The timeout of commands with --wait.
 WAIT_SECONDS: Final = 300.0
 
 
 @dataclass(frozen=True)
 class Helm:
-    """Commands in a namespace.
+    """helm for one namespace.
 
     Attributes:
-        program: the path of helm.
-        environment: for it; names the cluster in KUBECONFIG.
-        namespace: of every command.
+        program: path of helm.
+        environment: its environment; KUBECONFIG names the cluster.
+        namespace: namespace of every command.
     """
 
     program: str
@@ -30,25 +30,25 @@ class Helm:
     namespace: str
 
     def install(self, release: str, values: Mapping[str, Any], *, wait: bool = True) -> str:
-        """`helm install`; what it printed."""
+        """Runs `helm install` and returns its output."""
         return self._run("install", release, str(CHART), "--values", "-", *_waiting(wait=wait), values=values)
 
     def upgrade(self, release: str, values: Mapping[str, Any], *, wait: bool = True) -> str:
-        """`helm upgrade`, with these values and no others."""
+        """Runs `helm upgrade` with only these values."""
         return self._run(
             "upgrade", release, str(CHART), "--reset-values", "--values", "-", *_waiting(wait=wait), values=values
         )
 
     def test(self, release: str) -> str:
-        """`helm test`."""
+        """Runs `helm test`."""
         return self._run("test", release, "--timeout", duration(WAIT_SECONDS))
 
     def uninstall(self, release: str) -> str:
-        """`helm uninstall`, which returns when the objects are gone."""
+        """Runs `helm uninstall` and waits until the objects are gone."""
         return self._run("uninstall", release, *_waiting(wait=True))
 
     def releases(self) -> list[str]:
-        """Names of the releases, in whatever state."""
+        """Names of the releases in any state."""
         listing: list[dict[str, Any]] = json.loads(self._run("list", "--output", "json"))
         return [release["name"] for release in listing]
 

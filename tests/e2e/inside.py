@@ -1,7 +1,7 @@
-"""Runs inside the cluster, in a pod of the project's image: SQL, the command line, HTTP. Read as text by workbench.py.
+"""Runs SQL, commands and HTTP requests in a pod of the project's image. workbench.py passes this file to `python3 -c`.
 
-A request is a JSON object on standard input, its answer one on standard output. Connection strings come by standard
-input alone, so that no list of processes and no audit log of the API server holds a password.
+The request is a JSON object on standard input, the response one on standard output. Connection strings arrive only on
+standard input, so no process list and no audit log of the API server contains a password.
 """
 
 import json
@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 
 
 def sql(url: str, statements: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Each statement with its parameters, in a transaction of its own; the rows of the last."""
+    """Runs each statement in its own transaction and returns the rows of the last one."""
     rows: list[dict[str, Any]] = []
     try:
         with psycopg.connect(url, autocommit=True, connect_timeout=10, row_factory=dict_row) as connection:
@@ -32,7 +32,7 @@ def sql(url: str, statements: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def run(arguments: list[str], environment: dict[str, str], seconds: float) -> dict[str, Any]:
-    """A program of the image."""
+    """Runs a program of the image."""
     done = subprocess.run(
         arguments,
         env={**os.environ, **environment},
@@ -46,10 +46,10 @@ def run(arguments: list[str], environment: dict[str, str], seconds: float) -> di
 
 
 def get(url: str) -> dict[str, Any]:
-    """An HTTP request; status 0 when nobody answers."""
+    """Sends an HTTP request. The status is 0 if there is no response."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - an address of the cluster
-            return {"status": answer.status, "body": answer.read().decode(errors="replace")}
+        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - an address of the cluster
+            return {"status": response.status, "body": response.read().decode(errors="replace")}
     except urllib.error.HTTPError as error:
         with error:
             return {"status": error.code, "body": error.read().decode(errors="replace")}
@@ -58,7 +58,7 @@ def get(url: str) -> dict[str, Any]:
 
 
 def resolve(name: str) -> dict[str, Any]:
-    """Whether the cluster's DNS knows a name."""
+    """Tries to resolve a name with the cluster's DNS."""
     try:
         return {"known": bool(socket.getaddrinfo(name, None))}
     except OSError:

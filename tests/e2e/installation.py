@@ -1,4 +1,4 @@
-"""A release on its own database in its own namespace, and what a test asks of it."""
+"""A release in its own namespace on its own database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.e2e.objects import EventView, PodView, address_of, pod_of
 from tests.e2e.values import RELEASE
 from tests.e2e.waiting import eventually
 from tests.e2e.work import Work, paced
-from tests.e2e.workbench import Answer
+from tests.e2e.workbench import HttpResponse
 
 DEPLOYMENT: Final = f"deployment/{RELEASE}"
 INSTANCE: Final = f"app.kubernetes.io/instance={RELEASE}"
@@ -25,7 +25,7 @@ LEADER: Final = "billing.containerstacks.io/role=leader"
 
 @dataclass(frozen=True)
 class Leader:
-    """A leader on whom the label, the Event, the lock and `status` agree."""
+    """A leader that the label, the Event, the lock and `status` agree on."""
 
     pod: PodView
     term: int
@@ -33,10 +33,13 @@ class Leader:
 
 @dataclass(frozen=True)
 class Installation:
-    """See above.
+    """A release in its own namespace on its own database.
 
     Attributes:
-        values: that it was installed with.
+        kubectl: kubectl for the namespace.
+        helm: helm for the namespace.
+        database: the release's database.
+        values: the chart values of the installation.
     """
 
     kubectl: Kubectl
@@ -45,68 +48,68 @@ class Installation:
     values: dict[str, Any]
 
     def pods(self) -> list[PodView]:
-        """The replicas that are not on their way out, by name."""
+        """The replicas that aren't terminating, sorted by name."""
         return [pod for pod in self.kubectl.pods(REPLICAS) if not pod.terminating]
 
     def wait_for_replicas(self, count: int, within_seconds: float = 180) -> list[PodView]:
-        """Blocks until so many are Ready, and none is on its way in or out."""
+        """Waits until exactly `count` replicas exist, all Ready and none terminating."""
 
-        def look() -> list[PodView] | bool:
+        def check() -> list[PodView] | bool:
             pods = self.kubectl.pods(REPLICAS)
             assert [(pod.ready, pod.terminating) for pod in pods] == [(True, False)] * count, pods
             return pods or True
 
-        found = eventually(look, f"{count} replicas are Ready, and no others there", within_seconds)
+        found = eventually(check, f"exactly {count} replicas exist and are Ready", within_seconds)
         return found if isinstance(found, list) else []
 
     def events(self, reason: str) -> list[EventView]:
-        """The Deployment's, for one reason, the oldest first."""
+        """The Deployment's Events with this reason, oldest first."""
         regarding = f"Deployment/{RELEASE}"
         return [e for e in self.kubectl.events() if (e.reason, e.regarding) == (reason, regarding)]
 
     def leader(self, *, after_term: int = 0, within_seconds: float = 90) -> Leader:
-        """The one leader, when all four witnesses name the same pod.
+        """Waits until label, Event, `pg_locks` and `status` name the same leader, and returns it.
 
         Args:
-            after_term: it must have been elected since.
-            within_seconds: how long they may take to agree.
+            after_term: the leader's term must be newer.
+            within_seconds: time limit.
         """
 
-        def look() -> Leader:
+        def check() -> Leader:
             holders = [pod_of(instance) for instance in self.database.holders()]
-            assert len(holders) == 1, f"holders of the lock by pg_locks: {holders}"
+            assert len(holders) == 1, f"holders of the lock in pg_locks: {holders}"
             status = self.database.status()
             assert status["term"] > after_term, f"still term {status['term']}"
             assert pod_of(status["leader"] or "") == holders[0], f"status names {status['leader']}, pg_locks {holders}"
             labelled = [pod for pod in self.pods() if pod.role == "leader"]
             assert [pod.name for pod in labelled] == holders, f"labelled {labelled}, pg_locks {holders}"
             term = re.compile(rf"\bterm {status['term']}\b")
-            told = [event.pod for event in self.events("LeaderElected") if term.search(event.note)]
-            assert told == holders, f"Events of term {status['term']} name {told}, pg_locks {holders}"
+            announced = [event.pod for event in self.events("LeaderElected") if term.search(event.note)]
+            assert announced == holders, f"Events of term {status['term']} name {announced}, pg_locks {holders}"
             return Leader(labelled[0], status["term"])
 
-        return eventually(look, "label, Event, pg_locks and status name one leader", within_seconds)
+        return eventually(check, "label, Event, pg_locks and status name one leader", within_seconds)
 
     @contextmanager
     def working(self, tag: str, seconds_a_batch: float = 0.5) -> Iterator[Work]:
-        """In the middle of a cycle that takes some seconds more."""
+        """Adds work and enters the block in the middle of its cycle, which takes some seconds more."""
         with paced(self.database, tag, seconds_a_batch) as work:
             work.wait_until_under_way()
             yield work
 
-    def readiness(self, pod: PodView) -> Answer:
-        """What `/readyz` of a replica answers."""
+    def readiness(self, pod: PodView) -> HttpResponse:
+        """The response of a replica's `/readyz`."""
         return self.http(pod, "/readyz")
 
-    def http(self, pod: PodView, path: str) -> Answer:
-        """What a replica answers."""
+    def http(self, pod: PodView, path: str) -> HttpResponse:
+        """A replica's response to an HTTP GET."""
         return self.database.bench.get(f"http://{address_of(pod.ip)}:8080{path}")
 
     def restarts(self) -> int:
-        """Of the replicas that are there."""
+        """The container restarts of the current replicas."""
         return sum(pod.restarts for pod in self.pods())
 
     def scale(self, replicas: int) -> list[PodView]:
-        """`kubectl scale`, and what is there when it is done."""
+        """Runs `kubectl scale`, waits for the replicas and returns them."""
         self.kubectl.run("scale", DEPLOYMENT, "--replicas", str(replicas))
         return self.wait_for_replicas(replicas)

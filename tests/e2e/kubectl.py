@@ -1,4 +1,4 @@
-"""kubectl, as a person would run it: one namespace, text or objects in, text or objects out."""
+"""Runs kubectl in one namespace, with text or objects as input and output."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CALL_SECONDS = 60.0
 
 
 class KubectlError(TransientError):
-    """kubectl failed; the text is what it said."""
+    """kubectl failed; the message is its output."""
 
 
 @dataclass(frozen=True)
 class Kubectl:
-    """Commands in a namespace.
+    """kubectl for one namespace.
 
     Attributes:
-        program: the path of kubectl.
-        environment: for it; names the cluster in KUBECONFIG.
-        namespace: of every command.
+        program: path of kubectl.
+        environment: its environment; KUBECONFIG names the cluster.
+        namespace: namespace of every command.
     """
 
     program: str
@@ -39,7 +39,7 @@ class Kubectl:
     namespace: str = "default"
 
     def within(self, namespace: str) -> Kubectl:
-        """The same in another namespace."""
+        """Returns kubectl for another namespace of the same cluster."""
         return replace(self, namespace=namespace)
 
     def command(self, *arguments: str) -> list[str]:
@@ -49,12 +49,12 @@ class Kubectl:
     def attempt(
         self, *arguments: str, text: str = "", seconds: float = CALL_SECONDS
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command, whatever comes of it.
+        """Runs a command and returns its result, even if it failed.
 
         Raises:
-            KubectlError: it has not ended in time.
+            KubectlError: the command timed out.
         """
-        __tracebackhide__ = True  # what goes to standard input may hold a password
+        __tracebackhide__ = True  # standard input may contain a password
         bound = scaled(seconds)
         try:
             return subprocess.run(
@@ -62,13 +62,13 @@ class Kubectl:
                 input=text, capture_output=True, text=True, timeout=bound, check=False, env=dict(self.environment),
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise KubectlError(f"kubectl {_shown(arguments)}: not within {bound:g} s") from None
+            raise KubectlError(f"kubectl {_shown(arguments)}: timed out after {bound:g} s") from None
 
     def run(self, *arguments: str, text: str = "", seconds: float = CALL_SECONDS) -> str:
-        """Runs a command; what it printed.
+        """Runs a command and returns its standard output.
 
         Raises:
-            KubectlError: it failed, or has not ended in time.
+            KubectlError: the command failed or timed out.
         """
         __tracebackhide__ = True
         done = self.attempt(*arguments, text=text, seconds=seconds)
@@ -77,44 +77,44 @@ class Kubectl:
         return done.stdout
 
     def read(self, *arguments: str) -> dict[str, Any]:
-        """Runs a command that prints an object."""
+        """Runs a command with JSON output and returns the parsed object."""
         found: dict[str, Any] = json.loads(self.run(*arguments, "--output", "json"))
         return found
 
     def apply(self, *objects: Object) -> None:
-        """Makes objects, or changes them."""
+        """Creates or updates objects."""
         __tracebackhide__ = True  # Secrets
         listing = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.run("apply", "--filename", "-", text=json.dumps(listing))
 
     def pods(self, selector: str = "") -> list[PodView]:
-        """The pods of a selector, the terminating ones too, by name."""
+        """The pods of a selector, including terminating ones, sorted by name."""
         return pod_views(self.read("get", "pods", "--selector", selector))
 
     def events(self) -> list[EventView]:
-        """The Events of the namespace, the oldest first."""
+        """The Events of the namespace, oldest first."""
         return event_views(self.read("get", "events.events.k8s.io"))
 
     def names(self, kinds: Iterable[str]) -> set[str]:
-        """`kind/name` of all objects of these kinds."""
+        """All objects of these kinds, as `kind/name`."""
         printed = self.run("get", ",".join(kinds), "--output", "name", "--ignore-not-found")
         return set(printed.split())
 
     def logs(self, *arguments: str) -> str:
-        """All lines of what the arguments name; with a selector kubectl would give ten."""
+        """All log lines of the arguments. With a selector kubectl prints only ten lines by default."""
         return self.run("logs", "--tail=-1", *arguments)
 
     def wait(self, *arguments: str, seconds: float) -> None:
-        """`kubectl wait`, with a bound."""
+        """Runs `kubectl wait` with a time limit."""
         self.run("wait", *arguments, "--timeout", duration(seconds), seconds=seconds + CALL_SECONDS)
 
     def rolled_out(self, deployment: str, seconds: float = 300) -> None:
-        """Blocks until every replica is of the newest template, and available."""
+        """Waits until the rollout of a Deployment is complete."""
         arguments = ("rollout", "status", f"deployment/{deployment}", "--timeout", duration(seconds))
         self.run(*arguments, seconds=seconds + CALL_SECONDS)
 
     def evict(self, pod: str) -> subprocess.CompletedProcess[str]:
-        """Asks the Eviction API, as `kubectl drain` does."""
+        """Evicts a pod through the Eviction API, like `kubectl drain`."""
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
         body = {
             "apiVersion": "policy/v1",
@@ -124,8 +124,8 @@ class Kubectl:
         return self.attempt("create", "--raw", path, "--filename", "-", text=json.dumps(body))
 
     @contextmanager
-    def following(self, pod: str, container: str = "controller") -> Iterator[Following]:
-        """Keeps what a container prints, also what it prints while its pod goes away."""
+    def following(self, pod: str, container: str = "controller") -> Iterator[FollowedLog]:
+        """Records the log of a container, including its lines during termination."""
         with TemporaryDirectory() as folder:
             path = Path(folder, "log")
             with path.open("wb") as file:
@@ -134,41 +134,41 @@ class Kubectl:
                     stdout=file, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=dict(self.environment),
                 )  # fmt: skip
             try:
-                yield Following(path, process)
+                yield FollowedLog(path, process)
             finally:
                 process.kill()
                 process.wait()
 
 
 @dataclass(frozen=True)
-class Following:
-    """A `kubectl logs --follow` under way."""
+class FollowedLog:
+    """The output of a running `kubectl logs --follow`."""
 
     path: Path
     process: subprocess.Popen[bytes]
 
     def text(self) -> str:
-        """What has come so far."""
+        """The log so far."""
         return self.path.read_text("utf-8", "replace")
 
     def until_the_end(self, seconds: float) -> str:
-        """Everything; the container has ended.
+        """Waits until the container has ended and returns its whole log.
 
         Raises:
-            AssertionError: it has not, in time.
+            AssertionError: the container is still running after the time limit.
         """
         try:
             self.process.wait(scaled(seconds))
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the container still runs after {scaled(seconds):g} s") from None
+            raise AssertionError(f"the container is still running after {scaled(seconds):g} s") from None
         return self.text()
 
 
 def environment_for(kubeconfig: str) -> dict[str, str]:
-    """This process's environment, with that cluster."""
+    """This process's environment with another KUBECONFIG."""
     return {**os.environ, "KUBECONFIG": kubeconfig}
 
 
 def _shown(arguments: tuple[str, ...]) -> str:
-    """The beginning of a command: a program passed to `python3 -c` would hide what went wrong."""
+    """Shortens a command for messages, because a program after `python3 -c` would hide the error."""
     return " ".join(argument.partition("\n")[0][:80] for argument in arguments)

@@ -1,7 +1,4 @@
-"""What the suite itself puts into a cluster. Pure.
-
-Every pod meets the Restricted profile, which the suite's namespaces enforce.
-"""
+"""The suite's own manifests. Every pod meets the Restricted profile, which the suite's namespaces enforce."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any, Final
 
 from tests.e2e.workbench import POD
 
-#: By which everything of the suite is found, and of one session of it.
+#: Labels that select everything of the suite, and everything of one session.
 MADE_BY: Final = {"app.kubernetes.io/managed-by": "containerstacks-billing-e2e"}
 SESSION_LABEL: Final = "billing.containerstacks.io/e2e-session"
 SECRET: Final = "billing-database"
@@ -18,19 +15,19 @@ KEY: Final = "DATABASE_URL"
 POSTGRES: Final = "postgresql"
 
 _CONTAINER: Final = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-#: Sleeps until it is told to stop, which as PID 1 it must take care of itself.
+#: Sleeps until SIGTERM. As PID 1 it must handle the signal explicitly.
 _SLEEP: Final = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {15})\nsignal.sigwait({15})"
 
 
 def namespace(name: str, session: str) -> dict[str, Any]:
-    """A namespace that takes no pod short of the Restricted profile."""
+    """A namespace that enforces the Restricted profile."""
     profile = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     labels = {**MADE_BY, SESSION_LABEL: session, **profile}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
 def workbench(image: str) -> dict[str, Any]:
-    """See workbench.py."""
+    """The pod of workbench.py."""
     container = {
         "name": POD,
         "image": image,
@@ -44,12 +41,12 @@ def workbench(image: str) -> dict[str, Any]:
 
 
 def postgres(image: str, uid: int) -> dict[str, Any]:
-    """A server for the session. Its data lives outside the image's own volume, whose place differs between versions."""
+    """The session's PostgreSQL pod. Its data is outside the image's volume, whose path differs between versions."""
     container = {
         "name": POSTGRES,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        # A crash loses nothing that a test needs, and no fsync spares a slow disk.
+        # Tests don't need the data after a crash, and without fsync a slow disk matters less.
         "args": ["postgres", "-c", "fsync=off", "-c", "max_connections=200"],
         "env": [
             {"name": "POSTGRES_USER", "value": "postgres"},
@@ -57,7 +54,7 @@ def postgres(image: str, uid: int) -> dict[str, Any]:
             {"name": "POSTGRES_PASSWORD", "valueFrom": {"secretKeyRef": {"name": POSTGRES, "key": "password"}}},
         ],
         "ports": [{"name": POSTGRES, "containerPort": 5432}],
-        # Over TCP: while the image makes the database, its server listens on the socket alone.
+        # Probe over TCP: while the image initializes the database, its server listens only on the Unix socket.
         "readinessProbe": {
             "exec": {"command": ["pg_isready", "--host=127.0.0.1", "--username=postgres"]},
             "periodSeconds": 1,
@@ -71,12 +68,12 @@ def postgres(image: str, uid: int) -> dict[str, Any]:
 
 
 def postgres_uid(image: str) -> int:
-    """The user of the official image: 70 in its Alpine variants, 999 in the Debian ones."""
+    """The user ID in the official image: 70 in the Alpine variants, 999 in the Debian ones."""
     return 70 if "alpine" in image else 999
 
 
 def secret(name: str, **texts: str) -> dict[str, Any]:
-    """A Secret of these keys."""
+    """A Secret with these keys and values."""
     data = {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": "Opaque", "data": data}
 

@@ -1,4 +1,4 @@
-"""What kubectl's JSON and a pod's log lines say, as values. Pure."""
+"""Parses kubectl's JSON and a pod's log lines into values."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class PodView:
     """A pod.
 
     Attributes:
-        role: of the label; None where there is none.
-        deletion_cost: of the annotation; None where there is none.
-        restarts: of all its containers, the initContainers too.
-        waiting: why containers wait to start (`CrashLoopBackOff`, `PodInitializing`).
+        role: value of the role label, or None.
+        deletion_cost: value of the annotation, or None.
+        restarts: restarts of all containers, including init containers.
+        waiting: reasons why containers wait to start (`CrashLoopBackOff`, `PodInitializing`).
     """
 
     name: str
@@ -39,8 +39,8 @@ class EventView:
 
     Attributes:
         regarding: `kind/name`.
-        pod: that it is related to; empty where there is none.
-        at: RFC 3339, so that texts sort as times do.
+        pod: name of the related pod; empty if there is none.
+        at: time in RFC 3339, which sorts as text.
     """
 
     reason: str
@@ -51,7 +51,7 @@ class EventView:
 
 
 def pod_views(listing: Mapping[str, Any]) -> list[PodView]:
-    """Of a list of pods, by name."""
+    """Parses a list of pods, sorted by name."""
     return sorted((_pod(item) for item in listing["items"]), key=lambda pod: pod.name)
 
 
@@ -75,7 +75,7 @@ def _pod(item: Mapping[str, Any]) -> PodView:
 
 
 def event_views(listing: Mapping[str, Any]) -> list[EventView]:
-    """Of a list of Events, the oldest first."""
+    """Parses a list of Events, oldest first."""
     return sorted((_event(item) for item in listing["items"]), key=lambda event: event.at)
 
 
@@ -91,7 +91,7 @@ def _event(item: Mapping[str, Any]) -> EventView:
 
 
 def log_events(text: str) -> list[dict[str, Any]]:
-    """The JSON lines of a log, each with its `event`; other lines are left out."""
+    """Parses the JSON lines of a log that have an `event`. Skips all other lines."""
     found = []
     for line in text.splitlines():
         try:
@@ -104,10 +104,10 @@ def log_events(text: str) -> list[dict[str, Any]]:
 
 
 def pod_of(instance: str) -> str:
-    """The pod of an instance id, `hostname-pid`."""
+    """The name of the pod in an instance id, `hostname-pid`."""
     return instance.rpartition("-")[0]
 
 
 def address_of(ip: str) -> str:
-    """An address as a URL holds it."""
+    """Formats an IP address for a URL."""
     return f"[{ip}]" if ":" in ip else ip

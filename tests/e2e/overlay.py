@@ -1,4 +1,4 @@
-"""A kustomize overlay of manifests/base for the suite. Pure but for the files that it writes."""
+"""Writes a kustomize overlay of manifests/base for the suite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BASE_FOLDER: Final = ROOT / "manifests" / "base"
 
 
 def write_overlay(folder: Path, namespace: str, image: str, *, ipv6: bool = False) -> Path:
-    """A folder for `kubectl apply --kustomize`."""
+    """Writes the overlay and returns its folder for `kubectl apply --kustomize`."""
     shutil.copytree(BASE_FOLDER, folder / "base")
     overlay = folder / "overlay"
     overlay.mkdir()
@@ -23,7 +23,7 @@ def write_overlay(folder: Path, namespace: str, image: str, *, ipv6: bool = Fals
 
 
 def kustomization(namespace: str, image: str, *, ipv6: bool = False) -> dict[str, Any]:
-    """The same image and short interval as with the chart."""
+    """The overlay: the same image and short interval as with the chart."""
     named, billing = image_values(image), BASE["billing"]
     environment = {
         "BILLING_INTERVAL_MINUTES": str(billing["intervalMinutes"]),

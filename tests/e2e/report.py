@@ -1,4 +1,4 @@
-"""What a failing test's report shows of the cluster."""
+"""Adds the state of the cluster to the report of a failing test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_CHARACTERS = 20_000
 
 
 def dump(kubectl: Kubectl) -> list[tuple[str, str]]:
-    """Titles and texts: what there is, what happened, what was logged, also by containers that have ended."""
+    """Sections with objects, Events and logs, including logs of earlier container instances."""
     sections = [
         _section(kubectl, "get", "deployments,statefulsets,replicasets,pods,jobs,pdb", "--output", "wide"),
         _section(kubectl, "describe", "pods"),
@@ -29,7 +29,7 @@ def dump(kubectl: Kubectl) -> list[tuple[str, str]]:
 
 
 def _section(kubectl: Kubectl, *arguments: str) -> tuple[str, str]:
-    """Whatever it says; a dump must not hide the failure that it is for."""
+    """Output or error of a command. A failing dump must not hide the failure of the test."""
     title = f"kubectl --namespace {kubectl.namespace} {' '.join(arguments)}"
     try:
         done = kubectl.attempt(*arguments)

@@ -1,4 +1,4 @@
-"""What a session has: a cluster, a workbench and a PostgreSQL; and what each installation on it gets of its own."""
+"""A session's shared resources (cluster, workbench, PostgreSQL server), and the resources of each installation."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ POD_SECONDS: Final = 240.0
 
 @dataclass(frozen=True)
 class Stage:
-    """See above.
+    """The shared resources of a session.
 
     Attributes:
-        session: a random name, part of every name that is made.
-        open_namespaces: those that a failing test's report looks into.
-        keep: leave everything in place at the end, to look at.
+        cluster: the cluster.
+        session: a random name, part of the name of everything the session creates.
+        bench: the workbench.
+        server: the PostgreSQL server.
+        open_namespaces: namespaces to include in the report of a failing test.
+        keep: True to leave everything in place at the end.
     """
 
     cluster: Cluster
@@ -44,13 +47,13 @@ class Stage:
 
     @property
     def ipv6(self) -> bool:
-        """Whether pods have IPv6 addresses first."""
+        """True if the primary address of a pod is IPv6."""
         (pod,) = self.bench.kubectl.pods(f"app.kubernetes.io/name={POD}")
         return ":" in pod.ip
 
     @contextmanager
     def namespace(self, purpose: str) -> Iterator[Kubectl]:
-        """An empty one, which is deleted afterwards."""
+        """Creates an empty namespace and deletes it afterwards."""
         with _namespace(
             self.cluster, f"{self.session}-{purpose}", self.session, self.open_namespaces, keep=self.keep
         ) as n:
@@ -58,7 +61,7 @@ class Stage:
 
     @contextmanager
     def database(self, purpose: str, *, seeded: bool = True) -> Iterator[Database]:
-        """With the sample in it, or empty."""
+        """Creates a database with sample data, or an empty one."""
         name = f"{self.session}_{purpose}".replace("-", "_")
         with self.server.database(name, keep=self.keep) as database:
             if seeded:
@@ -69,12 +72,12 @@ class Stage:
     def prepared(
         self, purpose: str, *, seeded: bool = True, secret: dict[str, str] | None = None
     ) -> Iterator[Installation]:
-        """Everything that an installation needs; nothing is installed yet.
+        """Creates everything that an installation needs, without installing it.
 
         Args:
-            purpose: of values.PURPOSES.
-            seeded: whether the database has the sample in it.
-            secret: keys and texts of the Secret, instead of the database's URL.
+            purpose: a key of values.PURPOSES.
+            seeded: True to create the sample data.
+            secret: content of the Secret instead of the database URL.
         """
         with self.database(purpose, seeded=seeded) as database, self.namespace(purpose) as kubectl:
             texts = {manifests.KEY: database.url.text} if secret is None else secret
@@ -84,7 +87,7 @@ class Stage:
 
     @contextmanager
     def installed(self, purpose: str) -> Iterator[Installation]:
-        """A release whose replicas are Ready."""
+        """Installs a release and waits until its replicas are Ready."""
         with self.prepared(purpose) as installation:
             installation.helm.install(RELEASE, installation.values)
             yield installation
@@ -92,7 +95,7 @@ class Stage:
 
 @contextmanager
 def staged(cluster: Cluster, open_namespaces: list[Kubectl], *, keep: bool) -> Iterator[Stage]:
-    """A stage for the session; everything that it made is deleted afterwards."""
+    """Creates the shared resources of a session and deletes everything afterwards."""
     session = f"billing-e2e-{secrets.token_hex(3)}"
     try:
         with _namespace(cluster, session, session, open_namespaces, keep=keep) as kubectl:
@@ -113,7 +116,7 @@ def staged(cluster: Cluster, open_namespaces: list[Kubectl], *, keep: bool) -> I
             yield Stage(cluster, session, bench, server, open_namespaces, keep)
     finally:
         if not keep:
-            # All at once: a namespace takes as long as its slowest pod.
+            # Delete all namespaces together, because each takes as long as its slowest pod.
             gone = ("delete", "namespaces", "--selector", f"{manifests.SESSION_LABEL}={session}")
             cluster.kubectl.attempt(*gone, "--timeout", duration(180), seconds=240)
 
@@ -126,10 +129,10 @@ def _namespace(
     kubectl = cluster.kubectl.within(name)
     open_namespaces.append(kubectl)
     try:
-        # The account that pods without one of their own run as; pods are refused before it is there.
+        # Kubernetes rejects pods until the default service account exists.
         eventually(lambda: kubectl.names(["serviceaccounts"]), f"namespace {name} has its service account", 60)
         yield kubectl
-    except (Exception, pytest.fail.Exception) as error:  # the report comes when the namespace is gone
+    except (Exception, pytest.fail.Exception) as error:  # pytest makes its report after the namespace is deleted
         for title, text in dump(kubectl):
             error.add_note(f"--- {title}\n{text}")
         raise
@@ -140,6 +143,6 @@ def _namespace(
 
 
 def _url(kubectl: Kubectl, password: str) -> Url:
-    """By the pod's address: it needs neither DNS nor a Service."""
+    """The server's URL by its pod's address, which needs neither DNS nor a Service."""
     (pod,) = kubectl.pods(f"app.kubernetes.io/name={manifests.POSTGRES}")
     return Url(f"postgresql://postgres:{password}@{address_of(pod.ip)}:5432/postgres")

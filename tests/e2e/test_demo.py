@@ -1,4 +1,4 @@
-"""`demo.enabled`: a trial with a PostgreSQL of the chart's own."""
+"""`demo.enabled` installs a PostgreSQL server and bills its sample data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.e2e.waiting import eventually
 pytestmark = pytest.mark.e2e
 
 
-def test_demo_bills_its_sample(stage: Stage) -> None:
+def test_demo_bills_its_sample_data(stage: Stage) -> None:
     cluster = stage.cluster
     if os.environ.get("E2E_DATABASE_URL") and not cluster.postgres_image_named:
-        pytest.skip("E2E_DATABASE_URL is a server outside, and E2E_POSTGRES_IMAGE names no image for the demo's own")
+        pytest.skip("E2E_DATABASE_URL names an external server, but E2E_POSTGRES_IMAGE names no image for the demo")
     if not stage.bench.resolves("kubernetes.default.svc"):
-        pytest.skip("the cluster has no DNS, by which the demo's replicas find their database")
+        pytest.skip("the cluster has no DNS, which the demo's replicas need to find their database")
     uid = int(os.environ.get("E2E_POSTGRES_UID") or postgres_uid(cluster.postgres_image))
     with stage.namespace("demo") as kubectl:
         helm = cluster.helm(kubectl.namespace)
@@ -36,7 +36,7 @@ def test_demo_bills_its_sample(stage: Stage) -> None:
             last = status["last_run"] or {}
             return last.get("outcome") == "completed" and last["instances"] > 0
 
-        eventually(billed, "the demo has billed its sample", 120)
+        eventually(billed, "the demo has billed its sample data", 120)
         assert len([pod for pod in kubectl.pods(f"{REPLICAS},{LEADER}") if pod.ready]) == 1
         kubectl.run("exec", DEPLOYMENT, "--", "containerstacks-billing", "audit")
         helm.uninstall(RELEASE)

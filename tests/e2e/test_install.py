@@ -1,4 +1,4 @@
-"""`helm install` gives ready replicas and one visible leader."""
+"""`helm install` ends with Ready replicas and one visible leader."""
 
 from __future__ import annotations
 
@@ -28,38 +28,39 @@ def test_label_event_lock_and_status_name_one_leader(release: Installation) -> N
     assert list(roles.values()) == ["standby"]
 
 
-def test_logs_of_the_role_label_show_the_election(release: Installation) -> None:
+def test_logs_selected_by_the_role_label_show_the_election(release: Installation) -> None:
     leader = release.leader()
     elected = [e for e in log_events(release.kubectl.logs("-l", LEADER)) if e["event"] == "leader.elected"]
     assert [(pod_of(e["instance"]), e["term"]) for e in elected][-1:] == [(leader.pod.name, leader.term)]
 
 
-def test_events_of_the_deployment_tell_who_was_elected(release: Installation) -> None:
+def test_events_of_the_deployment_name_the_leader(release: Installation) -> None:
     leader = release.leader()
-    told = release.kubectl.read("events", "--for", DEPLOYMENT)["items"]
-    assert any(e["reason"] == "LeaderElected" and leader.pod.name in e["message"] for e in told)
+    events = release.kubectl.read("events", "--for", DEPLOYMENT)["items"]
+    assert any(e["reason"] == "LeaderElected" and leader.pod.name in e["message"] for e in events)
 
 
-def test_a_replica_says_who_leads(release: Installation) -> None:
+def test_status_in_a_replica_names_the_leader(release: Installation) -> None:
     printed = release.kubectl.run("exec", DEPLOYMENT, "--", "containerstacks-billing", "status", "--json")
     assert pod_of(json.loads(printed)["leader"]) == release.leader().pod.name
 
 
-def test_standby_is_as_ready_as_the_leader(release: Installation) -> None:
+def test_leader_and_standby_are_alive_and_ready(release: Installation) -> None:
     for pod in release.pods():
         for path in "/livez", "/readyz":
-            answer = release.http(pod, path)
-            assert answer.status == 200, f"{pod.name}{path}: {answer.body}"
+            response = release.http(pod, path)
+            assert response.status == 200, f"{pod.name}{path}: {response.body}"
 
 
 def test_leader_costs_more_to_delete(release: Installation) -> None:
     leader = release.leader()
     costs = {pod.name: pod.deletion_cost or 0 for pod in release.pods()}
-    of_leader = costs.pop(leader.pod.name)
-    assert all(of_leader > cost for cost in costs.values())
+    leaders_cost = costs.pop(leader.pod.name)
+    assert costs
+    assert all(leaders_cost > cost for cost in costs.values())
 
 
-def test_every_hour_is_charged_once(release: Installation) -> None:
+def test_every_hour_is_charged_exactly_once(release: Installation) -> None:
     add_work(release.database, "plain").wait_until_charged()
 
 

@@ -1,4 +1,4 @@
-"""The leader's pod goes away in the middle of a cycle: another one leads, and no hour is lost or charged twice."""
+"""After the leader's pod is lost in the middle of a cycle, another replica leads. No hour is lost or charged twice."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from tests.e2e.installation import Installation, Leader
 from tests.e2e.objects import log_events
 from tests.e2e.values import RELEASE
 from tests.e2e.waiting import eventually
-from tests.e2e.work import Run, set_pace
+from tests.e2e.work import set_pace
 
 pytestmark = pytest.mark.e2e
 PURPOSE = "loss"
 
 
-def someone_else_leads(release: Installation, before: Leader) -> None:
-    """The successor is another pod, and the lost one is replaced."""
+def wait_for_successor(release: Installation, before: Leader) -> None:
+    """Waits until another pod leads and the lost pod is replaced."""
     after = release.leader(after_term=before.term, within_seconds=180)
     assert after.pod.uid != before.pod.uid
     pods = release.wait_for_replicas(2)
     assert before.pod.uid not in {pod.uid for pod in pods}
 
 
-def test_deleted_leader_finishes_its_cycle_before_it_hands_over(release: Installation) -> None:
+def test_deleted_leader_finishes_its_cycle_before_the_handover(release: Installation) -> None:
     leader = release.leader()
     with release.kubectl.following(leader.pod.name) as log, release.working("deleted") as work:
         release.kubectl.run("delete", "pod", leader.pod.name, "--wait=false")
-        someone_else_leads(release, leader)
+        wait_for_successor(release, leader)
         work.wait_until_charged()
         assert [(run.term, run.outcome) for run in work.runs()] == [(leader.term, "completed")]
-        told = log_events(log.until_the_end(60))
-    drained = [event for event in told if event["event"] == "drain.completed"]
+        logged = log_events(log.until_the_end(60))
+    drained = [event for event in logged if event["event"] == "drain.completed"]
     assert [event["outcome"] for event in drained] == ["completed"]
-    events = eventually(lambda: release.events("DrainCompleted"), "an Event tells of the drain", 30)
+    events = eventually(lambda: release.events("DrainCompleted"), "an Event reports the drain", 30)
     assert events[-1].pod == leader.pod.name
 
 
-def test_successor_of_a_leader_deleted_by_force_goes_on_with_its_cycle(release: Installation) -> None:
+def test_successor_of_a_forcibly_deleted_leader_continues_its_cycle(release: Installation) -> None:
     leader = release.leader()
     with release.working("forced") as work:
         release.kubectl.run("delete", "pod", leader.pod.name, "--grace-period=0", "--force", "--wait=false")
-        someone_else_leads(release, leader)
+        wait_for_successor(release, leader)
         work.wait_until_charged()
         assert all(run.outcome in {"completed", "stopped", "abandoned"} for run in work.runs()), work.runs()
         assert work.runs()[-1].outcome == "completed"
 
 
-def test_evicted_leader_hands_over_and_the_budget_keeps_the_other(release: Installation) -> None:
+def test_evicted_leader_hands_over_and_the_budget_protects_the_standby(release: Installation) -> None:
     leader = release.leader()
     (standby,) = (pod for pod in release.pods() if pod.uid != leader.pod.uid)
     wait_for_budget(release)
@@ -57,22 +57,17 @@ def test_evicted_leader_hands_over_and_the_budget_keeps_the_other(release: Insta
         assert second.returncode != 0
         assert "disruption budget" in second.stderr
         set_pace(release.database, 0)
-        someone_else_leads(release, leader)
+        wait_for_successor(release, leader)
         work.wait_until_charged()
-        assert completed(work.runs())
+        assert {run.outcome for run in work.runs()} == {"completed"}
 
 
 def wait_for_budget(release: Installation) -> None:
-    """Until the controller of budgets has counted the replicas."""
+    """Waits until the disruption controller has counted the replicas."""
 
-    def look() -> bool:
+    def check() -> bool:
         budget = release.kubectl.read("get", "pdb", RELEASE)
         assert budget["status"].get("disruptionsAllowed") == 1, budget["status"]
         return True
 
-    eventually(look, "the budget allows a disruption", 60)
-
-
-def completed(runs: list[Run]) -> bool:
-    """None of them was broken off."""
-    return all(run.outcome == "completed" for run in runs)
+    eventually(check, "the budget allows a disruption", 60)

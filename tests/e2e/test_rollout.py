@@ -1,4 +1,4 @@
-"""Every replica is replaced in the middle of a cycle, by a restart and by an upgrade with a migration."""
+"""Restart and upgrade replace every replica in the middle of a cycle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PURPOSE = "rollout"
 LAST_MIGRATION = max(path.stem for path in (ROOT / "migrations").glob("[0-9]*.sql"))
 
 
-def test_rollout_restart_loses_and_doubles_nothing(release: Installation) -> None:
+def test_rollout_restart_charges_every_hour_exactly_once(release: Installation) -> None:
     before, leader = {pod.uid for pod in release.pods()}, release.leader()
     with release.working("restarted") as work:
         release.kubectl.run("rollout", "restart", DEPLOYMENT)
@@ -27,10 +27,10 @@ def test_rollout_restart_loses_and_doubles_nothing(release: Installation) -> Non
     assert release.restarts() == 0
 
 
-def test_upgrade_applies_the_migration_that_is_missing(release: Installation) -> None:
+def test_upgrade_applies_a_missing_migration(release: Installation) -> None:
     leader = release.leader()
     with release.working("upgraded") as work:
-        # As if the version before did not have it. Every migration is safe to repeat.
+        # Simulate a previous version without the last migration. Every migration is safe to repeat.
         release.database.sql("delete from billing_schema_migrations where name = %s returning name", LAST_MIGRATION)
         upgraded = values_for("upgraded", release.values["image"]["repository"])
         release.helm.upgrade(RELEASE, {**upgraded, "image": release.values["image"]})

@@ -1,4 +1,4 @@
-"""The database's password changes; the replicas find the new one in their Secret's file and are not restarted."""
+"""After the database password changes, the replicas read the new one from their Secret's file without a restart."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ DIGEST = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read
 def test_rotated_password_needs_no_restart(stage: Stage) -> None:
     with stage.installed("rotation") as release:
         if not stage.server.asks_for_passwords(release.database):
-            pytest.skip(
-                "this PostgreSQL trusts whoever comes: E2E_DATABASE_URL names a server that asks for no password"
-            )
+            pytest.skip("the server of E2E_DATABASE_URL accepts any password")
         before, leader = release.wait_for_replicas(2), release.leader()
         old = release.database
         new = stage.server.change_password(old, "rotated-w0rd")
 
         release.kubectl.apply(manifests.secret(manifests.SECRET, **{manifests.KEY: new.url.text}))
         digest = hashlib.sha256(new.url.text.encode()).hexdigest()
-        eventually(lambda: has_arrived(release, digest), "the kubelet has brought the new Secret to every pod", 240)
+        eventually(lambda: every_pod_has(release, digest), "the kubelet has updated the Secret in every pod", 240)
         with pytest.raises(SqlError):
             old.sql("select 1")
         stage.server.end_sessions(new)
@@ -45,7 +43,7 @@ def test_rotated_password_needs_no_restart(stage: Stage) -> None:
         assert not (found := new.audit()), found
 
 
-def has_arrived(release: Installation, digest: str) -> bool:
-    """Whether every replica's file is this; the file itself never leaves the pod."""
+def every_pod_has(release: Installation, digest: str) -> bool:
+    """True if the Secret's file in every pod has this digest. The file itself never leaves the pod."""
     arguments = ("--container", "controller", "--", "python3", "-c", DIGEST, FILE)
     return all(release.kubectl.run("exec", pod.name, *arguments).strip() == digest for pod in release.pods())

@@ -1,4 +1,4 @@
-"""`kubectl scale`: up, down to a standby fewer, to nobody and back."""
+"""`kubectl scale` up, down, to zero and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PURPOSE = "scale"
 
 @pytest.fixture
 def scaled_release(release: Installation) -> Iterator[Installation]:
-    """With one replica, before and after."""
+    """The release with one replica, before and after the test."""
     yield release
     release.scale(1)
 
@@ -26,7 +26,7 @@ def test_scaling_up_keeps_the_leader(scaled_release: Installation) -> None:
     assert scaled_release.leader().pod.uid == leader.pod.uid
 
 
-def test_scaling_down_takes_standbys_first(scaled_release: Installation) -> None:
+def test_scaling_down_removes_standbys_first(scaled_release: Installation) -> None:
     scaled_release.scale(3)
     leader = scaled_release.leader()
     (left,) = scaled_release.scale(1)
@@ -34,7 +34,7 @@ def test_scaling_down_takes_standbys_first(scaled_release: Installation) -> None
     assert scaled_release.leader().term == leader.term
 
 
-def test_scaled_to_nothing_nobody_leads_and_scaled_back_someone_does(scaled_release: Installation) -> None:
+def test_no_replica_leads_after_scaling_to_zero_until_scaled_back(scaled_release: Installation) -> None:
     leader = scaled_release.leader()
     database = scaled_release.database
     assert scaled_release.scale(0) == []

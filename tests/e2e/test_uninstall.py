@@ -1,4 +1,4 @@
-"""`helm uninstall` leaves nothing in the cluster, and the database as it was billed."""
+"""`helm uninstall` leaves nothing in the cluster and doesn't touch the database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.work import add_work
 
 pytestmark = pytest.mark.e2e
 
-#: All that a chart may make, or that a controller of Kubernetes makes of it. Not Events, which expire by themselves.
+#: All kinds that a chart, or a Kubernetes controller on its behalf, may create. Events are missing because they expire.
 KINDS = (
     "configmaps", "controllerrevisions.apps", "cronjobs.batch", "daemonsets.apps", "deployments.apps",
     "endpointslices.discovery.k8s.io", "horizontalpodautoscalers.autoscaling", "ingresses.networking.k8s.io",
@@ -22,24 +22,24 @@ KINDS = (
 )  # fmt: skip
 
 
-def test_uninstall_leaves_nothing(stage: Stage) -> None:
+def test_uninstall_leaves_nothing_in_the_namespace(stage: Stage) -> None:
     with stage.prepared("uninstall") as release:
         kubectl, database = release.kubectl, release.database
-        eventually(lambda: kubectl.names(["configmaps"]), "the namespace has its certificates", 60)
+        eventually(lambda: kubectl.names(["configmaps"]), "the namespace has its CA certificates", 60)
         before = kubectl.names(KINDS)
         release.helm.install(RELEASE, release.values)
         release.helm.test(RELEASE)
         add_work(database, "last").wait_until_charged()
 
         release.helm.uninstall(RELEASE)
-        eventually(lambda: nothing_but(kubectl, before), "only what was there before is there", 180)
+        eventually(lambda: holds_only(kubectl, before), "only the earlier objects are left", 180)
         assert release.helm.releases() == []
         assert (database.holders(), database.status()["leader"]) == ([], None)
         assert not (found := database.audit()), found
 
 
-def nothing_but(kubectl: Kubectl, before: set[str]) -> bool:
-    """Whether the namespace holds what it held."""
+def holds_only(kubectl: Kubectl, before: set[str]) -> bool:
+    """Checks that the namespace holds the same objects as before."""
     now = kubectl.names(KINDS)
-    assert now == before, f"left behind: {sorted(now - before)}; gone: {sorted(before - now)}"
+    assert now == before, f"left behind: {sorted(now - before)}; missing: {sorted(before - now)}"
     return True

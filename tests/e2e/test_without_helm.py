@@ -1,4 +1,4 @@
-"""`kubectl apply --kustomize`: the same without Helm."""
+"""`kubectl apply --kustomize` installs the controller without Helm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.e2e.work import add_work
 pytestmark = pytest.mark.e2e
 
 
-def test_kustomize_base_bills_too(stage: Stage, tmp_path: Path) -> None:
+def test_installation_from_the_kustomize_base_bills(stage: Stage, tmp_path: Path) -> None:
     with stage.prepared("kustomize") as release:
         kubectl = release.kubectl
         overlay = str(write_overlay(tmp_path, kubectl.namespace, stage.cluster.image, ipv6=stage.ipv6))

@@ -1,6 +1,6 @@
-"""Every set of chart values that the suite installs, by purpose; own/test_values.py renders and validates each. Pure.
+"""The sets of chart values that the suite installs, by purpose. own/test_values.py renders and validates each.
 
-The interval is short, so that work which a test adds is charged at once and nobody has to wait for an hour.
+The billing interval is a few seconds, so the controller charges added work at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BASE: Final[Values] = {
     "resources": {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
 }
 
-#: What each purpose changes in BASE.
+#: The changes to BASE for each purpose.
 PURPOSES: Final[Mapping[str, Values]] = {
     "install": {},
     "loss": {},
@@ -35,17 +35,17 @@ PURPOSES: Final[Mapping[str, Values]] = {
     "wrong-password-unmigrated": {"migrations": {"mode": "none"}},
     "missing-key": {},
     "missing-tables": {"migrations": {"mode": "none"}},
-    # New sessions fail while the Secret is on its way to the pods: not every three seconds.
+    # New sessions fail until the kubelet has updated the Secret. A longer interval makes fewer cycles fail meanwhile.
     "rotation": {"billing": {"intervalMinutes": 1}},
     "uninstall": {},
     "kustomize": {},  # installed without Helm, with the same image and interval
 }
-#: These bring their own database.
+#: The demo, which has its own database.
 DEMO: Final[Values] = {"demo": {"enabled": True}}
 
 
 def merged(base: Values, change: Values) -> dict[str, Any]:
-    """As Helm merges values: mappings key by key, everything else replaced."""
+    """Merges values like Helm: mappings key by key; everything else is replaced."""
     result = dict(base)
     for key, value in change.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -54,10 +54,10 @@ def merged(base: Values, change: Values) -> dict[str, Any]:
 
 
 def image_values(image: str) -> dict[str, Any]:
-    """An image's name as the chart takes it."""
+    """Splits an image's name into the chart's values."""
     name, _, digest = image.partition("@")
     repository, colon, tag = name.rpartition(":")
-    if not colon or "/" in tag:  # that was a registry's port
+    if not colon or "/" in tag:  # the colon belongs to the registry's port
         repository, tag = name, ""
     if not tag and not digest:
         tag = "latest"
@@ -65,12 +65,12 @@ def image_values(image: str) -> dict[str, Any]:
 
 
 def values_for(purpose: str, image: str, *, ipv6: bool = False) -> dict[str, Any]:
-    """What the suite installs for a purpose."""
+    """The values for a purpose."""
     own = {"image": image_values(image), **({"http": {"host": "[::]"}} if ipv6 else {})}
     return merged(merged(BASE, PURPOSES[purpose]), own)
 
 
 def demo_values(image: str, postgres_image: str, postgres_uid: int, *, ipv6: bool = False) -> dict[str, Any]:
-    """What it installs to try the demo."""
+    """The values for the demo."""
     own = {"image": image_values(image), **({"http": {"host": "[::]"}} if ipv6 else {})}
     return merged(merged(DEMO, own), {"demo": {"postgresql": {"image": postgres_image, "uid": postgres_uid}}})

@@ -1,7 +1,7 @@
-"""The one way to wait: a look, again and again, until it finds what it looks for or its time is over.
+"""Waits for conditions by polling.
 
-A look that raises AssertionError, or a TransientError, has not found it yet; any other exception ends the wait at once.
-All bounds are multiplied by E2E_TIMEOUT_SCALE, for clusters that are slow.
+A check that raises AssertionError or TransientError counts as not yet fulfilled. Any other exception ends the wait.
+E2E_TIMEOUT_SCALE multiplies all time limits, for slow clusters.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 SCALE: Final = float(os.environ.get("E2E_TIMEOUT_SCALE") or 1)
-LOOK_AGAIN_SECONDS: Final = 0.5
+POLL_SECONDS: Final = 0.5
 
 
 class TransientError(Exception):
-    """Something between us and the cluster failed; the next look may succeed."""
+    """The connection to the cluster failed; the next check may succeed."""
 
 
 def scaled(seconds: float) -> float:
-    """A bound on this cluster."""
+    """A time limit, scaled for this cluster."""
     return seconds * SCALE
 
 
 def duration(seconds: float) -> str:
-    """A bound as kubectl and helm take it, scaled."""
+    """A scaled time limit in the format of kubectl and helm."""
     return f"{max(1, round(scaled(seconds)))}s"
 
 
@@ -37,50 +37,50 @@ def _pause(seconds: float) -> None:
 
 
 def eventually(
-    look: Callable[[], T | None],
+    check: Callable[[], T | None],
     what: str,
     within_seconds: float,
     *,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = _pause,
 ) -> T:
-    """The first true value that the look gives.
+    """Waits for the first truthy result of the check and returns it.
 
     Raises:
-        AssertionError: not within the bound; says what was seen last.
+        AssertionError: the time limit has passed; the message contains the last result.
     """
-    bound = scaled(within_seconds)
-    deadline = clock() + bound
+    limit = scaled(within_seconds)
+    deadline = clock() + limit
     while True:
         try:
-            if found := look():
+            if found := check():
                 return found
-            seen = f"{found!r}"
+            last = f"{found!r}"
         except (AssertionError, TransientError) as error:
-            seen = str(error) or type(error).__name__
+            last = str(error) or type(error).__name__
         if clock() >= deadline:
-            raise AssertionError(f"not within {bound:g} s: {what}; last seen: {seen}")
-        pause(LOOK_AGAIN_SECONDS)
+            raise AssertionError(f"not within {limit:g} s: {what}; last result: {last}")
+        pause(POLL_SECONDS)
 
 
 def throughout(
-    look: Callable[[], object],
+    check: Callable[[], object],
     what: str,
     for_seconds: float,
     *,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = _pause,
 ) -> None:
-    """Looks until the time is over; what it finds must be true each time. Not scaled: it is how long to watch.
+    """Polls for the given time, which isn't scaled. Every result must be truthy.
 
     Raises:
-        AssertionError: once it was not.
+        AssertionError: a result was falsy.
     """
     deadline = clock() + for_seconds
     while clock() < deadline:
         try:
-            found = look()
+            found = check()
         except TransientError:
             found = True
-        assert found, f"not throughout {for_seconds:g} s: {what}"
-        pause(LOOK_AGAIN_SECONDS)
+        assert found, f"not true throughout {for_seconds:g} s: {what}"
+        pause(POLL_SECONDS)

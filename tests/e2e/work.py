@@ -1,6 +1,6 @@
-"""Work that a test adds to a database: instances with whole unbilled hours, wallets that can pay, and a pace.
+"""Adds billable work to a database: instances with whole unbilled hours, wallets that can pay, and a delay per batch.
 
-Each organization's wallet is the sum of its completed transactions, as the application would leave it.
+Each wallet's balance equals the sum of its completed transactions, as the application would leave it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ select organization.id, (select id::text from vps_plans where active order by ba
 from organization, generate_series(1, %(instances_each)s)
 """
 
-#: `exact`: every hour from the instance's start to its last billed one is in exactly one billed period.
+#: `exact` counts instances whose hours up to last_billed_at are each in exactly one billed period.
 _PROGRESS: Final = """
 select count(*) as instances,
     count(*) filter (where i.last_billed_at is not null) as charged,
@@ -59,7 +59,7 @@ where i.label = %s
 order by r.id
 """
 
-#: Every batch ends with a row here: a trigger that sleeps makes a cycle last, and can be told how long.
+#: Every batch ends with an insert into billing_batches. A trigger that sleeps there makes a cycle last.
 _PACED: Final = """
 create table if not exists e2e_pace (seconds float8 not null);
 create or replace function e2e_keep_pace() returns trigger language plpgsql as
@@ -86,45 +86,45 @@ class Run:
 
 @dataclass(frozen=True)
 class Work:
-    """Instances to be charged, all with one label."""
+    """Instances to charge, all with one label."""
 
     database: Database
     tag: str
 
     def progress(self) -> dict[str, int]:
-        """How many `instances`, how many of them `charged`, and how many `exact` to the hour."""
+        """The number of `instances`, of those `charged`, and of those `exact` to the hour."""
         return {key: int(count) for key, count in self.database.one(_PROGRESS, self.tag).items()}
 
     def wait_until_under_way(self) -> None:
-        """Blocks until a cycle is in the middle of it."""
+        """Waits until a cycle has charged some, but not all, of the work."""
 
-        def look() -> bool:
+        def check() -> bool:
             seen = self.progress()
             assert 0 < seen["charged"] < seen["instances"], seen
             return True
 
-        eventually(look, "a cycle is in the middle of its work", 60)
+        eventually(check, "a cycle is in the middle of its work", 60)
 
     def wait_until_charged(self, within_seconds: float = 180) -> None:
-        """Blocks until all of it is charged, every hour once, and the cycle that did it has ended."""
+        """Waits until all work is charged and its cycles have ended. Every hour must be charged exactly once."""
 
-        def look() -> bool:
+        def check() -> bool:
             seen = self.progress()
             assert seen["charged"] == seen["instances"], seen
             return all(run.outcome != "running" for run in self.runs())
 
-        eventually(look, "all of the work is charged", within_seconds)
+        eventually(check, "all of the work is charged", within_seconds)
         seen = self.progress()
-        assert seen["exact"] == seen["instances"], f"not every hour is charged exactly once: {seen}"
+        assert seen["exact"] == seen["instances"], f"some hours aren't charged exactly once: {seen}"
 
     def runs(self) -> list[Run]:
-        """The cycles that charged it, in their order."""
+        """The cycles that charged the work, in order."""
         return [Run(int(row["id"]), int(row["term"]), row["outcome"]) for row in self.database.sql(_RUNS, self.tag)]
 
 
 @contextmanager
 def paced(database: Database, tag: str, seconds_a_batch: float, batches: int = BATCHES) -> Iterator[Work]:
-    """Adds work whose cycle lasts so long for each batch; afterwards cycles are as fast as ever."""
+    """Adds work whose batches take at least this long. Removes the delay afterwards."""
     set_pace(database, seconds_a_batch)
     try:
         yield add_work(database, tag, batches)
@@ -133,7 +133,7 @@ def paced(database: Database, tag: str, seconds_a_batch: float, batches: int = B
 
 
 def add_work(database: Database, tag: str, batches: int = BATCHES) -> Work:
-    """Work that fills so many batches, and is due now."""
+    """Adds due work for this many batches."""
     parameters: dict[str, Any] = {
         "tag": tag,
         "organizations": batches * BATCH // _INSTANCES_EACH,
@@ -144,7 +144,7 @@ def add_work(database: Database, tag: str, batches: int = BATCHES) -> Work:
 
 
 def set_pace(database: Database, seconds_a_batch: float) -> None:
-    """How long each batch lasts at least, from the next one on."""
+    """Sets the minimum duration of a batch, from the next batch on."""
     database.bench.sql(
         database.url,
         (_PACED, []),

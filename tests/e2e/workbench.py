@@ -1,6 +1,6 @@
-"""The workbench: a pod of the project's image, from which the suite reaches the database and the replicas.
+"""The workbench: a pod of the project's image through which the suite reaches the database and the replicas.
 
-The machine that runs the tests may not reach the cluster's addresses, and the cluster may have no DNS.
+The test machine may have no route to the cluster's addresses, and the cluster may have no DNS.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tests.e2e.kubectl import Kubectl
 
 POD: Final = "workbench"
 PROGRAM: Final = Path(__file__).with_name("inside.py").read_text("utf-8")
-#: Of a statement: by place, or by name.
+#: Parameters of a statement, positional or named.
 Parameters = Sequence[Any] | Mapping[str, Any]
-#: For what runs inside.
+#: Time limit for a program in the pod.
 SECONDS: Final = 120.0
 
 
 class SqlError(Exception):
-    """The database refused; `sqlstate` is None when it was not reached."""
+    """The database reported an error. `sqlstate` is None if it wasn't reached."""
 
     def __init__(self, text: str, sqlstate: str | None) -> None:
         super().__init__(text)
@@ -31,32 +31,32 @@ class SqlError(Exception):
 
 @dataclass(frozen=True)
 class Url:
-    """A connection string, which holds a password: neither its repr nor a traceback shows it."""
+    """A connection string. Its repr hides the text, which contains a password."""
 
     text: str = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that has ended."""
+    """The result of a program."""
 
     status: int
     stdout: str
     stderr: str
 
     def read(self) -> Any:  # noqa: ANN401 - whatever the command prints
-        """Its standard output as JSON.
+        """Parses the standard output as JSON.
 
         Raises:
-            AssertionError: it failed.
+            AssertionError: the program failed.
         """
         assert self.status == 0, f"status {self.status}: {self.stderr.strip() or self.stdout.strip()}"
         return json.loads(self.stdout)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An HTTP answer; status 0 when nobody answered."""
+class HttpResponse:
+    """An HTTP response. The status is 0 if there was none."""
 
     status: int
     body: str
@@ -64,16 +64,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What can be done from the pod."""
+    """Runs SQL, programs and HTTP requests from the pod."""
 
     kubectl: Kubectl
 
     def sql(self, url: Url, *statements: tuple[str, Parameters]) -> list[dict[str, Any]]:
-        """Statements with their parameters, each in a transaction of its own; the rows of the last.
+        """Runs each statement in its own transaction and returns the rows of the last one.
 
         Raises:
-            SqlError: the database refused one.
-            KubectlError: the pod was not reached.
+            SqlError: a statement failed.
+            KubectlError: the pod wasn't reached.
         """
         __tracebackhide__ = True
         answer = self._ask({"do": "sql", "url": url.text, "statements": [list(s) for s in statements]})
@@ -83,19 +83,19 @@ class Workbench:
         return rows
 
     def run(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Finished:
-        """A program of the image."""
+        """Runs a program of the image."""
         __tracebackhide__ = True
         answer = self._ask(
             {"do": "run", "arguments": list(arguments), "environment": dict(environment), "seconds": SECONDS}
         )
         return Finished(**answer)
 
-    def get(self, url: str) -> Answer:
-        """An HTTP request."""
-        return Answer(**self._ask({"do": "get", "url": url}))
+    def get(self, url: str) -> HttpResponse:
+        """Sends an HTTP GET."""
+        return HttpResponse(**self._ask({"do": "get", "url": url}))
 
     def resolves(self, name: str) -> bool:
-        """Whether the cluster's DNS knows a name."""
+        """True if the cluster's DNS resolves the name."""
         return bool(self._ask({"do": "resolve", "name": name})["known"])
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:

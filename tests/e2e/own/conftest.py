@@ -1,4 +1,4 @@
-"""Stand-ins for the cluster, for the tests of the suite itself; nothing here needs one."""
+"""Fixtures for the tests of the suite itself, which need no cluster."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.e2e.kubectl import Kubectl
 from tests.e2e.workbench import Workbench
 from tests.support.servers import Server
 
-#: What `kubectl exec POD -- python3 ...` does, but here.
+#: A fake kubectl: runs the Python program of `kubectl exec POD -- python3 ...` on this machine.
 EXEC = """#!{python}
 import subprocess, sys
 arguments = sys.argv[sys.argv.index("--") + 2:]
 sys.exit(subprocess.run([sys.executable, *arguments]).returncode)
 """
 
-NOBODY = """
+UNREACHABLE = """
 apiVersion: v1
 kind: Config
 clusters: [{name: none, cluster: {server: "https://127.0.0.1:1"}}]
@@ -34,17 +34,17 @@ current-context: none
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A running PostgreSQL, the newest there is: what is tested here is the suite, not the controller."""
+    """A running PostgreSQL server of the newest installed version. One version is enough to test the suite."""
     found = max(find_installations(), key=lambda each: each.version, default=None)
     if found is None:
-        pytest.skip("no PostgreSQL")
+        pytest.skip("PostgreSQL isn't installed")
     with Server(found) as running:
         yield running
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
-    """A workbench on this machine, with this environment's packages."""
+    """A workbench on this machine with the packages of this environment."""
     program = tmp_path / "kubectl"
     program.write_text(EXEC.format(python=sys.executable), "utf-8")
     program.chmod(0o700)
@@ -54,15 +54,15 @@ def bench(tmp_path: Path) -> Workbench:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Mapping[str, str]:
-    """Of a cluster that does not answer."""
+    """The environment of a cluster that doesn't answer."""
     kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(NOBODY, "utf-8")
+    kubeconfig.write_text(UNREACHABLE, "utf-8")
     return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": str(kubeconfig)}
 
 
 @pytest.fixture
 def kubectl(environment: Mapping[str, str]) -> Kubectl:
-    """The real kubectl, and nobody at the other end."""
+    """The real kubectl with a cluster that doesn't answer."""
     try:
         return Kubectl(str(tool("kubectl")), environment, "e2e")
     except ToolMissingError as error:

@@ -1,4 +1,4 @@
-"""Which cluster the suite runs on, and that it runs on none by accident."""
+"""The suite chooses its cluster and never runs on one by accident."""
 
 from __future__ import annotations
 
@@ -7,47 +7,51 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.cluster import Given, Kind, Nothing, choose
+from tests.e2e.cluster import ExistingCluster, KindCluster, NoCluster, choose
 
 
-def having(*programs: str) -> Callable[[str], str | None]:
+def installed(*programs: str) -> Callable[[str], str | None]:
     return lambda name: name if name in programs else None
 
 
-def all_work(_command: list[str]) -> bool:
+def every_program_works(_command: list[str]) -> bool:
     return True
 
 
-def test_named_cluster_and_image_are_used() -> None:
+def test_cluster_and_image_in_the_environment_are_used() -> None:
     environment = {"KUBECONFIG": "/k", "E2E_IMAGE": "billing:1"}
-    assert choose(environment, having("kind", "docker"), all_work) == Given("/k", "billing:1")
+    assert choose(environment, installed("kind", "docker"), every_program_works) == ExistingCluster("/k", "billing:1")
 
 
 @pytest.mark.parametrize("kubeconfig", ["/k", os.devnull, ""])
-def test_kubeconfig_without_an_image_is_left_alone(kubeconfig: str) -> None:
-    assert choose({"KUBECONFIG": kubeconfig}, having("kind", "docker"), all_work) == Kind("docker", None)
-    chosen = choose({"KUBECONFIG": kubeconfig}, having(), all_work)
-    assert isinstance(chosen, Nothing)
+def test_kubeconfig_without_an_image_is_ignored(kubeconfig: str) -> None:
+    assert choose({"KUBECONFIG": kubeconfig}, installed("kind", "docker"), every_program_works) == KindCluster(
+        "docker", None
+    )
+    chosen = choose({"KUBECONFIG": kubeconfig}, installed(), every_program_works)
+    assert isinstance(chosen, NoCluster)
     assert "KUBECONFIG and E2E_IMAGE" in chosen.reason
 
 
-def test_image_is_not_built_where_one_is_named() -> None:
-    assert choose({"E2E_IMAGE": "billing:1"}, having("kind", "podman"), all_work) == Kind("podman", "billing:1")
+def test_image_in_the_environment_is_not_built() -> None:
+    assert choose({"E2E_IMAGE": "billing:1"}, installed("kind", "podman"), every_program_works) == KindCluster(
+        "podman", "billing:1"
+    )
 
 
-def test_docker_without_its_daemon_is_none() -> None:
-    chosen = choose({}, having("kind", "docker"), lambda command: command[0] == "kind")
-    assert isinstance(chosen, Nothing)
-    assert "neither docker nor podman" in chosen.reason
+def test_docker_without_its_daemon_is_ignored() -> None:
+    chosen = choose({}, installed("kind", "docker"), lambda command: command[0] == "kind")
+    assert isinstance(chosen, NoCluster)
+    assert "docker or podman" in chosen.reason
 
 
-def test_podman_stands_in_for_docker() -> None:
-    assert choose({}, having("kind", "docker", "podman"), lambda command: command[0] != "docker") == Kind(
+def test_podman_replaces_docker() -> None:
+    assert choose({}, installed("kind", "docker", "podman"), lambda command: command[0] != "docker") == KindCluster(
         "podman", None
     )
 
 
-def test_another_program_called_kind_is_none() -> None:
-    chosen = choose({}, having("kind", "docker"), lambda command: command[0] != "kind")
-    assert isinstance(chosen, Nothing)
-    assert "no kind" in chosen.reason
+def test_unrelated_program_named_kind_is_ignored() -> None:
+    chosen = choose({}, installed("kind", "docker"), lambda command: command[0] != "kind")
+    assert isinstance(chosen, NoCluster)
+    assert "kind isn't installed" in chosen.reason

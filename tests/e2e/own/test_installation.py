@@ -1,4 +1,4 @@
-"""A leader is one when label, Event, lock and `status` name the same pod, and not before."""
+"""`Installation.leader` requires that label, Event, lock and `status` name the same pod."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ ELECTED = EventView(
 
 
 @dataclass
-class Cluster:
-    """What kubectl would say."""
+class FakeKubectl:
+    """Returns fixed pods and Events."""
 
-    there: list[PodView] = field(default_factory=lambda: [POD, STANDBY])
-    told: list[EventView] = field(default_factory=lambda: [ELECTED])
+    pod_list: list[PodView] = field(default_factory=lambda: [POD, STANDBY])
+    event_list: list[EventView] = field(default_factory=lambda: [ELECTED])
 
     def pods(self, _selector: str) -> list[PodView]:
-        return self.there
+        return self.pod_list
 
     def events(self) -> list[EventView]:
-        return self.told
+        return self.event_list
 
 
 @dataclass
-class Books:
-    """What the database would say."""
+class FakeDatabase:
+    """Returns fixed holders and a fixed status."""
 
     sessions: list[str] = field(default_factory=lambda: ["billing-1-1"])
     leader: str | None = "billing-1-1"
@@ -45,32 +45,34 @@ class Books:
         return {"term": 12, "leader": self.leader}
 
 
-def leader_of(cluster: Cluster | None = None, books: Books | None = None, *, after_term: int = 0) -> Leader:
-    stood_in: Any = (cluster or Cluster(), None, books or Books(), {})
-    return Installation(*stood_in).leader(after_term=after_term, within_seconds=0)
+def leader_of(
+    kubectl: FakeKubectl | None = None, database: FakeDatabase | None = None, *, after_term: int = 0
+) -> Leader:
+    parts: Any = (kubectl or FakeKubectl(), None, database or FakeDatabase(), {})
+    return Installation(*parts).leader(after_term=after_term, within_seconds=0)
 
 
-def test_leader_is_whom_all_four_name() -> None:
+def test_leader_is_the_pod_that_all_four_name() -> None:
     assert leader_of() == Leader(POD, 12)
     assert leader_of(after_term=11).term == 12
 
 
-def test_leader_of_an_earlier_term_is_not_the_one_that_is_waited_for() -> None:
+def test_leader_of_an_earlier_term_does_not_count() -> None:
     with pytest.raises(AssertionError, match="still term 12"):
         leader_of(after_term=12)
 
 
 @pytest.mark.parametrize(
-    ("there", "reason"),
+    ("pods", "reason"),
     [
         ([replace(POD, role="standby"), STANDBY], r"labelled \[\], pg_locks"),
         ([POD, replace(STANDBY, role="leader")], "labelled"),
         ([replace(POD, terminating=True), STANDBY], r"labelled \[\], pg_locks"),
     ],
 )
-def test_label_must_agree(there: list[PodView], reason: str) -> None:
+def test_label_must_name_the_same_pod(pods: list[PodView], reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
-        leader_of(Cluster(there=there))
+        leader_of(FakeKubectl(pod_list=pods))
 
 
 @pytest.mark.parametrize(
@@ -82,31 +84,31 @@ def test_label_must_agree(there: list[PodView], reason: str) -> None:
         replace(ELECTED, reason="CycleCompleted"),
     ],
 )
-def test_event_must_agree(event: EventView) -> None:
+def test_event_must_name_the_same_pod(event: EventView) -> None:
     with pytest.raises(AssertionError, match="Events of term 12 name"):
-        leader_of(Cluster(told=[event]))
+        leader_of(FakeKubectl(event_list=[event]))
 
 
 @pytest.mark.parametrize("sessions", [[], ["billing-1-1", "billing-2-1"]])
-def test_lock_must_have_one_holder(sessions: list[str]) -> None:
-    with pytest.raises(AssertionError, match="holders of the lock by pg_locks"):
-        leader_of(books=Books(sessions=sessions))
+def test_lock_must_have_exactly_one_holder(sessions: list[str]) -> None:
+    with pytest.raises(AssertionError, match="holders of the lock in pg_locks"):
+        leader_of(database=FakeDatabase(sessions=sessions))
 
 
 @pytest.mark.parametrize("named", [None, "billing-2-1"])
-def test_status_must_agree(named: str | None) -> None:
+def test_status_must_name_the_same_pod(named: str | None) -> None:
     with pytest.raises(AssertionError, match="status names"):
-        leader_of(books=Books(leader=named))
+        leader_of(database=FakeDatabase(leader=named))
 
 
-def test_replicas_are_waited_for_until_none_is_on_its_way() -> None:
-    def waited(*pods: PodView) -> list[PodView]:
-        stood_in: Any = (Cluster(there=list(pods)), None, None, {})
-        return Installation(*stood_in).wait_for_replicas(2, within_seconds=0)
+def test_wait_for_replicas_accepts_only_ready_and_running_ones() -> None:
+    def wait_for_two(*pods: PodView) -> list[PodView]:
+        parts: Any = (FakeKubectl(pod_list=list(pods)), None, None, {})
+        return Installation(*parts).wait_for_replicas(2, within_seconds=0)
 
-    assert waited(POD, STANDBY) == [POD, STANDBY]
+    assert wait_for_two(POD, STANDBY) == [POD, STANDBY]
     for other in replace(STANDBY, ready=False), replace(STANDBY, terminating=True):
-        with pytest.raises(AssertionError, match="2 replicas are Ready"):
-            waited(POD, other)
-    with pytest.raises(AssertionError, match="2 replicas are Ready"):
-        waited(POD)
+        with pytest.raises(AssertionError, match="exactly 2 replicas exist"):
+            wait_for_two(POD, other)
+    with pytest.raises(AssertionError, match="exactly 2 replicas exist"):
+        wait_for_two(POD)

@@ -1,4 +1,4 @@
-"""What kubectl prints is read as it is meant. The objects are as Kubernetes 1.36 gives them, less what nobody reads."""
+"""Parsing of kubectl's output. The samples come from Kubernetes 1.36, without the fields that the suite ignores."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STUCK: dict[str, Any] = {
 PENDING: dict[str, Any] = {"metadata": {"name": "b-new-one", "uid": "u-3"}, "status": {"phase": "Pending"}}
 
 
-def test_pods_are_read_in_the_order_of_their_names() -> None:
+def test_pods_are_sorted_by_name() -> None:
     stuck, pending, leader = pod_views({"items": [LEADER, PENDING, STUCK]})
     assert leader == PodView(
         name="containerstacks-billing-6c9d8f7b5-x2x4z",
@@ -58,22 +58,22 @@ def test_pods_are_read_in_the_order_of_their_names() -> None:
     assert (pending.ready, pending.ip, pending.role, pending.deletion_cost) == (False, "", None, None)
 
 
-def test_events_are_read_in_the_order_of_their_times() -> None:
-    ours = {
+def test_events_are_sorted_by_time() -> None:
+    from_controller = {
         "reason": "LeaderElected",
         "regarding": {"kind": "Deployment", "name": "containerstacks-billing", "apiVersion": "apps/v1"},
         "related": {"kind": "Pod", "name": "pod-2"},
         "note": "pod-2 leads in term 3",
         "eventTime": "2026-11-22T21:00:05.000000Z",
     }
-    the_kubelets = {
+    from_kubelet = {
         "reason": "Unhealthy",
         "regarding": {"kind": "Pod", "name": "pod-2"},
         "note": "Readiness probe failed",
         "eventTime": None,
         "deprecatedLastTimestamp": "2026-11-22T21:00:01Z",
     }
-    first, second = event_views({"items": [ours, the_kubelets]})
+    first, second = event_views({"items": [from_controller, from_kubelet]})
     assert (first.reason, first.regarding, first.pod) == ("Unhealthy", "Pod/pod-2", "")
     assert second == EventView(
         reason="LeaderElected",
@@ -84,7 +84,7 @@ def test_events_are_read_in_the_order_of_their_times() -> None:
     )
 
 
-def test_logs_are_read_whatever_stands_between_their_lines() -> None:
+def test_log_lines_that_are_not_events_are_skipped() -> None:
     text = """Defaulted container "controller" out of: controller, migrate (init)
 {"event": "leader.elected", "term": 3}
 [pod/pod-2/controller] {"event": "cycle.started"}
@@ -95,10 +95,10 @@ def test_logs_are_read_whatever_stands_between_their_lines() -> None:
     assert [e["event"] for e in log_events(text)] == ["leader.elected", "cycle.started"]
 
 
-def test_pod_of_an_instance_is_its_host() -> None:
+def test_pod_of_an_instance_id_is_its_host_name() -> None:
     assert pod_of("containerstacks-billing-6c9d8f7b5-x2x4z-1") == "containerstacks-billing-6c9d8f7b5-x2x4z"
     assert pod_of("") == ""
 
 
-def test_ipv6_addresses_stand_in_brackets() -> None:
+def test_ipv6_addresses_get_brackets() -> None:
     assert (address_of("10.0.0.1"), address_of("fd00::1")) == ("10.0.0.1", "[fd00::1]")

@@ -1,7 +1,4 @@
-"""A stage makes what a session needs, and leaves nothing of it behind.
-
-kubectl is a stand-in that writes down what it is told.
-"""
+"""A stage creates what a session needs and deletes all of it. A fake kubectl records its commands."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from tests.e2e.stage import staged
 from tests.e2e.workbench import Url, Workbench
 from tests.support.servers import Server
 
-#: `exec` runs here; every pod that is asked for is there.
+#: A fake kubectl: runs `exec` on this machine, and reports that every requested pod exists.
 KUBECTL: Final = """#!{python}
 import json, subprocess, sys
 arguments = sys.argv[1:]
@@ -43,7 +40,7 @@ def journal(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cluster(tmp_path: Path, journal: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """With a server outside, which is the test's own."""
+    """A cluster whose external PostgreSQL server is the one of the test session."""
     monkeypatch.setenv("E2E_DATABASE_URL", server.url("postgres"))
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     program = tmp_path / "kubectl"
@@ -56,8 +53,8 @@ def commands(journal: Path) -> list[str]:
     return journal.read_text("utf-8").splitlines()
 
 
-def databases(cluster: Cluster, server: Server) -> set[str]:
-    """And roles, that a session has made."""
+def databases_and_roles(cluster: Cluster, server: Server) -> set[str]:
+    """Databases and roles that the session created."""
     text = (
         "select datname as name from pg_database where starts_with(datname, 'billing_e2e_')"
         " union all select rolname from pg_roles where starts_with(rolname, 'billing_e2e_')"
@@ -65,7 +62,7 @@ def databases(cluster: Cluster, server: Server) -> set[str]:
     return {row["name"] for row in Workbench(cluster.kubectl).sql(Url(server.url("postgres")), (text, []))}
 
 
-def test_stage_is_set_and_struck(cluster: Cluster, journal: Path, server: Server) -> None:
+def test_stage_deletes_everything_that_it_creates(cluster: Cluster, journal: Path, server: Server) -> None:
     open_namespaces: list[Kubectl] = []
     with staged(cluster, open_namespaces, keep=False) as stage:
         with stage.prepared("install") as release:
@@ -73,9 +70,9 @@ def test_stage_is_set_and_struck(cluster: Cluster, journal: Path, server: Server
             assert release.kubectl.namespace == f"{stage.session}-install"
             assert release.database.one("select count(*) > 0 as seeded from vps_instances") == {"seeded": True}
             assert release.values["image"]["tag"] == "1"
-            assert release.database.name in databases(cluster, server)
+            assert release.database.name in databases_and_roles(cluster, server)
         assert [n.namespace for n in open_namespaces] == [stage.session]
-        assert databases(cluster, server) == set()
+        assert databases_and_roles(cluster, server) == set()
     assert open_namespaces == []
     deleted = [line for line in commands(journal) if '"delete"' in line]
     names = (
@@ -86,7 +83,7 @@ def test_stage_is_set_and_struck(cluster: Cluster, journal: Path, server: Server
     assert [name in line for name, line in zip(names, deleted, strict=True)] == [True] * 3
 
 
-def test_what_fails_on_stage_tells_what_the_cluster_looked_like(cluster: Cluster, journal: Path) -> None:
+def test_failure_on_a_stage_shows_the_state_of_the_cluster(cluster: Cluster, journal: Path) -> None:
     def fail() -> None:
         with staged(cluster, [], keep=False) as stage, stage.namespace("loss"):
             raise AssertionError("no leader")
@@ -98,11 +95,11 @@ def test_what_fails_on_stage_tells_what_the_cluster_looked_like(cluster: Cluster
     assert any('"delete"' in line for line in commands(journal))
 
 
-def test_stage_that_is_kept_deletes_nothing(cluster: Cluster, journal: Path, server: Server) -> None:
+def test_kept_stage_deletes_nothing(cluster: Cluster, journal: Path, server: Server) -> None:
     with staged(cluster, [], keep=True) as stage, stage.prepared("install", seeded=False) as release:
         pass
     assert not [line for line in commands(journal) if '"delete"' in line]
-    assert release.database.name in databases(cluster, server)
+    assert release.database.name in databases_and_roles(cluster, server)
     drops: list[tuple[str, list[object]]] = [
         (f"drop {kind} {release.database.name}", []) for kind in ("database", "role")
     ]

@@ -1,8 +1,9 @@
-"""All that the suite installs is accepted: by the chart, by Kubernetes' own schemas, by the Restricted profile."""
+"""The chart, the Kubernetes schemas and the Restricted profile accept everything that the suite installs."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def programs() -> None:
         pytest.skip(str(error))
 
 
-def accepted(objects: list[Manifest]) -> None:
-    """By Kubernetes' schemas, strictly."""
+def check_schemas(objects: list[Manifest]) -> None:
+    """Validates objects strictly against the Kubernetes schemas."""
     validate = pytest.importorskip("kubernetes_validate").validate
     for o in objects:
         for version in VERSIONS:
@@ -48,40 +49,43 @@ def accepted(objects: list[Manifest]) -> None:
 
 @pytest.mark.parametrize("ipv6", [False, True])
 @pytest.mark.parametrize("purpose", sorted(PURPOSES))
-def test_chart_takes_the_values_of_every_purpose(purpose: str, ipv6: bool) -> None:  # noqa: FBT001 - a parameter of tests
+def test_chart_accepts_the_values_of_every_purpose(purpose: str, ipv6: bool) -> None:  # noqa: FBT001 - a parameter of tests
     objects = render(values_for(purpose, IMAGE, ipv6=ipv6), release=RELEASE)
-    accepted(objects)
+    check_schemas(objects)
     deployment = one(objects, "Deployment")
     assert deployment["metadata"]["name"] == RELEASE
     assert controller(objects)["image"] == IMAGE
-    told = environment(controller(objects))
-    assert told["BILLING_TAKEOVER_DELAY_SECONDS"] == "0"
-    assert told["BILLING_HTTP_ADDRESS"] == ("[::]:8080" if ipv6 else "0.0.0.0:8080")
-    assert told["DATABASE_URL_FILE"].endswith(f"/{manifests.SECRET}/{manifests.KEY}")
+    variables = environment(controller(objects))
+    assert variables["BILLING_TAKEOVER_DELAY_SECONDS"] == "0"
+    assert variables["BILLING_HTTP_ADDRESS"] == ("[::]:8080" if ipv6 else "0.0.0.0:8080")
+    assert variables["DATABASE_URL_FILE"].endswith(f"/{manifests.SECRET}/{manifests.KEY}")
 
 
-def test_purposes_differ_in_what_they_are_for() -> None:
-    def told(purpose: str) -> dict[str, str]:
+def test_purposes_change_the_values_they_need() -> None:
+    def variables(purpose: str) -> dict[str, str]:
         return environment(controller(render(values_for(purpose, IMAGE))))
 
-    assert told("install")["BILLING_DRAIN_TIMEOUT_SECONDS"] == str(DRAIN_SECONDS)
-    assert told("drain")["BILLING_DRAIN_TIMEOUT_SECONDS"] == "3"
-    assert (told("install")["BILLING_INTERVAL_MINUTES"], told("rotation")["BILLING_INTERVAL_MINUTES"]) == ("0.05", "1")
+    assert variables("install")["BILLING_DRAIN_TIMEOUT_SECONDS"] == str(DRAIN_SECONDS)
+    assert variables("drain")["BILLING_DRAIN_TIMEOUT_SECONDS"] == "3"
+    assert (variables("install")["BILLING_INTERVAL_MINUTES"], variables("rotation")["BILLING_INTERVAL_MINUTES"]) == (
+        "0.05",
+        "1",
+    )
     replicas = {p: one(render(values_for(p, IMAGE)), "Deployment")["spec"]["replicas"] for p in ("install", "scale")}
     assert replicas == {"install": 2, "scale": 1}
     unmigrated = one(render(values_for("missing-tables", IMAGE)), "Deployment")["spec"]["template"]["spec"]
     assert "initContainers" not in unmigrated
 
 
-def test_upgrade_makes_new_pods() -> None:
+def test_upgrade_replaces_the_pods() -> None:
     before, after = (one(render(values_for(p, IMAGE)), "Deployment") for p in ("rollout", "upgraded"))
     assert before["spec"]["template"] != after["spec"]["template"]
     assert before["spec"]["selector"] == after["spec"]["selector"]
 
 
-def test_chart_takes_the_values_of_the_demo() -> None:
+def test_chart_accepts_the_values_of_the_demo() -> None:
     objects = render(demo_values(IMAGE, "postgres:17-alpine", 70), release=RELEASE)
-    accepted(objects)
+    check_schemas(objects)
     (container,) = one(objects, "StatefulSet", "demo-database")["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "postgres:17-alpine"
 
@@ -96,7 +100,7 @@ def test_chart_takes_the_values_of_the_demo() -> None:
         (f"billing@{DIGEST}", "billing", "", DIGEST),
     ],
 )
-def test_images_are_taken_apart_as_the_chart_puts_them_together(
+def test_chart_renders_the_same_image_name_from_the_split_values(
     image: str, repository: str, tag: str, digest: str
 ) -> None:
     values = image_values(image)
@@ -105,7 +109,7 @@ def test_images_are_taken_apart_as_the_chart_puts_them_together(
     assert rendered == (f"{repository}@{digest}" if digest else f"{repository}:{tag}")
 
 
-def test_values_are_merged_as_helm_merges_them() -> None:
+def test_values_are_merged_like_in_helm() -> None:
     assert merged({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2]}, "e": 3}) == {
         "a": {"b": 1, "c": [2]},
         "d": 2,
@@ -122,16 +126,16 @@ def own_objects() -> list[dict[str, Any]]:
     ]
 
 
-def test_kubernetes_takes_what_the_suite_makes_itself() -> None:
-    accepted(own_objects())
+def test_kubernetes_accepts_the_suites_own_manifests() -> None:
+    check_schemas(own_objects())
 
 
-def test_pods_of_the_suite_meet_the_restricted_profile() -> None:
-    pytest.importorskip("kubernetes_validate", reason="the chart's tests, whose check this is, need it")
+def test_suites_own_pods_meet_the_restricted_profile() -> None:
+    pytest.importorskip("kubernetes_validate", reason="tests.chart.test_objects needs it")
     restricted = importlib.import_module("tests.chart.test_objects").restricted_violations
     workbench, postgres = (pod["spec"] for pod in own_objects()[1:3])
     assert restricted(workbench) == []
-    # stricter than the profile; the image of PostgreSQL is not ours
+    # This check is stricter than the profile, and the PostgreSQL image needs a writable root file system.
     assert restricted(postgres) == ["postgresql.readOnlyRootFilesystem"]
 
 
@@ -141,9 +145,9 @@ def test_namespaces_enforce_the_restricted_profile() -> None:
     assert all(len(value) <= 63 for value in labels.values())
 
 
-def test_names_fit_where_they_are_put() -> None:
+def test_longest_name_fits_a_namespace_a_database_and_a_role() -> None:
     longest = max((f"billing-e2e-0a1b2c-{purpose}" for purpose in PURPOSES), key=len)
-    assert len(longest) <= 63, "a namespace, a database and a role take 63 characters"
+    assert len(longest) <= 63
 
 
 def test_user_of_the_postgres_image_follows_from_its_name() -> None:
@@ -159,17 +163,20 @@ def test_kubectl_builds_the_overlay(image: str, tmp_path: Path) -> None:
     done = run("kubectl", "kustomize", str(write_overlay(tmp_path, "elsewhere", image, ipv6=True)))
     assert done.returncode == 0, done.stderr
     objects = load(done.stdout)
-    accepted(objects)
+    check_schemas(objects)
     assert {o["metadata"]["namespace"] for o in objects} == {"elsewhere"}
     assert {c["image"] for _, pod in pod_specs(objects) for c in (*pod["initContainers"], *pod["containers"])} == {
         image
     }
-    told = environment(controller(objects))
-    assert (told["BILLING_INTERVAL_MINUTES"], told["BILLING_TAKEOVER_DELAY_SECONDS"]) == ("0.05", "0")
-    assert told["BILLING_HTTP_ADDRESS"] == "[::]:8080"
-    assert told["BILLING_DRAIN_TIMEOUT_SECONDS"] == "270", "the rest is the base's"
+    variables = environment(controller(objects))
+    assert (variables["BILLING_INTERVAL_MINUTES"], variables["BILLING_TAKEOVER_DELAY_SECONDS"]) == ("0.05", "0")
+    assert variables["BILLING_HTTP_ADDRESS"] == "[::]:8080"
+    assert variables["BILLING_DRAIN_TIMEOUT_SECONDS"] == "270", "the overlay keeps the other settings of the base"
 
 
-@pytest.mark.parametrize("module", ["test_install", "test_loss", "test_rollout", "test_scale", "test_drain"])
-def test_every_module_has_a_purpose_that_is_known(module: str) -> None:
-    assert importlib.import_module(f"tests.e2e.{module}").PURPOSE in PURPOSES
+def test_suite_uses_every_purpose_and_no_other() -> None:
+    texts = [path.read_text("utf-8") for path in Path(manifests.__file__).parent.glob("test_*.py")]
+    of_modules = {name for text in texts for name in re.findall(r'^PURPOSE = "(.*)"$', text, re.MULTILINE)}
+    in_tests = {name for name in PURPOSES if any(f'("{name}"' in text for text in texts)}
+    assert len(of_modules) > 1
+    assert of_modules | in_tests == PURPOSES.keys()

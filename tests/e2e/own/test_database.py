@@ -1,4 +1,4 @@
-"""The suite's SQL and commands, on a PostgreSQL of this machine and with the controller as a plain process."""
+"""The suite's SQL and commands work on a local PostgreSQL server, with the controller as a plain process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.e2e.work import add_work, paced, set_pace
 from tests.e2e.workbench import SqlError, Url, Workbench
 from tests.support.servers import Server
 
-Start = Callable[[str], "subprocess.Popen[bytes]"]
+StartReplica = Callable[[str], "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
@@ -30,19 +30,19 @@ def postgres(server: Server, bench: Workbench) -> PostgresServer:
 
 @pytest.fixture
 def database(postgres: PostgresServer) -> Iterator[Database]:
-    """Seeded and migrated."""
-    with postgres.database("e2e_books") as made:
-        made.seed(12, 60)
-        assert made.command("migrate").status == 0
-        yield made
+    """A seeded and migrated database."""
+    with postgres.database("e2e_own") as database:
+        database.seed(12, 60)
+        assert database.command("migrate").status == 0
+        yield database
 
 
 @pytest.fixture
-def start(database: Database, tmp_path: Path) -> Iterator[Start]:
-    """Starts a replica that logs to a file of this name; none survives the test."""
+def start_replica(database: Database, tmp_path: Path) -> Iterator[StartReplica]:
+    """Starts replicas that log to a file of the given name. Kills them after the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def one(name: str) -> subprocess.Popen[bytes]:
+    def start(name: str) -> subprocess.Popen[bytes]:
         billing = BASE["billing"]
         environment = {
             **database.bench.kubectl.environment,
@@ -62,22 +62,25 @@ def start(database: Database, tmp_path: Path) -> Iterator[Start]:
             )
         return started[-1]
 
-    yield one
+    yield start
     for process in started:
         process.kill()
         process.wait()
 
 
 def leads(database: Database, process: subprocess.Popen[bytes]) -> bool:
+    """True if the process holds the lock."""
     return [holder.rpartition("-")[2] for holder in database.holders()] == [str(process.pid)]
 
 
-def test_drained_cycle_is_finished_by_the_successor(database: Database, start: Start, tmp_path: Path) -> None:
-    """What test_drain.py shows in a cluster, without one."""
-    first = start("first")
+def test_successor_finishes_the_cycle_of_a_drain_that_timed_out(
+    database: Database, start_replica: StartReplica, tmp_path: Path
+) -> None:
+    """The scenario of test_drain.py without a cluster."""
+    first = start_replica("first")
     eventually(lambda: leads(database, first), "the first leads", 30)
-    second = start("second")
-    with paced(database, "drained", 0.5, batches=8) as work:
+    second = start_replica("second")
+    with paced(database, "drained", 0.5) as work:
         work.wait_until_under_way()
         term = database.status()["term"]
         first.send_signal(signal.SIGTERM)
@@ -86,16 +89,16 @@ def test_drained_cycle_is_finished_by_the_successor(database: Database, start: S
         set_pace(database, 0)
         work.wait_until_charged()
     assert [(run.term, run.outcome) for run in work.runs()] == [(term, "stopped"), (term + 1, "completed")]
-    told = log_events((tmp_path / "first").read_text("utf-8"))
-    assert "drain.timed_out" in {event["event"] for event in told}
-    assert [event["outcome"] for event in told if event["event"] == "drain.completed"] == ["timed_out"]
+    logged = log_events((tmp_path / "first").read_text("utf-8"))
+    assert "drain.timed_out" in {event["event"] for event in logged}
+    assert [event["outcome"] for event in logged if event["event"] == "drain.completed"] == ["timed_out"]
     assert database.audit() == ""
 
 
-def test_work_of_a_killed_leader_is_exact_all_the_same(database: Database, start: Start) -> None:
-    first = start("first")
+def test_work_of_a_killed_leader_is_charged_exactly_once(database: Database, start_replica: StartReplica) -> None:
+    first = start_replica("first")
     eventually(lambda: leads(database, first), "the first leads", 30)
-    start("second")
+    start_replica("second")
     with paced(database, "killed", 0.3, batches=8) as work:
         work.wait_until_under_way()
         first.kill()
@@ -104,8 +107,7 @@ def test_work_of_a_killed_leader_is_exact_all_the_same(database: Database, start
     assert database.audit() == ""
 
 
-def test_doubled_hour_is_seen(database: Database) -> None:
-    """The suite's own check of exactness, which does not lean on the audit."""
+def test_doubled_hour_is_found_without_the_audit(database: Database) -> None:
     work = add_work(database, "doubled", batches=1)
     assert database.command("bill").status == 0
     work.wait_until_charged()
@@ -116,11 +118,11 @@ def test_doubled_hour_is_seen(database: Database) -> None:
         " where i.label = %s limit 1",
         "doubled",
     )
-    with pytest.raises(AssertionError, match="not every hour is charged exactly once"):
+    with pytest.raises(AssertionError, match="some hours aren't charged exactly once"):
         work.wait_until_charged()
 
 
-def test_audit_tells_what_is_wrong(database: Database) -> None:
+def test_audit_reports_a_changed_wallet(database: Database) -> None:
     assert database.command("bill").status == 0
     assert database.audit() == ""
     database.sql("update wallets set balance = balance + 1 where id = (select id from wallets limit 1)")
@@ -128,33 +130,33 @@ def test_audit_tells_what_is_wrong(database: Database) -> None:
     assert "wallet" in database.audit()
 
 
-def test_forgotten_migration_is_applied_again(database: Database) -> None:
-    """What test_rollout.py has the initContainer do."""
+def test_missing_migration_is_applied_again(database: Database) -> None:
+    """The scenario of test_rollout.py without a cluster."""
     (last,) = database.sql("select max(name) as name from billing_schema_migrations")
     database.sql("delete from billing_schema_migrations where name = %s", last["name"])
     done = database.command("migrate")
     assert (done.status, done.stdout.strip()) == (0, f"applied {last['name']}")
 
 
-def test_password_and_sessions_of_a_database_can_be_changed(postgres: PostgresServer, database: Database) -> None:
+def test_password_changes_and_sessions_end_for_one_database(postgres: PostgresServer, database: Database) -> None:
     new = postgres.change_password(database, "an0ther")
     assert ":an0ther@" in new.url.text
     assert database.name in new.url.text.rpartition("/")[2]
     assert postgres.end_sessions(new) == 0
-    assert postgres.asks_for_passwords(new) is False, "this server trusts everyone"
+    assert postgres.asks_for_passwords(new) is False, "this server accepts any password"
     assert "an0ther" not in repr(new) + repr(postgres)
 
 
-def test_database_and_role_are_dropped_also_under_a_session(postgres: PostgresServer) -> None:
-    with postgres.database("e2e_gone") as made:
-        assert made.one("select current_user as name") == {"name": "e2e_gone"}
+def test_database_and_role_are_dropped_after_the_block(postgres: PostgresServer) -> None:
+    with postgres.database("e2e_gone") as database:
+        assert database.one("select current_user as name") == {"name": "e2e_gone"}
     text = (
         "select rolname from pg_roles where rolname = %s union all select datname from pg_database where datname = %s"
     )
     assert postgres.bench.sql(postgres.url, (text, ["e2e_gone", "e2e_gone"])) == []
 
 
-def test_refusals_of_the_database_are_errors(postgres: PostgresServer) -> None:
+def test_failing_statement_raises_its_sqlstate(postgres: PostgresServer) -> None:
     with pytest.raises(SqlError) as error:
         postgres.bench.sql(postgres.url, ("select 1/0", []))
     assert error.value.sqlstate == "22012"
@@ -168,12 +170,12 @@ def test_refusals_of_the_database_are_errors(postgres: PostgresServer) -> None:
         ("postgresql://a:b@h1,h2/x", "postgresql://u:p@h1,h2/d"),
     ],
 )
-def test_another_role_is_on_the_same_server(url: str, other: str) -> None:
+def test_renamed_url_keeps_the_server_and_its_parameters(url: str, other: str) -> None:
     assert renamed(Url(url), user="u", password="p", database="d").text == other
 
 
-class Replica(BaseHTTPRequestHandler):
-    """Answers as a replica that is not ready."""
+class UnreadyReplicaHandler(BaseHTTPRequestHandler):
+    """Responds like a replica that isn't ready."""
 
     def do_GET(self) -> None:
         self.send_response(503 if self.path == "/readyz" else 200)
@@ -184,17 +186,17 @@ class Replica(BaseHTTPRequestHandler):
         pass
 
 
-def test_workbench_reads_what_a_replica_answers(bench: Workbench) -> None:
-    with HTTPServer(("127.0.0.1", 0), Replica) as server:
+def test_workbench_returns_status_and_body_of_a_response(bench: Workbench) -> None:
+    with HTTPServer(("127.0.0.1", 0), UnreadyReplicaHandler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        answers = bench.get(f"{address}/readyz"), bench.get(f"{address}/livez")
+        responses = bench.get(f"{address}/readyz"), bench.get(f"{address}/livez")
         server.shutdown()
-    assert [answer.status for answer in answers] == [503, 200]
-    assert answers[0].body == "database: password authentication failed"
+    assert [response.status for response in responses] == [503, 200]
+    assert responses[0].body == "database: password authentication failed"
     assert bench.get(f"{address}/livez").status == 0
 
 
-def test_workbench_knows_names(bench: Workbench) -> None:
+def test_workbench_resolves_only_names_that_exist(bench: Workbench) -> None:
     assert bench.resolves("localhost")
     assert not bench.resolves("no-such-name.invalid")
