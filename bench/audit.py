@@ -12,7 +12,6 @@ from bench.cycle import HOLDER, PRICING, TERM, SoleLeadership
 from controller.billing.audit import audit
 from controller.billing.guard import Guard
 from controller.billing.ledger import Ledger
-from controller.postgres import queries
 from controller.postgres.connections import GUARD, Database
 
 
@@ -30,16 +29,15 @@ def run_guard_and_audit(url: str) -> AuditRun:
     Raises:
         SystemExit: the guard suspended an organization or did not finish, or the audit found a violation.
     """
-    statements = queries.load()
     database = Database(lambda: url, "DATABASE_URL", HOLDER)
-    guard = Guard(lambda: Ledger(database.connect(GUARD), statements, PRICING, HOLDER), statements, lambda: True)
+    guard = Guard(lambda: Ledger(database.connect(GUARD), PRICING, HOLDER), lambda: True)
     with psycopg.connect(url, autocommit=True) as connection:
         ((before,),) = connection.execute("select checked_until from billing_guard").fetchall()
         began = time.perf_counter()
         guard.look(SoleLeadership(TERM))
         seconds = time.perf_counter() - began
         ((after,),) = connection.execute("select checked_until from billing_guard").fetchall()
-        suspended = connection.execute("select from billing_holds").rowcount
+        suspended = connection.execute("select from billing_suspensions").rowcount
     if suspended or after == before:
         raise SystemExit(f"the guard suspended {suspended} organizations and checked until {after}")
     return AuditRun(seconds, require_clean_audit(url))
@@ -53,7 +51,7 @@ def require_clean_audit(url: str) -> float:
     """
     with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
         began = time.perf_counter()
-        broken = [finding for finding in audit(connection, queries.load()).findings if finding.violations]
+        broken = [finding for finding in audit(connection).findings if finding.violations]
         seconds = time.perf_counter() - began
     if broken:
         raise SystemExit(f"the audit found violations: {broken}")

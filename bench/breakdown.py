@@ -19,7 +19,6 @@ from bench.server import LogTail
 from bench.template import Template, fresh_copy, funded_template
 from controller.billing.ledger import Ledger
 from controller.billing.values import Run
-from controller.postgres import queries
 from controller.postgres.connections import CYCLE, WORKER, Database
 from tests.support.servers import Server
 
@@ -99,8 +98,8 @@ def _batches(server: Server, template: Template, rounds: int, batch_size: int) -
                 raise SystemExit("this PostgreSQL has no auto_explain: try --postgres installed") from None
             planning.execute("update billing_leadership set term = %s, holder = %s", [TERM, HOLDER])
             run = Run(1, TERM, template.as_of)
-            ledger = Ledger(working, queries.load(), PRICING, HOLDER)
-            plan = Ledger(planning, queries.load(), PRICING, HOLDER).plan(run, batch_size)
+            ledger = Ledger(working, PRICING, HOLDER)
+            plan = Ledger(planning, PRICING, HOLDER).plan(run, batch_size)
             batches = [batch for batch in plan if not batch.large][: rounds + WARM_UP_BATCHES]
             for number, batch in enumerate(batches):
                 log, began = LogTail(server), time.perf_counter()

@@ -29,7 +29,6 @@ from bench.server import wal_bytes_since, wal_position
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
 from controller.billing.values import Outcome, Pricing, Run
-from controller.postgres import queries
 from controller.postgres.connections import CYCLE, WORKER, Database, SessionSettings
 
 HOLDER: Final = "bench-1"
@@ -133,13 +132,12 @@ def run_cycle(spec: CycleSpec) -> CycleRun:
 
 
 def _run(spec: CycleSpec) -> Iterator[CycleRun]:
-    statements = queries.load()
     database = Database(lambda: spec.url, "DATABASE_URL", HOLDER)
     worker = replace(WORKER, server={**WORKER.server, **spec.session})
     transactions: list[float] = []
 
     def ledger(session: SessionSettings, seconds: list[float]) -> Ledger:
-        made = TimedLedger(database.connect(session), statements, PRICING, HOLDER)
+        made = TimedLedger(database.connect(session), PRICING, HOLDER)
         made.as_of, made.transactions = datetime.fromisoformat(spec.as_of), seconds
         return made
 

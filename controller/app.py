@@ -15,19 +15,20 @@ from typing import Any, Final
 import psycopg
 import structlog
 
-from controller import __version__
+from controller import __version__, sql
 from controller.billing.audit import AuditReport, audit
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.guard import Guard
-from controller.billing.heartbeat import Heart
+from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
-from controller.billing.values import Charged, CycleResult, Pricing
-from controller.cluster import Place, find_place
+from controller.billing.status import Status, read_history, read_status
+from controller.billing.values import BatchResult, CycleResult, Pricing
 from controller.election import Elector, Leadership, LockSession, LockSessionError
 from controller.errors import AnotherLeaderError, BillingError, DatabaseUnreachableError
+from controller.k8s import Pod, find_pod
 from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
-from controller.postgres import migrations, queries
+from controller.postgres import migrations
 from controller.postgres.connections import (
     BILLER,
     CYCLE,
@@ -42,7 +43,6 @@ from controller.postgres.connections import (
     one_line,
 )
 from controller.postgres.lock_session import LockName, PostgresLockSession
-from controller.postgres.overview import Overview, overview
 from controller.settings import Settings
 
 #: A service that has been told to stop has this long; every wait in it is shorter.
@@ -69,7 +69,6 @@ class Application:
         settings.require_database()
         self.settings = settings
         self.instance_id = instance_id()
-        self.statements = queries.load()
         self.lock = LockName(settings.lock_name)
         self.database = Database(settings.read_url, "DATABASE_URL", self.instance_id)
         self.direct = Database(settings.read_direct_url, settings.direct_url_setting, self.instance_id)
@@ -106,13 +105,12 @@ class Application:
 
     def guard(self, may_go_on: Callable[[], bool]) -> Guard:
         """Looks at what cycles have charged."""
-        return Guard(partial(self.ledger, GUARD), self.statements, may_go_on)
+        return Guard(partial(self.ledger, GUARD), may_go_on)
 
-    def heart(self) -> Heart:
+    def heartbeat(self) -> Heartbeat:
         """The heartbeat of this process."""
-        return Heart(
+        return Heartbeat(
             connect=partial(self.connect, HEARTBEAT),
-            statements=self.statements,
             instance_id=self.instance_id,
             metadata=self._metadata(),
             interval_seconds=self.settings.heartbeat_seconds,
@@ -121,7 +119,7 @@ class Application:
 
     def open_lock_session(self) -> LockSession:
         """Connects for an election; a database that is not ready for billing is a reason to wait."""
-        session = PostgresLockSession.open(self.direct, self.statements, self.lock, self.settings.bounds)
+        session = PostgresLockSession.open(self.direct, self.lock, self.settings.bounds)
         try:
             session.check_schema()
         except BillingError as error:
@@ -139,23 +137,21 @@ class Application:
         with self.connect() as connection:
             migrations.check(connection)
 
-    def overview(self) -> Overview:
-        """What `status` shows."""
+    def status(self) -> Status:
+        """Reads what `status` shows."""
         with self.connect() as connection:
             migrations.check(connection)
-            return overview(connection, self.statements, self.lock, self.settings.interval_minutes)
+            return read_status(connection)
 
-    def look(self) -> tuple[Overview, list[dict[str, Any]]]:
-        """What the status page and the metrics show: the overview and the newest runs. Bounded in time.
+    def read_for_web(self) -> tuple[Status, list[dict[str, Any]]]:
+        """Reads what the status page and the metrics show: the status and the newest runs. Bounded in time.
 
         Raises:
             DatabaseUnreachableError: it can't be read; one line.
         """
         try:
             with self.connect(STATUS) as connection:
-                view = overview(connection, self.statements, self.lock, self.settings.interval_minutes)
-                runs = connection.execute(self.statements["history"].encode(), {"limit": SHOWN_RUNS}).fetchall()
-                return view, runs
+                return read_status(connection), read_history(connection, SHOWN_RUNS)
         except psycopg.Error as error:
             raise DatabaseUnreachableError(one_line(error)) from None
 
@@ -165,12 +161,12 @@ class Application:
             text = text.replace(secret, "***")
         return text
 
-    def place(self) -> Place | str:
+    def place(self) -> Pod | str:
         """The pod that this process runs in, or why nothing is told to Kubernetes."""
         settings = self.settings
         if settings.kubernetes == "off":
             return "switched off"
-        return find_place(
+        return find_pod(
             {"KUBERNETES_SERVICE_HOST": settings.kubernetes_service_host or ""},
             namespace=settings.pod_namespace,
             pod=settings.pod_name,
@@ -182,13 +178,13 @@ class Application:
         """The newest runs, newest first."""
         with self.connect() as connection:
             migrations.check(connection)
-            return connection.execute(self.statements["history"].encode(), {"limit": limit}).fetchall()
+            return read_history(connection, limit)
 
     def audit(self) -> AuditReport:
         """Checks every invariant."""
         with self.connect() as connection:
             migrations.check(connection)
-            return audit(connection, self.statements)
+            return audit(connection)
 
     def bill(
         self,
@@ -196,7 +192,7 @@ class Application:
         *,
         dry: bool,
         on_planned: Callable[[int], None],
-        on_charged: Callable[[Charged], None],
+        on_charged: Callable[[BatchResult], None],
     ) -> CycleResult:
         """One cycle, in the foreground. A dry one needs no lock and leaves no trace.
 
@@ -212,7 +208,7 @@ class Application:
         if dry:
             with self.connect() as connection:
                 migrations.check(connection)
-                standing = _Standing(self._ledger(connection).current_term())
+                standing = DryRunLeadership(self._ledger(connection).current_term())
             with _stopped_by(signals, stopping):
                 return cycle.run(standing, dry=True, on_planned=on_planned, on_charged=on_charged)
         guard = self.guard(lambda: not stopping.is_set())
@@ -232,7 +228,7 @@ class Application:
         """
         with self.direct.connect() as connection:
             migrations.check(connection)
-            holder = connection.execute(self.statements["lock_holder"].encode(), self.lock.halves).fetchone()
+            holder = sql.optional_row(connection, "lock_holder", **self.lock.catalog_key)
         if holder is not None:
             raise AnotherLeaderError(
                 f"{holder['application_name'].rpartition(' ')[2]} leads and bills by itself;"
@@ -246,11 +242,11 @@ class Application:
             on_elected=elected.put,
             on_deposed=lambda _leadership: None,
         )
-        heart = self.heart()
+        heartbeat = self.heartbeat()
         services = Services(
             [
                 Service("elector", elector.run, elector.stop),
-                Service("heart", heart.run, heart.stop),
+                Service("heartbeat", heartbeat.run, heartbeat.stop),
             ],
             lambda _name, error: elected.put(error),
         )
@@ -266,21 +262,23 @@ class Application:
                 raise AnotherLeaderError("another replica was faster; see `containerstacks-billing status`") from None
             ledger = self.ledger()
             with ledger.connection:
-                if ledger.begin_takeover(leadership.term, 0):
+                with ledger.fenced(leadership.term):
+                    takeover = ledger.begin_term(self.settings.interval_minutes, 0)
+                if takeover:
                     log.warning(
                         "takeover.undelayed",
                         remedy="no heartbeat for 90 minutes: make sure that the"
                         " application's own billing is not in the middle of a run",
                     )
-            heart.take_office(leadership)
+            heartbeat.start(leadership)
             yield leadership
-            heart.leave_office()
+            heartbeat.mark_stopped()
         finally:
             services.stop("elector", STOP_SECONDS)
-            services.stop("heart", STOP_SECONDS)
+            services.stop("heartbeat", STOP_SECONDS)
 
     def _ledger(self, connection: BoundedConnection) -> Ledger:
-        return Ledger(connection, self.statements, self.pricing, self.instance_id, self.on_fenced)
+        return Ledger(connection, self.pricing, self.instance_id, self.on_fenced)
 
     def _metadata(self) -> dict[str, Any]:
         settings = self.settings
@@ -295,7 +293,7 @@ class Application:
         }
 
 
-class _Standing:
+class DryRunLeadership:
     """The leadership of a dry run: it writes nothing that stays."""
 
     def __init__(self, term: int) -> None:

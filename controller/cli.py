@@ -10,7 +10,7 @@ import structlog
 import typer
 from typer.core import TyperGroup
 
-from controller import __version__, log, settings, settings_help, show
+from controller import __version__, log, output, settings, settings_help
 from controller.app import Application, instance_id
 from controller.billing.values import CycleResult, Outcome
 from controller.errors import BillingError, SettingsError
@@ -68,7 +68,7 @@ def main(signals: Signals) -> int:
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
     if wanted:
-        show.line(__version__)
+        output.line(__version__)
         raise typer.Exit
 
 
@@ -98,16 +98,16 @@ def migrate(
     application = _application()
     if check:
         application.check_schema()
-        show.line("up to date")
+        output.line("up to date")
         return
     applied = application.migrate()
-    show.line(f"applied {', '.join(applied)}" if applied else "up to date")
+    output.line(f"applied {', '.join(applied)}" if applied else "up to date")
 
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Who leads, since when, and how billing goes."""
-    show.status(_application().overview(), as_json=as_json)
+    output.status(_application().status(), as_json=as_json)
 
 
 @app.command()
@@ -116,14 +116,14 @@ def history(
     limit: Annotated[int, typer.Option(min=1, max=10000, help="How many cycles.")] = 20,
 ) -> None:
     """The newest cycles."""
-    show.history(_application().history(limit), as_json=as_json)
+    output.history(_application().history(limit), as_json=as_json)
 
 
 @app.command()
 def audit(as_json: AsJson = False) -> None:
     """Checks every invariant of the money; status 1 when one is violated."""
     report = _application().audit()
-    show.audit(report, as_json=as_json)
+    output.audit(report, as_json=as_json)
     raise typer.Exit(0 if report.clean else 1)
 
 
@@ -135,11 +135,11 @@ def bill(
 ) -> None:
     """One cycle now, in the foreground, under the lock."""
     application = _application()
-    with show.Progress() as progress:
+    with output.Progress() as progress:
         result: CycleResult = application.bill(
             context.obj, dry=dry_run, on_planned=progress.planned, on_charged=progress.charged
         )
-    show.cycle(result, dry=dry_run, as_json=as_json)
+    output.cycle(result, dry=dry_run, as_json=as_json)
     raise typer.Exit(OUTCOME_STATUS[result.outcome])
 
 
@@ -155,7 +155,7 @@ def drain(
     if loaded.control_socket is None:
         raise SettingsError("BILLING_CONTROL_SOCKET is none: send the controller SIGTERM instead")
     outcome = ask_to_drain(loaded.control_socket, timeout)
-    show.line(f"drain {outcome.replace('_', ' ')}")
+    output.line(f"drain {outcome.replace('_', ' ')}")
     raise typer.Exit(0 if outcome == "completed" else 1)
 
 
@@ -179,7 +179,7 @@ def seed(
     size = sample.Size(organizations=organizations, instances=instances)
     with _application().connect_patiently(SEED_PATIENCE_SECONDS) as connection:
         made = sample.seed(connection, size)
-    show.line(
+    output.line(
         f"made {organizations} organizations with {instances} instances" if made else "the sample is there already"
     )
 
@@ -195,7 +195,7 @@ def run_demo() -> None:
         if loaded.database_url is None and loaded.database_url_file is None:
             loaded = stack.enter_context(sample_settings(loaded))
         for command in ("status", "history", "audit"):
-            show.line(f"  {program()} {command}")
+            output.line(f"  {program()} {command}")
         application = _application(
             loaded.model_copy(update={"log_format": loaded.log_format or "console"}), one_off=False
         )

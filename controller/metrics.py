@@ -6,8 +6,7 @@ when the database does not answer, rather than old. No label takes a value from 
 
 import platform
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,29 +20,13 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from controller.billing.status import Status
 from controller.billing.values import CycleResult, Outcome
 from controller.lifecycle.drain import DrainOutcome
 
 PREFIX: Final = "containerstacks_billing_"
 #: Seconds; from an idle cycle of some instances to ten minutes of a backlog.
 CYCLE_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-
-
-class DatabaseFacts(Protocol):
-    """What is shown of `controller.postgres.overview.Overview`."""
-
-    @property
-    def term(self) -> int: ...
-    @property
-    def debts(self) -> int: ...
-    @property
-    def failures(self) -> int: ...
-    @property
-    def held(self) -> int: ...
-    @property
-    def heartbeat_age_seconds(self) -> float | None: ...
-    @property
-    def last_completed_at(self) -> datetime | None: ...
 
 
 class Metrics:
@@ -61,7 +44,7 @@ class Metrics:
         version: str,
         lock_name: str,
         leads: Callable[[], bool],
-        read: Callable[[], DatabaseFacts | None],
+        read: Callable[[], Status | None],
     ) -> None:
         # a series more for each counter; process_start_time_seconds tells the same
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library's
@@ -141,7 +124,7 @@ class _AtScrape(Collector):
         self,
         lock_name: str,
         leads: Callable[[], bool],
-        read: Callable[[], DatabaseFacts | None],
+        read: Callable[[], Status | None],
     ) -> None:
         self._lock_name = lock_name
         self._leads = leads
@@ -160,7 +143,7 @@ class _AtScrape(Collector):
         yield _gauge("term", "The newest term, whoever leads.", facts.term)
         yield _gauge("debts", "Instances with an open debt.", facts.debts)
         yield _gauge("failures", "Instances not charged for another reason, and not since.", facts.failures)
-        yield _gauge("suspended_organizations", "Organizations that the guard has suspended from billing.", facts.held)
+        yield _gauge("suspended_organizations", "Organizations excluded from billing.", facts.suspended)
         if facts.heartbeat_age_seconds is not None:
             yield _gauge(
                 "heartbeat_age_seconds", "Age of the newest heartbeat, whoever's.", facts.heartbeat_age_seconds

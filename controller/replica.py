@@ -11,9 +11,9 @@ from controller import __version__
 from controller.app import STOP_SECONDS, Application
 from controller.billing.biller import Biller
 from controller.billing.values import CycleResult
-from controller.cluster import Announcer
 from controller.election import Elector, Leadership, Role
 from controller.errors import BillingError, SettingsError
+from controller.k8s import Announcer
 from controller.lifecycle import systemd
 from controller.lifecycle.control import DRAIN_COMMAND, ControlSocket
 from controller.lifecycle.drain import Drain, DrainSteps
@@ -21,14 +21,14 @@ from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
 from controller.metrics import Metrics
 from controller.settings import parse_address
-from controller.web import HttpServer, Identity, Reader, Site, Vitals
+from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
 
 #: After a `drain` command the process waits so long for its SIGTERM, so that the command can answer first.
 LINGER_SECONDS: Final = 5.0
 #: For an elector that does not lead.
 CONNECTING_SECONDS: Final = 0.5
 #: The threads without which a replica is not alive.
-VITAL: Final = ("elector", "biller", "heart")
+VITAL: Final = ("elector", "biller", "heartbeat")
 
 log = structlog.get_logger(part="app")
 
@@ -43,20 +43,20 @@ class Replica:
         self._crash: BaseException | None = None
         self._leadership: Leadership | None = None
         self.announcer = Announcer(application.place(), redact=application.redact)
-        self.reader = Reader(application.look, time.monotonic, application.redact)
+        self.reader = StatusCache(application.read_for_web, time.monotonic, application.redact)
         self.metrics = Metrics(
             __version__,
             application.lock.name,
             leads=lambda: self._vitals().term is not None,
-            read=lambda: self.reader.get().overview,
+            read=lambda: self.reader.get().status,
         )
         application.on_fenced = self.metrics.write_fenced
-        self.heart = application.heart()
+        self.heartbeat = application.heartbeat()
         self.biller = Biller(
             connect=application.ledger,
             make_cycle=lambda biller: application.cycle(biller.may_go_on, biller.pause),
             make_guard=lambda biller: application.guard(biller.at_leisure),
-            heart=self.heart,
+            heartbeat=self.heartbeat,
             interval_minutes=settings.interval_minutes,
             takeover_delay_seconds=settings.takeover_delay_seconds,
             step_down=self._step_down,
@@ -87,7 +87,7 @@ class Replica:
             Service("cluster", self.announcer.run, self.announcer.stop),
             Service("elector", self.elector.run, self.elector.stop),
             Service("biller", self.biller.run, self.biller.drain),
-            Service("heart", self.heart.run, self.heart.stop),
+            Service("heartbeat", self.heartbeat.run, self.heartbeat.stop),
         ]
         if settings.control_socket is not None:
             control = ControlSocket(settings.control_socket, self.drain)
@@ -138,7 +138,7 @@ class Replica:
         settings = self.application.settings
         if settings.http_address is None:
             return []
-        site = Site(
+        site = Routes(
             Identity(
                 self.application.instance_id,
                 __version__,

@@ -41,14 +41,9 @@ grant select, insert, delete on billing_batches to containerstacks_billing;
 grant select, insert, update on billing_runs to containerstacks_billing;
 grant select, update on billing_guard to containerstacks_billing;
 
--- A migration renames billing_holds to billing_suspensions. The grant works on a schema before and after it.
-do $$
-begin
-    execute format(
-        'grant select, insert, delete on %s to containerstacks_billing',
-        coalesce(to_regclass('billing_suspensions'), to_regclass('billing_holds'))
-    );
-end
-$$;
+grant select, insert, delete on billing_suspensions to containerstacks_billing;
+
+-- What `status`, the status page and the metrics read.
+grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history to containerstacks_billing;
 
 commit;

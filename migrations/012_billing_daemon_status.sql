@@ -1,7 +1,7 @@
 -- The status table that the application's health page and its built-in billing read.
--- The application may have created it already: then this adds only what is missing.
+-- The application may have created it already; then this migration adds only what is missing.
 --
--- Like every migration here: forward only, safe to run twice, and can be applied by hand with `psql -f`.
+-- Every migration goes forward only, is safe to run twice, and can be applied by hand with `psql -f`.
 
 create table if not exists billing_schema_migrations (
     name text primary key,
@@ -29,9 +29,9 @@ create index if not exists idx_billing_daemon_status_heartbeat on billing_daemon
 create index if not exists idx_billing_daemon_status_instance on billing_daemon_status (daemon_instance_id);
 
 comment on table billing_daemon_status is
-    'One row a billing process that has led. Built-in billing pauses while the newest heartbeat_at is younger than 90 minutes';
+    'One row per billing process that has led. Built-in billing pauses while the newest heartbeat_at is younger than 90 minutes';
 comment on column billing_daemon_status.daemon_instance_id is 'hostname-pid';
 comment on column billing_daemon_status.status is 'running, stopped or error';
-comment on column billing_daemon_status.heartbeat_at is 'written by the leader alone, every 60 seconds';
+comment on column billing_daemon_status.heartbeat_at is 'written only by the leader, every 60 seconds';
 
 insert into billing_schema_migrations (name) values ('012_billing_daemon_status') on conflict do nothing;

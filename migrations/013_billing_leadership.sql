@@ -1,7 +1,7 @@
 -- Who leads: the term is the fencing token. See the docstring of controller/election.
 
--- One row. A new leader raises the term; every transaction that moves money locks this row `for share`
--- and so can neither start nor commit after a newer term has been minted.
+-- One row. A new leader increments the term. Every transaction that writes money locks this row `for share`, so it can
+-- neither start nor commit after a newer term has been minted.
 create table if not exists billing_leadership (
     only_row boolean primary key default true check (only_row),
     term bigint not null default 0,
@@ -11,10 +11,10 @@ create table if not exists billing_leadership (
     bill_after timestamptz
 );
 comment on column billing_leadership.bill_after is
-    'no cycle before: the application''s own billing may still have been at work when the controller took over';
+    'no cycle starts before this time: the application''s own billing may still have been running at takeover';
 insert into billing_leadership (only_row) values (true) on conflict do nothing;
 
--- Every term ever minted; the audit compares what was written under a term with the time it ended.
+-- Every term ever minted. The audit compares each write with the time at which its term ended.
 create table if not exists billing_terms (
     term bigint primary key,
     holder text not null,

@@ -1,6 +1,6 @@
--- What the billing cycle needs: the price clock, run history, and uniqueness of what it writes.
+-- The price clock and the run history.
 
--- A catch-up of many instances overflows numeric(10,2). A larger precision at the same scale rewrites nothing.
+-- A catch-up of many instances overflows numeric(10,2). Raising only the precision rewrites no rows.
 do $$
 begin
     if exists (
@@ -16,14 +16,14 @@ begin
 end
 $$;
 
--- Exact microseconds since the Unix epoch. By way of an interval, since extract from timestamptz is a float on
--- PostgreSQL 13 (an interval's too, but there rounding to the microsecond restores it).
+-- Exact microseconds since the Unix epoch. Extracts from an interval because extract() from a timestamptz is only stable,
+-- and this function must be immutable to be inlined.
 create or replace function billing_epoch_microseconds(moment timestamptz) returns numeric
 language sql immutable parallel safe as
 $$ select round(extract(epoch from moment - timestamptz '1970-01-01 00:00:00+00') * 1000000)::numeric $$;
 
--- The price clock F(t): what a monthly price has cost since the Unix epoch, to the cent, half up; 730 hours cost
--- exactly the price. 730 hours are 2,628,000,000,000 microseconds; div() on whole numbers keeps the rounding exact.
+-- The price clock F(t): the cost of a monthly price from the Unix epoch to t, rounded half up to the cent. 730 hours cost
+-- exactly the price. 730 hours are 2,628,000,000,000 microseconds; div() on integers keeps the rounding exact.
 create or replace function billing_price_clock(monthly_price numeric, moment timestamptz) returns numeric
 language sql immutable parallel safe as
 $$ select div(200 * monthly_price * billing_epoch_microseconds(moment) + 2628000000000, 5256000000000) * 0.01 $$;
@@ -40,8 +40,8 @@ create or replace function billing_whole_hours(since timestamptz, until timestam
 language sql immutable parallel safe as
 $$ select floor(extract(epoch from until - since) / 3600)::bigint $$;
 
--- At least one whole unbilled hour. An instance with no start at all counts as due, so that it is reported.
--- Written as this disjunction so that an index on last_billed_at serves it.
+-- True if at least one whole hour is unbilled. An instance without any start time counts as due, so that it is reported.
+-- The disjunction lets an index on last_billed_at serve it.
 create or replace function billing_is_due(last_billed_at timestamptz, created_at timestamptz, as_of timestamptz)
 returns boolean
 language sql stable parallel safe as
@@ -50,14 +50,14 @@ $$
         or (last_billed_at is null and (created_at is null or created_at <= as_of - interval '1 hour'))
 $$;
 
--- A time from which hours can be counted: neither null nor infinite, and not before the price clock's epoch.
+-- True if hours can be counted from this time: it is neither null nor infinite, and not before the price clock's epoch.
 create or replace function billing_is_moment(moment timestamptz) returns boolean
 language sql immutable parallel safe as
 $$ select coalesce(moment >= timestamptz '1970-01-01 00:00:00+00' and moment < 'infinity', false) $$;
 
--- How many hours of each instance a short wallet pays for, the instances given in the order in which they are charged.
--- Each gets as many of its oldest hours as what is left can pay; an hour that costs nothing is always paid.
--- The greatest k with F(start + k hours) <= F(start) + remaining is solved for, not searched.
+-- Returns how many hours of each instance a short wallet can pay. Instances come in charging order; each gets as many of
+-- its oldest hours as the remaining balance can pay. An hour that costs nothing is always paid.
+-- Solves for the greatest k with F(start + k hours) <= F(start) + remaining instead of searching for it.
 create or replace function billing_affordable_hours(
     balance numeric, monthly_prices numeric[], period_starts timestamptz[], hours bigint[]
 ) returns bigint[]
@@ -92,7 +92,7 @@ begin
 end
 $$;
 
--- A UUID whose first 48 bits are the time (version 7's layout), so that new rows land at the right end of an index.
+-- A UUID whose first 48 bits are the time (the layout of version 7), so that new rows go to the right end of an index.
 create or replace function billing_time_ordered_uuid(moment timestamptz) returns uuid
 language sql volatile parallel safe as
 $$
@@ -106,7 +106,7 @@ $$
         'hex')::uuid
 $$;
 
--- One row a cycle.
+-- One row per cycle.
 create table if not exists billing_runs (
     id bigint generated always as identity primary key,
     term bigint not null,
@@ -124,14 +124,14 @@ create table if not exists billing_runs (
 );
 create index if not exists billing_runs_started_at on billing_runs (started_at);
 create index if not exists billing_runs_running on billing_runs (id) where outcome = 'running';
-comment on column billing_runs.started_at is 'by the database''s clock; everything due at this moment is the cycle''s work';
+comment on column billing_runs.started_at is 'by the database''s clock; the cycle charges everything due at this moment';
 comment on column billing_runs.outcome is
-    'stopped: a drain''s deadline came first; abandoned: its leader was lost. Either way the next cycle goes on where it ended';
+    'stopped: a drain''s deadline passed first; abandoned: its leader was lost. The next cycle continues from what was committed';
 comment on column billing_runs.debts is 'instances whose wallet could not pay all their hours';
-comment on column billing_runs.failures is 'instances not charged for another reason';
+comment on column billing_runs.failures is 'instances that could not be charged for another reason';
 
--- One row a committed batch, written by the batch's own transaction: a run's figures are the sum of what was really
--- committed, also when its leader died before it could add them up.
+-- One row per committed batch, written in the batch's own transaction. A run's totals are the sum of these rows, so they
+-- are right even if the leader died before it could add them up.
 create table if not exists billing_batches (
     id bigint generated always as identity primary key,
     run_id bigint not null,
@@ -144,33 +144,5 @@ create table if not exists billing_batches (
     failures bigint not null
 );
 create index if not exists billing_batches_run on billing_batches (run_id);
-
--- Only rows that this controller wrote carry metadata.controller: old rows may be duplicates and stay as they are.
-create unique index if not exists billing_one_charge_a_period
-    on vps_billing_cycles (vps_instance_id, billing_period_start)
-    where status = 'billed' and metadata ->> 'controller' = 'containerstacks-billing';
-create unique index if not exists billing_one_open_debt_an_instance
-    on vps_billing_cycles (vps_instance_id)
-    where status = 'failed' and metadata ->> 'controller' = 'containerstacks-billing';
-
--- Batches read ranges of organizations. The application indexes these columns already; where it doesn't, we do.
-do $$
-declare
-    wanted record;
-begin
-    for wanted in
-        select * from (values ('vps_instances'), ('wallets'), ('payment_transactions')) as w (table_name)
-    loop
-        if not exists (
-            select from pg_index x
-            join pg_attribute a on a.attrelid = x.indrelid and a.attnum = x.indkey[0]
-            where x.indrelid = wanted.table_name::regclass
-                and a.attname = 'organization_id' and x.indpred is null and x.indisvalid
-        ) then
-            execute format('create index if not exists billing_%s_organization on %1$I (organization_id)', wanted.table_name);
-        end if;
-    end loop;
-end
-$$;
 
 insert into billing_schema_migrations (name) values ('014_billing_ledger') on conflict do nothing;

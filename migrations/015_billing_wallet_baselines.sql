@@ -1,7 +1,7 @@
--- Adoption: what each wallet held beyond its completed transactions when the controller first saw it. From then on
--- balance = baseline + sum of completed transactions, which the audit checks. One statement reads both from one
--- snapshot, so a top-up that commits meanwhile is in both or in neither. Wallets made later are adopted when they
--- are first charged (adopt_wallets); duplicates and unusable balances when they have been put right.
+-- Adoption records, for each wallet, its balance minus its completed transactions at first sight: the baseline. From then
+-- on balance = baseline + sum of completed transactions, which the audit checks. One statement reads both from one
+-- snapshot, so a concurrent top-up counts in both or in neither. Wallets created later are adopted when they are first
+-- charged (adopt_wallets); duplicate wallets and unusable balances, once they have been repaired.
 
 create table if not exists billing_wallet_baselines (
     wallet_id uuid primary key,
@@ -25,7 +25,7 @@ where w.balance is not null
     and not exists (
         select from wallets other where other.organization_id = w.organization_id and other.id <> w.id
     )
-    -- adopted once: applying this file again by hand must not move a baseline
+    -- adopt only once: applying this file again by hand must not move a baseline
     and not exists (select from billing_schema_migrations where name = '015_billing_wallet_baselines')
 on conflict do nothing;
 

@@ -1,7 +1,7 @@
--- Faster charges, and organizations that the audit's guard has stopped.
+-- Faster charges, and the guard's progress.
 
--- The charge for [period_start, period_start + hours): F(end) - F(start), as in 014. In whole microseconds, since adding an
--- interval to a timestamptz is not immutable and would keep the planner from inlining this into the statements that use it.
+-- The charge for [period_start, period_start + hours): F(end) - F(start), as in 014. It computes in whole microseconds
+-- because adding an interval to a timestamptz is only stable, which would keep the planner from inlining this function.
 create or replace function billing_charge(monthly_price numeric, period_start timestamptz, hours bigint) returns numeric
 language sql immutable parallel safe as
 $$
@@ -10,8 +10,9 @@ $$
           - div(200 * monthly_price * billing_epoch_microseconds(period_start) + 2628000000000, 5256000000000)) * 0.01
 $$;
 
--- What a month costs, by each text that vps_instances.plan_id may hold: the plan's id, else the provider's name for it; of
--- several the active one, then the oldest. A function and not a view, so that the application may alter its table.
+-- The monthly price for each text that vps_instances.plan_id may hold: the plan's id first, else its provider_plan_id. Among
+-- several matches the active plan wins, then the oldest. A function rather than a view, because a view would block the
+-- application from altering its table.
 create or replace function billing_plan_prices() returns table (key text, monthly_price numeric, source text)
 language sql stable parallel safe as
 $$
@@ -26,17 +27,7 @@ $$
     order by candidate.key, candidate.preference, candidate.active desc nulls last, candidate.created_at, candidate.id
 $$;
 
--- Organizations for which billing has been stopped, since a charge of theirs broke an invariant; released by an audit of
--- theirs that is clean.
-create table if not exists billing_holds (
-    organization_id uuid primary key,
-    invariant text not null,
-    detail text not null,
-    held_at timestamptz not null default now()
-);
-comment on column billing_holds.invariant is 'as `containerstacks-billing audit` names them';
-
--- Up to when the guard has looked at what was charged.
+-- The guard has checked every charge made before this time.
 create table if not exists billing_guard (
     only_row boolean primary key default true check (only_row),
     checked_until timestamptz not null

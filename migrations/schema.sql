@@ -40,9 +40,28 @@ CREATE FUNCTION billing_charge(monthly_price numeric, period_start timestamp wit
           - div(200 * monthly_price * billing_epoch_microseconds(period_start) + 2628000000000, 5256000000000)) * 0.01
 $$;
 
+CREATE FUNCTION billing_debts() RETURNS TABLE(organization_id uuid, instances bigint, owed numeric, since timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select c.organization_id, count(distinct c.vps_instance_id), sum(billing_owed(c.metadata, c.total_amount)),
+        min(c.billing_period_start)
+    from vps_billing_cycles c
+    where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'reason' = 'insufficient_balance'
+    group by c.organization_id
+$$;
+
 CREATE FUNCTION billing_epoch_microseconds(moment timestamp with time zone) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select round(extract(epoch from moment - timestamptz '1970-01-01 00:00:00+00') * 1000000)::numeric $$;
+
+CREATE FUNCTION billing_failures() RETURNS TABLE(organization_id uuid, reason text, instances bigint, since timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select c.organization_id, c.metadata ->> 'reason', count(distinct c.vps_instance_id), min(c.billing_period_start)
+    from vps_billing_cycles c
+    where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'reason' <> 'insufficient_balance'
+    group by c.organization_id, c.metadata ->> 'reason'
+$$;
 
 CREATE FUNCTION billing_is_due(last_billed_at timestamp with time zone, created_at timestamp with time zone, as_of timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -54,6 +73,41 @@ $$;
 CREATE FUNCTION billing_is_moment(moment timestamp with time zone) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select coalesce(moment >= timestamptz '1970-01-01 00:00:00+00' and moment < 'infinity', false) $$;
+
+CREATE FUNCTION billing_is_ours(metadata jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select coalesce(
+        (metadata operator(pg_catalog.->>) 'controller')
+            operator(pg_catalog.=) any (array['vps-billing', 'containerstacks-billing']), false)
+$$;
+
+CREATE FUNCTION billing_lock_key(lock_name text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select ('x' || encode(substring(sha256(convert_to(lock_name, 'UTF8')) from 1 for 8), 'hex'))::bit(64)::bigint $$;
+
+CREATE FUNCTION billing_next_cycle() RETURNS TABLE(due_at timestamp with time zone, waiting_for text)
+    LANGUAGE sql STABLE
+    AS $$
+    select greatest(schedule.due_at, l.bill_after),
+        case
+            when not exists (select from billing_replicas() where role = 'leader') then 'leader'
+            when exists (select from billing_runs where outcome = 'running' and term = l.term) then 'running'
+            when l.bill_after > clock_timestamp() and l.bill_after >= coalesce(schedule.due_at, '-infinity') then 'takeover'
+            when schedule.due_at > clock_timestamp() then 'interval'
+            else 'nothing'
+        end
+    from billing_leadership l
+    cross join lateral (
+        select max(r.started_at) + coalesce(l.interval_minutes, 60) * interval '1 minute' as due_at
+        from billing_runs r
+        where r.outcome = 'completed'
+    ) schedule
+$$;
+
+CREATE FUNCTION billing_owed(metadata jsonb, total_amount numeric) RETURNS numeric
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select case when jsonb_typeof(metadata -> 'owed') = 'number' then (metadata ->> 'owed')::numeric else total_amount end $$;
 
 CREATE FUNCTION billing_plan_prices() RETURNS TABLE(key text, monthly_price numeric, source text)
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -72,6 +126,54 @@ $$;
 CREATE FUNCTION billing_price_clock(monthly_price numeric, moment timestamp with time zone) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select div(200 * monthly_price * billing_epoch_microseconds(moment) + 2628000000000, 5256000000000) * 0.01 $$;
+
+CREATE FUNCTION billing_replicas() RETURNS TABLE(instance_id text, role text, connected_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select
+        case when holds.pid is not null and right(l.holder, length(name.instance_id)) = name.instance_id then l.holder else name.instance_id end,
+        case when holds.pid is not null then 'leader' else 'standby' end,
+        a.backend_start
+    from billing_leadership l
+    cross join pg_stat_activity a
+    cross join lateral (select regexp_replace(a.application_name, '^billing elector ', '') as instance_id) name
+    left join (
+        select k.pid, (k.classid::bigint << 32) | k.objid::bigint as lock_key
+        from pg_locks k
+        where k.locktype = 'advisory' and k.granted and k.objsubid = 1
+            and k.database = (select oid from pg_database where datname = current_database())
+    ) holds on holds.pid = a.pid and holds.lock_key = billing_lock_key(l.lock_name)
+    where a.datname = current_database()
+        and (holds.pid is not null or starts_with(a.application_name, 'billing elector '))
+    order by holds.pid is null, a.backend_start
+$$;
+
+CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading_since timestamp with time zone, standbys text[], next_cycle_at timestamp with time zone, waiting_for text, running_since timestamp with time zone, last_completed_at timestamp with time zone, last_run jsonb, heartbeat_age_seconds double precision, debts bigint, owed numeric, failures bigint, suspended bigint, checked_until timestamp with time zone, database_time timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select replica.leader, l.term, case when replica.leader is not null then l.elected_at end, replica.standbys,
+        next.due_at, next.waiting_for,
+        case when replica.leader is not null then (
+            select r.started_at from billing_runs r where r.outcome = 'running' and r.term = l.term order by r.id desc limit 1) end,
+        (select max(r.started_at) from billing_runs r where r.outcome = 'completed'),
+        -- the amount as text, because JSON readers turn numbers into floats
+        (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
+         from billing_runs r where r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
+        (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8 from billing_daemon_status s),
+        debt.instances, debt.owed, failure.instances,
+        (select count(*) from billing_suspensions),
+        (select g.checked_until from billing_guard g),
+        clock_timestamp()
+    from billing_leadership l
+    cross join billing_next_cycle() next
+    cross join lateral (
+        select min(r.instance_id) filter (where r.role = 'leader') as leader,
+            coalesce(array_agg(r.instance_id) filter (where r.role = 'standby'), '{}') as standbys
+        from billing_replicas() r
+    ) replica
+    cross join (select coalesce(sum(d.instances), 0)::bigint as instances, coalesce(sum(d.owed), 0) as owed from billing_debts() d) debt
+    cross join (select coalesce(sum(f.instances), 0)::bigint as instances from billing_failures() f) failure
+$$;
 
 CREATE FUNCTION billing_time_ordered_uuid(moment timestamp with time zone) RETURNS uuid
     LANGUAGE sql PARALLEL SAFE
@@ -123,45 +225,38 @@ CREATE TABLE billing_daemon_status (
     updated_at timestamp with time zone DEFAULT now()
 );
 
-COMMENT ON TABLE billing_daemon_status IS 'One row a billing process that has led. Built-in billing pauses while the newest heartbeat_at is younger than 90 minutes';
+COMMENT ON TABLE billing_daemon_status IS 'One row per billing process that has led. Built-in billing pauses while the newest heartbeat_at is younger than 90 minutes';
 
 COMMENT ON COLUMN billing_daemon_status.daemon_instance_id IS 'hostname-pid';
 
 COMMENT ON COLUMN billing_daemon_status.status IS 'running, stopped or error';
 
-COMMENT ON COLUMN billing_daemon_status.heartbeat_at IS 'written by the leader alone, every 60 seconds';
+COMMENT ON COLUMN billing_daemon_status.heartbeat_at IS 'written only by the leader, every 60 seconds';
 
 CREATE SEQUENCE billing_daemon_status_id_seq
     AS integer;
 
 ALTER SEQUENCE billing_daemon_status_id_seq OWNED BY billing_daemon_status.id;
 
+CREATE VIEW billing_debts AS
+ SELECT organization_id,
+    instances,
+    owed,
+    since
+   FROM billing_debts() billing_debts(organization_id, instances, owed, since);
+
+CREATE VIEW billing_failures AS
+ SELECT organization_id,
+    reason,
+    instances,
+    since
+   FROM billing_failures() billing_failures(organization_id, reason, instances, since);
+
 CREATE TABLE billing_guard (
     only_row boolean DEFAULT true NOT NULL,
     checked_until timestamp with time zone NOT NULL,
     CONSTRAINT billing_guard_only_row_check CHECK (only_row)
 );
-
-CREATE TABLE billing_holds (
-    organization_id uuid NOT NULL,
-    invariant text NOT NULL,
-    detail text NOT NULL,
-    held_at timestamp with time zone DEFAULT now() NOT NULL
-);
-
-COMMENT ON COLUMN billing_holds.invariant IS 'as `containerstacks-billing audit` names them';
-
-CREATE TABLE billing_leadership (
-    only_row boolean DEFAULT true NOT NULL,
-    term bigint DEFAULT 0 NOT NULL,
-    holder text,
-    lock_name text,
-    elected_at timestamp with time zone,
-    bill_after timestamp with time zone,
-    CONSTRAINT billing_leadership_only_row_check CHECK (only_row)
-);
-
-COMMENT ON COLUMN billing_leadership.bill_after IS 'no cycle before: the application''s own billing may still have been at work when the controller took over';
 
 CREATE TABLE billing_runs (
     id bigint NOT NULL,
@@ -179,13 +274,51 @@ CREATE TABLE billing_runs (
     CONSTRAINT billing_runs_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'completed'::text, 'failed'::text, 'stopped'::text, 'abandoned'::text])))
 );
 
-COMMENT ON COLUMN billing_runs.started_at IS 'by the database''s clock; everything due at this moment is the cycle''s work';
+COMMENT ON COLUMN billing_runs.started_at IS 'by the database''s clock; the cycle charges everything due at this moment';
 
-COMMENT ON COLUMN billing_runs.outcome IS 'stopped: a drain''s deadline came first; abandoned: its leader was lost. Either way the next cycle goes on where it ended';
+COMMENT ON COLUMN billing_runs.outcome IS 'stopped: a drain''s deadline passed first; abandoned: its leader was lost. The next cycle continues from what was committed';
 
 COMMENT ON COLUMN billing_runs.debts IS 'instances whose wallet could not pay all their hours';
 
-COMMENT ON COLUMN billing_runs.failures IS 'instances not charged for another reason';
+COMMENT ON COLUMN billing_runs.failures IS 'instances that could not be charged for another reason';
+
+CREATE VIEW billing_history AS
+ SELECT billing_runs.id,
+    billing_runs.term,
+    billing_runs.holder,
+    billing_runs.started_at,
+    billing_runs.finished_at,
+    EXTRACT(epoch FROM (billing_runs.finished_at - billing_runs.started_at)) AS seconds,
+    billing_runs.outcome,
+    billing_runs.instances,
+    billing_runs.hours,
+    billing_runs.amount,
+    billing_runs.debts,
+    billing_runs.failures,
+    billing_runs.error
+   FROM billing_runs
+  ORDER BY billing_runs.started_at DESC, billing_runs.id DESC;
+
+CREATE TABLE billing_leadership (
+    only_row boolean DEFAULT true NOT NULL,
+    term bigint DEFAULT 0 NOT NULL,
+    holder text,
+    lock_name text,
+    elected_at timestamp with time zone,
+    bill_after timestamp with time zone,
+    interval_minutes double precision,
+    CONSTRAINT billing_leadership_only_row_check CHECK (only_row)
+);
+
+COMMENT ON COLUMN billing_leadership.bill_after IS 'no cycle starts before this time: the application''s own billing may still have been running at takeover';
+
+COMMENT ON COLUMN billing_leadership.interval_minutes IS 'BILLING_INTERVAL_MINUTES of the leader of this term';
+
+CREATE VIEW billing_replicas AS
+ SELECT instance_id,
+    role,
+    connected_at
+   FROM billing_replicas() billing_replicas(instance_id, role, connected_at);
 
 ALTER TABLE billing_runs ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_runs_id_seq
@@ -195,6 +328,34 @@ CREATE TABLE billing_schema_migrations (
     name text NOT NULL,
     applied_at timestamp with time zone DEFAULT now() NOT NULL
 );
+
+CREATE VIEW billing_status AS
+ SELECT leader,
+    term,
+    leading_since,
+    standbys,
+    next_cycle_at,
+    waiting_for,
+    running_since,
+    last_completed_at,
+    last_run,
+    heartbeat_age_seconds,
+    debts,
+    owed,
+    failures,
+    suspended,
+    checked_until,
+    database_time
+   FROM billing_status() billing_status(leader, term, leading_since, standbys, next_cycle_at, waiting_for, running_since, last_completed_at, last_run, heartbeat_age_seconds, debts, owed, failures, suspended, checked_until, database_time);
+
+CREATE TABLE billing_suspensions (
+    organization_id uuid NOT NULL,
+    reason text NOT NULL,
+    detail text NOT NULL,
+    suspended_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON COLUMN billing_suspensions.reason IS 'the invariant that was violated, as `containerstacks-billing audit` names it';
 
 CREATE TABLE billing_terms (
     term bigint NOT NULL,
@@ -224,9 +385,6 @@ ALTER TABLE ONLY billing_daemon_status
 ALTER TABLE ONLY billing_guard
     ADD CONSTRAINT billing_guard_pkey PRIMARY KEY (only_row);
 
-ALTER TABLE ONLY billing_holds
-    ADD CONSTRAINT billing_holds_pkey PRIMARY KEY (organization_id);
-
 ALTER TABLE ONLY billing_leadership
     ADD CONSTRAINT billing_leadership_pkey PRIMARY KEY (only_row);
 
@@ -236,6 +394,9 @@ ALTER TABLE ONLY billing_runs
 ALTER TABLE ONLY billing_schema_migrations
     ADD CONSTRAINT billing_schema_migrations_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY billing_suspensions
+    ADD CONSTRAINT billing_suspensions_pkey PRIMARY KEY (organization_id);
+
 ALTER TABLE ONLY billing_terms
     ADD CONSTRAINT billing_terms_pkey PRIMARY KEY (term);
 
@@ -244,9 +405,11 @@ ALTER TABLE ONLY billing_wallet_baselines
 
 CREATE INDEX billing_batches_run ON billing_batches USING btree (run_id);
 
-CREATE UNIQUE INDEX billing_one_charge_a_period ON vps_billing_cycles USING btree (vps_instance_id, billing_period_start) WHERE (((status)::text = 'billed'::text) AND ((metadata ->> 'controller'::text) = 'containerstacks-billing'::text));
+CREATE UNIQUE INDEX billing_ledger ON vps_billing_cycles USING btree (vps_instance_id, billing_period_start) WHERE (((status)::text = ANY ((ARRAY['billed'::character varying, 'refunded'::character varying])::text[])) AND billing_is_ours(metadata));
 
-CREATE UNIQUE INDEX billing_one_open_debt_an_instance ON vps_billing_cycles USING btree (vps_instance_id) WHERE (((status)::text = 'failed'::text) AND ((metadata ->> 'controller'::text) = 'containerstacks-billing'::text));
+CREATE UNIQUE INDEX billing_open_rows ON vps_billing_cycles USING btree (vps_instance_id, billing_period_start) WHERE (((status)::text = 'failed'::text) AND billing_is_ours(metadata));
+
+CREATE INDEX billing_payments ON payment_transactions USING btree (id) WHERE billing_is_ours(metadata);
 
 CREATE INDEX billing_runs_running ON billing_runs USING btree (id) WHERE (outcome = 'running'::text);
 

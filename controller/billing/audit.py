@@ -1,12 +1,13 @@
 """The audit: the invariants of money, each a query that finds nothing."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import psycopg
 from psycopg import IsolationLevel
+
+from controller import sql
 
 INVARIANTS: Final = {
     "wallet_balance": "a wallet holds the sum of its completed transactions since adoption",
@@ -29,14 +30,14 @@ class Finding:
 
     Attributes:
         violations: how many rows break it.
-        apart: how many more are older than the adoption, or another program's.
+        exempt: how many more rows are older than the adoption, or written by another program.
         examples: up to five violations, each a line.
     """
 
     invariant: str
     meaning: str
     violations: int
-    apart: int
+    exempt: int
     examples: tuple[str, ...]
 
 
@@ -53,9 +54,7 @@ class AuditReport:
         return all(finding.violations == 0 for finding in self.findings)
 
 
-def audit(
-    connection: psycopg.Connection[dict[str, Any]], statements: Mapping[str, str], organization: UUID | None = None
-) -> AuditReport:
+def audit(connection: sql.Connection, organization: UUID | None = None) -> AuditReport:
     """Checks every invariant in one snapshot, of all or of one organization; locks nothing, and writes nothing.
 
     A row that an invariant can't even be computed from breaks it.
@@ -67,23 +66,16 @@ def audit(
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     with connection.transaction():
-        findings = tuple(_check(connection, statements, name, organization) for name in INVARIANTS)
-        row = connection.execute(statements["audit_older_rows"].encode()).fetchone()
-    return AuditReport(findings, row["older_rows"] if row else 0)
+        findings = tuple(_check(connection, name, organization) for name in INVARIANTS)
+        older = sql.row(connection, "audit_older_rows")
+    return AuditReport(findings, older["older_rows"])
 
 
-def _check(
-    connection: psycopg.Connection[dict[str, Any]], statements: Mapping[str, str], name: str, organization: UUID | None
-) -> Finding:
-    query = (
-        "select count(*) filter (where not apart) as violations, count(*) filter (where apart) as apart,"  # noqa: S608 - the statement is ours, from a file
-        f" coalesce((array_agg(subject || ': ' || detail) filter (where not apart))[1:{EXAMPLES}], '{{}}') as examples"
-        f" from ({statements[f'audit_{name}']}) as broken"
-    )
+def _check(connection: sql.Connection, name: str, organization: UUID | None) -> Finding:
+    text = sql.load()["audit_summary"].replace("{invariant}", sql.load()[f"audit_{name}"])
     try:
         with connection.transaction():
-            row = connection.execute(query.encode(), {"organization": organization}).fetchone()
+            (row,) = sql.execute(connection, text, {"organization": organization, "examples": EXAMPLES}).fetchall()
     except psycopg.DataError as error:
-        row = {"violations": 1, "apart": 0, "examples": [f"a row can't be read: {error.diag.message_primary}"]}
-    row = row or {"violations": 0, "apart": 0, "examples": []}
-    return Finding(name, INVARIANTS[name], row["violations"], row["apart"], tuple(row["examples"]))
+        row = {"violations": 1, "exempt": 0, "examples": [f"a row can't be read: {error.diag.message_primary}"]}
+    return Finding(name, INVARIANTS[name], row["violations"], row["exempt"], tuple(row["examples"]))

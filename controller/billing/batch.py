@@ -13,7 +13,7 @@ from psycopg import errors
 
 from controller.billing.errors import DeposedError, Fault, InconsistentError, classify
 from controller.billing.ledger import Ledger
-from controller.billing.values import Batch, Charged, Figures, Run
+from controller.billing.values import Batch, BatchResult, Run, Totals
 from controller.errors import BillingError
 
 #: Tries of a transaction: on a lost connection, which a restarting server needs; and on a conflict with others, after
@@ -32,7 +32,7 @@ class CycleFailedError(BillingError):
 
 
 @dataclass(frozen=True)
-class Work:
+class CycleContext:
     """What every batch of a cycle shares.
 
     Attributes:
@@ -47,14 +47,14 @@ class Work:
     connect: Callable[[], Ledger]
     checkpoint: Callable[[], None]
     pause: Callable[[float], None]
-    on_charged: Callable[[Charged], None]
+    on_charged: Callable[[BatchResult], None]
     dry: bool = False
 
 
 class BatchWorker:
     """Charges batches, one after the other, on a session of its own."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: CycleContext) -> None:
         self._work = work
         self._ledger: Ledger | None = None
 
@@ -65,9 +65,13 @@ class BatchWorker:
             CycleFailedError: trying again and halving do not help.
             DeposedError: another replica leads.
         """
-        done: list[Charged] = []  # outlives a try: what it has committed is not counted again
+        done: list[BatchResult] = []  # outlives a try: what it has committed is not counted again
         try:
-            self._retried(lambda ledger, attempt: self._charge(ledger, batch, done, cautious=batch.held or attempt > 0))
+            self._retried(
+                lambda ledger, attempt: self._charge(
+                    ledger, batch, done, lock_first=batch.locked_by_others or attempt > 0
+                )
+            )
         except (psycopg.Error, InconsistentError) as error:
             if classify(error) is Fault.OURS:
                 raise CycleFailedError(_text(error)) from error
@@ -76,11 +80,11 @@ class BatchWorker:
     def fail(self, organization: UUID, reason: str, error: str) -> None:
         """Records that an organization could not be charged, on each of its instances that is due."""
 
-        def count(ledger: Ledger, _attempt: int) -> Figures:
+        def count(ledger: Ledger, _attempt: int) -> Totals:
             with ledger.fenced(self._work.run.term, keep=not self._work.dry):
                 return ledger.count_failed_organization(self._work.run, organization)
 
-        def record(ledger: Ledger, attempt: int) -> Figures:
+        def record(ledger: Ledger, attempt: int) -> Totals:
             if attempt > 0:  # whoever holds its rows keeps us from writing to them; it counts all the same
                 return count(ledger, attempt)
             with ledger.fenced(self._work.run.term, keep=not self._work.dry):
@@ -94,7 +98,7 @@ class BatchWorker:
                 raise CycleFailedError(_text(unwritten)) from unwritten
             log.warning("failure.unrecorded", organization=str(organization), error=_text(unwritten))
             figures = self._retried(count)  # its rows refuse even the reason: no cause to stop the others
-        self._work.on_charged(Charged(figures, figures.failures, obstacles={reason: figures.failures}))
+        self._work.on_charged(BatchResult(figures, figures.failures, failures_by_reason={reason: figures.failures}))
 
     def close(self) -> None:
         """Gives the session back."""
@@ -103,7 +107,7 @@ class BatchWorker:
                 self._ledger.connection.close()
             self._ledger = None
 
-    def _charge(self, ledger: Ledger, batch: Batch, done: list[Charged], *, cautious: bool) -> None:
+    def _charge(self, ledger: Ledger, batch: Batch, done: list[BatchResult], *, lock_first: bool) -> None:
         """A large organization takes several transactions; a dry run needs them to see each other, so has one."""
         term, limit, dry = self._work.run.term, self._work.batch_size if batch.large else None, self._work.dry
         if dry:
@@ -113,7 +117,7 @@ class BatchWorker:
                 self._work.checkpoint()
                 with nullcontext() if dry else ledger.fenced(term):
                     after = done[-1].last if done else None
-                    step = ledger.charge(self._work.run, batch, after, limit, cautious=cautious)
+                    step = ledger.charge(self._work.run, batch, after, limit, lock_first=lock_first)
                 done.append(step)
                 if not dry:
                     self._work.on_charged(step)
@@ -154,8 +158,8 @@ class BatchWorker:
         if not organizations:  # deleted, or paid by the application, meanwhile
             return
         if len(organizations) == 1:
-            held = isinstance(error, errors.LockNotAvailable)
-            self.fail(organizations[0], "locked" if held else "error", _text(error))
+            locked = isinstance(error, errors.LockNotAvailable)
+            self.fail(organizations[0], "locked" if locked else "error", _text(error))
             return
         log.debug("batch.halved", organizations=len(organizations), error=_text(error))
         middle = len(organizations) // 2

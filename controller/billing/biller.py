@@ -8,7 +8,7 @@ import structlog
 
 from controller.billing.cycle import Cycle
 from controller.billing.guard import Guard
-from controller.billing.heartbeat import Heart
+from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
 from controller.billing.values import CycleResult, Leadership, Outcome
 from controller.errors import BillingError
@@ -48,7 +48,7 @@ class Biller:
         connect: Callable[[], Ledger],
         make_cycle: Callable[["Biller"], Cycle],
         make_guard: Callable[["Biller"], Guard],
-        heart: Heart,
+        heartbeat: Heartbeat,
         interval_minutes: float,
         takeover_delay_seconds: float,
         step_down: Callable[[float], None],
@@ -57,7 +57,7 @@ class Biller:
         self._connect = connect
         self._cycle = make_cycle(self)
         self._guard = make_guard(self)
-        self._heart = heart
+        self._heartbeat = heartbeat
         self._interval_minutes = interval_minutes
         self._takeover_delay_seconds = takeover_delay_seconds
         self._step_down = step_down
@@ -110,7 +110,7 @@ class Biller:
                 continue
             self._serve(leadership)
             if self._draining.is_set() and leadership.still_leads():
-                self._heart.leave_office()
+                self._heartbeat.mark_stopped()
 
     def _serve(self, leadership: Leadership) -> None:
         failures = 0
@@ -143,14 +143,16 @@ class Biller:
     def _take_office(self, leadership: Leadership) -> None:
         ledger = self._connect()
         with ledger.connection:
-            if ledger.begin_takeover(leadership.term, self._takeover_delay_seconds):
+            with ledger.fenced(leadership.term):
+                takeover = ledger.begin_term(self._interval_minutes, self._takeover_delay_seconds)
+            if takeover:
                 log.info("takeover.begun", delay_seconds=self._takeover_delay_seconds)
-        self._heart.take_office(leadership)
+        self._heartbeat.start(leadership)
 
     def _seconds_until_due(self) -> float:
         ledger = self._connect()
         with ledger.connection:
-            return ledger.seconds_until_due(self._interval_minutes)
+            return ledger.seconds_until_due()
 
     def _bill(self, leadership: Leadership) -> CycleResult:
         self._guard.release(leadership)
@@ -168,11 +170,11 @@ class Biller:
             debts=figures.debts,
             failures=figures.failures,
             **({"error": result.error} if result.error else {}),
-            **({"obstacles": result.obstacles} if result.obstacles else {}),
+            **({"failures_by_reason": result.failures_by_reason} if result.failures_by_reason else {}),
         )
         self._on_cycle(result)
         if not self._draining.is_set():
-            self._heart.beat()
+            self._heartbeat.beat()
         self._guard.look(leadership)
         return result
 

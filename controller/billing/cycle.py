@@ -11,14 +11,14 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from controller.billing.batch import BatchWorker, CycleFailedError, Work
+from controller.billing.batch import BatchWorker, CycleContext, CycleFailedError
 from controller.billing.errors import DeposedError
 from controller.billing.ledger import Ledger
-from controller.billing.values import Batch, Charged, CycleResult, Figures, Leadership, Outcome, Run
+from controller.billing.values import Batch, BatchResult, CycleResult, Leadership, Outcome, Run, Totals
 from controller.errors import BillingError
 
 #: Waits between the tries for organizations that someone else holds a lock on.
-HELD_BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
+LOCKED_BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
 
 #: So many instances without a priced plan are named in a cycle's log.
 NAMED_WARNINGS = 50
@@ -69,7 +69,7 @@ class Cycle:
         *,
         dry: bool = False,
         on_planned: Callable[[int], None] = lambda _instances: None,
-        on_charged: Callable[[Charged], None] = lambda _charged: None,
+        on_charged: Callable[[BatchResult], None] = lambda _charged: None,
     ) -> CycleResult:
         """Charges everything that is due now. Expected ends, a failure among them, are results and not exceptions.
 
@@ -90,7 +90,7 @@ class Cycle:
                     run = ledger.begin_run(leadership.term)
                 plan = ledger.plan(run, self._settings.batch_size)
             on_planned(sum(batch.instances for batch in plan))
-            work = Work(
+            work = CycleContext(
                 run=run,
                 batch_size=self._settings.batch_size,
                 connect=self._connect_worker,
@@ -114,7 +114,7 @@ class Cycle:
                 outcome, error = Outcome.DEPOSED, str(deposed)
             except (psycopg.Error, BillingError) as failed:
                 outcome, error = Outcome.FAILED, error or f"its end could not be recorded: {_first_line(failed)}"
-        return CycleResult(outcome, figures, time.monotonic() - began, run, error, dict(done.obstacles))
+        return CycleResult(outcome, figures, time.monotonic() - began, run, error, dict(done.failures_by_reason))
 
     def _checkpoint(self, leadership: Leadership, done: "_Done") -> None:
         """Raises when no further transaction may be started."""
@@ -125,21 +125,21 @@ class Cycle:
         if not self._may_go_on():
             raise StoppedError("stopped by a drain's deadline; the next cycle goes on from here")
 
-    def _charge(self, work: Work, plan: Sequence[Batch], done: "_Done") -> None:
+    def _charge(self, work: CycleContext, plan: Sequence[Batch], done: "_Done") -> None:
         self._spread(work, plan, done)
-        for seconds in HELD_BACK_OFF_SECONDS:
-            if not (held := done.take_held()):
+        for seconds in LOCKED_BACK_OFF_SECONDS:
+            if not (locked := done.take_locked()):
                 return
             self._pause(seconds)
-            self._spread(work, held, done)
+            self._spread(work, locked, done)
         worker = BatchWorker(work)
         try:
-            for batch in done.take_held():
+            for batch in done.take_locked():
                 worker.fail(batch.first_organization, "locked", "someone else's transaction holds rows of it")
         finally:
             worker.close()
 
-    def _spread(self, work: Work, batches: Sequence[Batch], done: "_Done") -> None:
+    def _spread(self, work: CycleContext, batches: Sequence[Batch], done: "_Done") -> None:
         """Charges batches on the workers' threads. The first failure ends all, after the batches in hand."""
         queue = iter(batches)
         next_of_queue = Lock()
@@ -165,14 +165,14 @@ class Cycle:
         if done.failure is not None:
             raise done.failure
 
-    def _finish(self, run: Run, outcome: Outcome, error: str | None) -> Figures:
+    def _finish(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
         """Tried twice: a session that is lost just here would make a cycle fail in which everything succeeded."""
         try:
             return self._write_end(run, outcome, error)
         except psycopg.OperationalError:
             return self._write_end(run, outcome, error)
 
-    def _write_end(self, run: Run, outcome: Outcome, error: str | None) -> Figures:
+    def _write_end(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
         ledger = self._connect()
         with ledger.connection, ledger.fenced(run.term):
             figures = ledger.finish_run(run, outcome, error)
@@ -184,28 +184,28 @@ class _Done:
     """What the workers have done so far; shared between their threads."""
 
     def __init__(self) -> None:
-        self.figures = Figures()
-        self.obstacles: Counter[str] = Counter()
+        self.figures = Totals()
+        self.failures_by_reason: Counter[str] = Counter()
         self.failure: BaseException | None = None
-        self._held: set[UUID] = set()
+        self._locked: set[UUID] = set()
         self._warnings = 0
         self._lock = Lock()
 
-    def note(self, charged: Charged) -> None:
+    def note(self, charged: BatchResult) -> None:
         """Adds a transaction."""
         with self._lock:
             self.figures += charged.figures
-            self.obstacles.update(charged.obstacles)
-            self._held.update(charged.held_by_others)
+            self.failures_by_reason.update(charged.failures_by_reason)
+            self._locked.update(charged.locked_by_others)
             unpriced = charged.priced_by_default[: max(0, NAMED_WARNINGS - self._warnings)]
             self._warnings += len(unpriced)
         for instance in unpriced:
             log.warning("instance.priced_by_default", **instance)
 
-    def noting(self, further: Callable[[Charged], None]) -> Callable[[Charged], None]:
+    def noting(self, further: Callable[[BatchResult], None]) -> Callable[[BatchResult], None]:
         """`note`, and then tell someone further."""
 
-        def note(charged: Charged) -> None:
+        def note(charged: BatchResult) -> None:
             self.note(charged)
             further(charged)
 
@@ -216,11 +216,11 @@ class _Done:
         with self._lock:
             self.failure = self.failure or error
 
-    def take_held(self) -> list[Batch]:
+    def take_locked(self) -> list[Batch]:
         """The organizations that were left out because of someone else's locks, each as a batch of its own."""
         with self._lock:
-            held, self._held = sorted(self._held), set()
-        return [Batch(organization, organization, 0, large=True, held=True) for organization in held]
+            locked, self._locked = sorted(self._locked), set()
+        return [Batch(organization, organization, 0, large=True, locked_by_others=True) for organization in locked]
 
 
 def _first_line(error: BaseException) -> str:

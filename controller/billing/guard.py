@@ -7,14 +7,15 @@ until an audit of its whole books is clean, which is tried before each cycle.
 It must not fail a cycle, delay a drain, or lock what billing needs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import psycopg
 import structlog
 
+from controller import sql
 from controller.billing.audit import audit
 from controller.billing.errors import DeposedError
 from controller.billing.ledger import Ledger
@@ -35,11 +36,8 @@ class Guard:
         may_go_on: asked between statements; what is left is looked at after the next cycle.
     """
 
-    def __init__(
-        self, connect: Callable[[], Ledger], statements: Mapping[str, str], may_go_on: Callable[[], bool]
-    ) -> None:
+    def __init__(self, connect: Callable[[], Ledger], may_go_on: Callable[[], bool]) -> None:
         self._connect = connect
-        self._statements = statements
         self._may_go_on = may_go_on
 
     def release(self, leadership: Leadership) -> None:
@@ -62,26 +60,26 @@ class Guard:
             log.warning("guard.failed", error=str(error).split("\n", 1)[0])
 
     def _release(self, leadership: Leadership, ledger: Ledger) -> None:
-        for row in self._rows(ledger, "held_organizations"):
+        for row in sql.rows(ledger.connection, "suspended_organizations"):
             if not (leadership.still_leads() and self._may_go_on()):
                 return
             organization = row["organization_id"]
             if self._is_clean(organization):
                 with ledger.fenced(leadership.term):
-                    self._execute(ledger, "release_organization", organization_id=organization)
-                log.info("organization.released", organization=str(organization))
+                    sql.run(ledger.connection, "unsuspend_organization", organization_id=organization)
+                log.info("organization.unsuspended", organization=str(organization))
 
     def _is_clean(self, organization: UUID) -> bool:
         """By the audit of its whole books. One that can't be audited keeps nobody else held."""
         with self._connect().connection as own:
             try:
-                return audit(own, self._statements, organization).clean
+                return audit(own, organization).clean
             except psycopg.Error as error:
                 log.warning("guard.failed", organization=str(organization), error=str(error).split("\n", 1)[0])
                 return False
 
     def _look(self, leadership: Leadership, ledger: Ledger) -> None:
-        (bounds,) = self._rows(ledger, "guard_begin")
+        (bounds,) = sql.rows(ledger.connection, "guard_begin")
         after_id, payments, more = bounds["after_id"], 0, True
         while more:
             if not (leadership.still_leads() and self._may_go_on()):
@@ -89,11 +87,11 @@ class Guard:
                 return
             judged = self._judge(ledger, after_id, bounds["end_id"])
             for violation in judged.violations:
-                self._hold(leadership, ledger, violation)
+                self._suspend(leadership, ledger, violation)
             payments += judged.payments
             after_id, more = judged.last_id, judged.more
         with ledger.fenced(leadership.term):
-            self._execute(ledger, "guard_end", checked_until=bounds["now"])
+            sql.run(ledger.connection, "guard_end", checked_until=bounds["now"])
         log.debug("guard.passed", payments=payments)
 
     def _judge(self, ledger: Ledger, after_id: UUID, end_id: UUID) -> "_Judged":
@@ -101,7 +99,7 @@ class Guard:
         limit = PAYMENTS
         while True:
             try:
-                (row,) = self._rows(ledger, "guard_charges", after_id=after_id, end_id=end_id, limit=limit)
+                (row,) = sql.rows(ledger.connection, "guard_charges", after_id=after_id, end_id=end_id, limit=limit)
             except psycopg.DataError as error:
                 if limit == 1:
                     return self._unreadable(ledger, after_id, end_id, error)
@@ -114,7 +112,7 @@ class Guard:
                 return _Judged(row["payments"], row["last_id"], violations, more=row["payments"] == limit)
 
     def _unreadable(self, ledger: Ledger, after_id: UUID, end_id: UUID, error: psycopg.DataError) -> "_Judged":
-        rows = self._rows(ledger, "guard_unreadable", after_id=after_id, end_id=end_id)
+        rows = sql.rows(ledger.connection, "guard_unreadable", after_id=after_id, end_id=end_id)
         if not rows:  # deleted meanwhile, and it was the last one
             return _Judged(0, after_id, (), more=False)
         payment = rows[0]
@@ -122,29 +120,23 @@ class Guard:
         violation = _Violation(payment["organization_id"], "unreadable", detail)
         return _Judged(1, payment["id"], (violation,), more=True)
 
-    def _hold(self, leadership: Leadership, ledger: Ledger, violation: "_Violation") -> None:
+    def _suspend(self, leadership: Leadership, ledger: Ledger, violation: "_Violation") -> None:
         with ledger.fenced(leadership.term):
-            new = self._rows(
-                ledger,
-                "hold_organization",
+            new = sql.rows(
+                ledger.connection,
+                "suspend_organization",
                 organization_id=violation.organization,
-                invariant=violation.invariant,
+                reason=violation.invariant,
                 detail=violation.detail,
             )
         if new:
             log.error(
-                "organization.held",
+                "organization.suspended",
                 organization=str(violation.organization),
                 invariant=violation.invariant,
                 detail=violation.detail,
                 remedy="it is not charged until `containerstacks-billing audit` finds nothing wrong with it",
             )
-
-    def _rows(self, ledger: Ledger, name: str, **parameters: object) -> list[dict[str, Any]]:
-        return self._execute(ledger, name, **parameters).fetchall()
-
-    def _execute(self, ledger: Ledger, name: str, **parameters: object) -> psycopg.Cursor[dict[str, Any]]:
-        return ledger.connection.execute(self._statements[name].encode(), parameters)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import psycopg
 import structlog
 from psycopg.types.json import Jsonb
 
+from controller import sql
 from controller.billing.values import Leadership
 from controller.errors import BillingError
 
 log = structlog.get_logger(part="heartbeat")
 
 
-class Heart:
+class Heartbeat:
     """Beats on a session of its own for as long as a leadership lasts, also while it drains.
 
     Args:
@@ -27,44 +28,36 @@ class Heart:
     def __init__(
         self,
         *,
-        connect: Callable[[], psycopg.Connection[dict[str, Any]]],
-        statements: Mapping[str, str],
+        connect: Callable[[], sql.Connection],
         instance_id: str,
         metadata: Mapping[str, Any],
         interval_seconds: float,
         retention_days: int,
     ) -> None:
         self._connect = connect
-        self._statements = statements
         self._identity = {"instance_id": instance_id}
         self._metadata = metadata
         self._interval_seconds = interval_seconds
         self._retention_days = retention_days
         self._started_at = datetime.now(UTC)  # for people; nothing is computed from it
-        self._connection: psycopg.Connection[dict[str, Any]] | None = None
+        self._connection: sql.Connection | None = None
         self._leadership: Leadership | None = None
         self._use = threading.Lock()
         self._stopping = threading.Event()
         self._failing = False
 
-    def take_office(self, leadership: Leadership) -> None:
+    def start(self, leadership: Leadership) -> None:
         """Writes the first heartbeat, ends the rows of those who led before, and removes old ones."""
         self._leadership = leadership
-        self._write(
-            [
-                ("heartbeat", {}),
-                ("close_other_statuses", {}),
-                ("prune_statuses", {"retention_days": self._retention_days}),
-            ]
-        )
+        self._write(["heartbeat", "close_other_statuses", "prune_statuses"])
 
     def beat(self) -> bool:
         """Writes a heartbeat now, if this replica leads; whether it was written. Any thread."""
-        return self._write([("heartbeat", {})])
+        return self._write(["heartbeat"])
 
-    def leave_office(self) -> None:
+    def mark_stopped(self) -> None:
         """Writes `stopped`, leaving the heartbeat's time as it is; nothing is written after it."""
-        self._write([("mark_stopped", {})])
+        self._write(["mark_stopped"])
         self._leadership = None
 
     def run(self) -> None:
@@ -78,7 +71,7 @@ class Heart:
         """Ends the loop."""
         self._stopping.set()
 
-    def _write(self, statements: list[tuple[str, dict[str, Any]]]) -> bool:
+    def _write(self, statements: list[str]) -> bool:
         with self._use:
             leadership = self._leadership
             if leadership is None or not leadership.still_leads():
@@ -88,12 +81,14 @@ class Heart:
                 "term": leadership.term,
                 "started_at": self._started_at,
                 "metadata": Jsonb({**self._metadata, "term": leadership.term}),
+                "retention_days": self._retention_days,
             }
             try:
-                for name, more in statements:
-                    done = self._session().execute(self._statements[name].encode(), parameters | more)
-                    if name == "heartbeat" and done.fetchone() is None:
+                for name in statements:
+                    if name == "heartbeat" and sql.optional_row(self._session(), name, **parameters) is None:
                         return False  # a newer term has begun
+                    if name != "heartbeat":
+                        sql.run(self._session(), name, **parameters)
             except (psycopg.Error, BillingError) as error:
                 self._disconnect()
                 tell = log.debug if self._failing else log.warning
@@ -103,7 +98,7 @@ class Heart:
             self._failing = False
             return True
 
-    def _session(self) -> psycopg.Connection[dict[str, Any]]:
+    def _session(self) -> sql.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         return self._connection

@@ -44,7 +44,7 @@ class Pricing:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Totals:
     """What was committed: instances charged, hours, amount in the wallets' currency; instances with an open debt, and
     instances that failed for another reason.
     """
@@ -55,8 +55,8 @@ class Figures:
     debts: int = 0
     failures: int = 0
 
-    def __add__(self, other: Self) -> "Figures":
-        return Figures(
+    def __add__(self, other: Self) -> "Totals":
+        return Totals(
             self.instances + other.instances,
             self.hours + other.hours,
             self.amount + other.amount,
@@ -89,18 +89,18 @@ class Run:
 class Batch:
     """A range of organizations, both ends included.
 
-    A `large` one is a single organization, charged in steps; of a `held` one somebody else had locked rows.
+    A `large` batch is one organization, charged in steps. `locked_by_others`: another session held row locks.
     """
 
     first_organization: UUID
     last_organization: UUID
     instances: int
     large: bool = False
-    held: bool = False
+    locked_by_others: bool = False
 
 
 @dataclass(frozen=True)
-class Position:
+class ResumePoint:
     """The last instance of a large organization that has been dealt with, in charging order.
 
     `created_at` as the server writes it: Python has no word for infinity, or for years before Christ.
@@ -111,31 +111,31 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Charged:
+class BatchResult:
     """What one transaction did.
 
     Attributes:
         due: instances looked at.
-        held_by_others: organizations left out because someone else holds a lock on one of their rows.
-        obstacles: instances by the reason for which they could not be charged.
+        locked_by_others: organizations left out because someone else holds a lock on one of their rows.
+        failures_by_reason: instances by the reason for which they could not be charged.
         priced_by_default: up to 20 instances without a priced plan, for a warning that names them.
         last: where a large organization's next step goes on.
     """
 
-    figures: Figures
+    figures: Totals
     due: int
-    held_by_others: tuple[UUID, ...] = ()
-    obstacles: Mapping[str, int] = field(default_factory=dict)
+    locked_by_others: tuple[UUID, ...] = ()
+    failures_by_reason: Mapping[str, int] = field(default_factory=dict)
     priced_by_default: tuple[dict[str, str], ...] = ()
-    last: Position | None = None
+    last: ResumePoint | None = None
 
-    def __add__(self, other: Self) -> "Charged":
+    def __add__(self, other: Self) -> "BatchResult":
         """Both parts of one step: what was plainly covered, and what had to go in order."""
-        return Charged(
+        return BatchResult(
             self.figures + other.figures,
             max(self.due, other.due),
-            self.held_by_others + other.held_by_others,
-            Counter(self.obstacles) + Counter(other.obstacles),
+            self.locked_by_others + other.locked_by_others,
+            Counter(self.failures_by_reason) + Counter(other.failures_by_reason),
             self.priced_by_default + other.priced_by_default,
             other.last or self.last,  # the later of two snapshots: an instance between them would displace one
         )
@@ -146,8 +146,8 @@ class CycleResult:
     """A cycle that has ended. `error` is one line, where there is one."""
 
     outcome: Outcome
-    figures: Figures
+    figures: Totals
     seconds: float
     run: Run | None = None
     error: str | None = None
-    obstacles: dict[str, int] | None = None
+    failures_by_reason: dict[str, int] | None = None

@@ -16,7 +16,7 @@ from controller.election.silence import Silence
 #: Between two sessions, when the first has failed.
 RETRY_SECONDS = 1.0
 #: After an eviction the lock is tried so much later, then after twice as long, up to the usual poll. Never sooner.
-HURRY_SECONDS = 0.05
+EVICTION_RETRY_SECONDS = 0.05
 
 
 class Role(StrEnum):
@@ -143,28 +143,28 @@ class Elector:
             self.alive_at = self._clock()
             if self.alive_at < self._not_before:
                 session.ping()  # a session that says nothing is ended by the server
-                silence.see(None)
+                silence.observe(None)
             elif (attempt := session.try_lock()).taken:
                 self._lead(session, self.alive_at)
                 return
             elif self._evicts:
-                silence.see(attempt.holder)
-                self._tell_hidden(hidden=attempt.hidden)
+                silence.observe(attempt.holder)
+                self._tell_hidden(hidden=attempt.other_role)
             if not joined:
                 self._log.info("election.joined")
                 joined = True
                 self._told.clear()
                 self.role, self.trouble = Role.STANDBY, None
-            hurry_seconds = HURRY_SECONDS if self._evict(session, silence) else hurry_seconds * 2
+            hurry_seconds = EVICTION_RETRY_SECONDS if self._evict(session, silence) else hurry_seconds * 2
             poll_seconds = self._bounds.poll_interval_seconds * (0.8 + 0.4 * self._jitter())
-            session.wait(max(min(poll_seconds, hurry_seconds, silence.remaining_seconds), HURRY_SECONDS))
+            session.wait(max(min(poll_seconds, hurry_seconds, silence.remaining_seconds), EVICTION_RETRY_SECONDS))
 
     def _evict(self, session: LockSession, silence: Silence) -> bool:
         """Ends the session of a holder that has outlasted its own deadline; whether it did."""
         holder, seconds = silence.outlasted, silence.seconds
         if holder is None:
             return False
-        silence.see(None)
+        silence.observe(None)
         evicted = session.evict(holder)
         if evicted:
             self._log.warning("leader.evicted", holder=holder.instance, silent_seconds=round(seconds, 1))

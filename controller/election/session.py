@@ -42,12 +42,12 @@ class Attempt:
     Attributes:
         taken: the lock is ours.
         holder: who has it, if it can be watched and is not in the middle of a statement.
-        hidden: another role's session has it, which we may neither watch nor end.
+        other_role: another role's session has it, which we may neither watch nor end.
     """
 
     taken: bool
     holder: Holder | None = None
-    hidden: bool = False
+    other_role: bool = False
 
 
 class LockSession(Protocol):

@@ -24,7 +24,7 @@ class Silence:
         self._holder: Holder | None = None
         self._since = clock()
 
-    def see(self, holder: Holder | None) -> None:
+    def observe(self, holder: Holder | None) -> None:
         """Call it once the answer is there. None: nobody whose silence means anything."""
         if holder != self._holder:
             self._holder, self._since = holder, self._clock()

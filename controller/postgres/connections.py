@@ -7,13 +7,14 @@ the network swallows every packet and no timeout of the server can reach us.
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import psycopg
 from psycopg import errors
 from psycopg.abc import PQGen
 from psycopg.rows import DictRow, dict_row
 
+from controller import sql
 from controller.election import Bounds
 from controller.errors import DatabaseUnreachableError
 
@@ -181,10 +182,9 @@ def application_name(purpose: str, instance_id: str) -> str:
     return prefix + instance_id[-(63 - len(prefix)) :]
 
 
-def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+def is_pooled(connection: sql.Connection) -> bool:
     """Whether something between us and the server answered the start-up for it (PgBouncer, Odyssey, pgcat)."""
-    row = connection.execute("select pg_backend_pid() as pid").fetchone()
-    return row is None or row["pid"] != connection.info.backend_pid
+    return bool(sql.row(connection, "backend_pid")["pid"] != connection.info.backend_pid)
 
 
 def one_line(error: BaseException) -> str:
@@ -205,8 +205,4 @@ def _apply(connection: BoundedConnection, server: Mapping[str, str]) -> None:
 
 
 def _set(connection: BoundedConnection, server: Mapping[str, str]) -> None:
-    connection.execute(
-        "select set_config(name, value, false) from unnest(%s::text[], %s::text[]) as s (name, value)"
-        " where current_setting(name, true) is not null",
-        (list(server.keys()), list(server.values())),
-    )
+    sql.run(connection, "set_session_settings", names=list(server.keys()), settings=list(server.values()))

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import psycopg
 
+from controller import sql
 from controller.election import Attempt, Bounds, Holder, LockSessionError, Ping
 from controller.errors import BillingError, SettingsError
 from controller.postgres import migrations
@@ -20,7 +21,6 @@ from controller.postgres.connections import (
     lock_session_settings,
     one_line,
 )
-from controller.postgres.queries import Queries
 
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
 
@@ -47,15 +47,10 @@ class LockName:
         return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big", signed=True)
 
     @property
-    def halves(self) -> dict[str, int]:
+    def catalog_key(self) -> dict[str, int]:
         """As `pg_locks` shows it: classid and objid."""
         unsigned = self.key % 2**64
         return {"lock_high": unsigned >> 32, "lock_low": unsigned & 0xFFFF_FFFF}
-
-    @property
-    def channel(self) -> str:
-        """Where a resignation is announced."""
-        return f"billing_{self.key % 2**64:016x}"
 
 
 class PostgresLockSession:
@@ -64,13 +59,10 @@ class PostgresLockSession:
     Autocommit, so that it is never idle in a transaction but for the instant of a mint.
     """
 
-    def __init__(
-        self, connection: BoundedConnection, queries: Queries, lock: LockName, holder: str, bounds: Bounds
-    ) -> None:
+    def __init__(self, connection: BoundedConnection, lock: LockName, holder: str, bounds: Bounds) -> None:
         self._connection = connection
         # A standby reads the ping's first words in pg_stat_activity; see try_lock in election.sql.
-        stated = f"/* leads for {bounds.leader_deadline_seconds} s from asking this */ "
-        self._queries = {**queries, "ping": stated + queries["ping"]}
+        self._ping = f"/* leads for {bounds.leader_deadline_seconds} s from asking this */ {sql.load()['ping']}"
         self._lock = lock
         self._holder = holder
         self._backend_pid: int | None = None
@@ -79,7 +71,7 @@ class PostgresLockSession:
         self._waker.setblocking(False)
 
     @classmethod
-    def open(cls, database: Database, queries: Queries, lock: LockName, bounds: Bounds) -> Self:
+    def open(cls, database: Database, lock: LockName, bounds: Bounds) -> Self:
         """Connects and listens.
 
         Raises:
@@ -95,14 +87,14 @@ class PostgresLockSession:
         try:
             if is_pooled(connection):
                 refuse_moving_pooler(connection, database, bounds)
-            connection.execute(f'listen "{lock.channel}"'.encode())
+            sql.run(connection, "listen_for_resignations")
         except SettingsError:
             connection.close()
             raise
         except (psycopg.Error, BillingError) as error:
             connection.close()
             raise LockSessionError(one_line(error)) from None
-        return cls(connection, queries, lock, database.instance_id, bounds)
+        return cls(connection, lock, database.instance_id, bounds)
 
     def check_schema(self) -> None:
         """Raises SchemaError unless billing can work on this database."""
@@ -113,23 +105,24 @@ class PostgresLockSession:
 
     def try_lock(self) -> Attempt:
         """See LockSession. The holder is watched by its pid, once it is known."""
-        row = self._one("try_lock", {"lock_key": self._lock.key, "watched_pid": self._watched_pid})
+        row = self._row("try_lock", lock_key=self._lock.key, watched_pid=self._watched_pid)
         if row["locked"] and row["in_recovery"]:
             raise LockSessionError("the server is in recovery: a standby server can't elect a leader")
         if row["locked"]:
             return Attempt(taken=True)
         if row["pid"] is not None and not row["ours"]:
-            return Attempt(taken=False, hidden=True)
+            return Attempt(taken=False, other_role=True)
         if row["deadline_seconds"] is None:  # not known yet, gone, or no leader (any more)
-            found = self._row("lock_holder", self._lock.halves)
+            found = self._optional_row("lock_holder", **self._lock.catalog_key)
             before, self._watched_pid = self._watched_pid, found["pid"] if found else None
             return Attempt(taken=False) if self._watched_pid in {None, before} else self.try_lock()
         return Attempt(taken=False, holder=_holder(row) if row["idle"] else None)
 
     def evict(self, holder: Holder) -> bool:
         """See LockSession."""
-        seen = {"pid": holder.pid, "began_at": holder.began_at, "spoke_at": holder.spoke_at}
-        row = self._row("evict", {**seen, **self._lock.halves})
+        row = self._optional_row(
+            "evict", pid=holder.pid, began_at=holder.began_at, spoke_at=holder.spoke_at, **self._lock.catalog_key
+        )
         return row is not None and bool(row["ended"])
 
     def mint(self) -> int:
@@ -137,15 +130,18 @@ class PostgresLockSession:
         self._refuse_other_lock()
         try:
             with self._connection.transaction():
-                self._connection.execute(self._queries["close_leadership"].encode())
-                row = self._one("mint_term", {"holder": self._holder, "lock_name": self._lock.name})
+                sql.run(self._connection, "close_leadership")
+                row = self._row("mint_term", holder=self._holder, lock_name=self._lock.name)
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
         return int(row["term"])
 
     def ping(self) -> Ping:
         """See LockSession."""
-        row = self._one("ping", self._lock.halves)
+        try:
+            (row,) = sql.execute(self._connection, self._ping, self._lock.catalog_key).fetchall()
+        except psycopg.Error as error:
+            raise LockSessionError(one_line(error)) from None
         if self._backend_pid is None:
             self._backend_pid = row["backend_pid"]
         return Ping(held=bool(row["held"]) and row["backend_pid"] == self._backend_pid)
@@ -170,7 +166,7 @@ class PostgresLockSession:
 
     def resign(self) -> None:
         """See LockSession."""
-        self._one("resign", {"lock_key": self._lock.key, "channel": self._lock.channel})
+        self._row("resign", lock_key=self._lock.key)
 
     def close(self) -> None:
         """See LockSession."""
@@ -181,23 +177,23 @@ class PostgresLockSession:
 
     def _refuse_other_lock(self) -> None:
         """Two controllers with different locks on the same tables would depose each other without end."""
-        other = LockName(self._one("current_term", {})["lock_name"] or self._lock.name)
+        other = LockName(self._row("current_term")["lock_name"] or self._lock.name)
         if other == self._lock:
             return
-        if self._row("lock_holder", other.halves) is not None:
+        if self._optional_row("lock_holder", **other.catalog_key) is not None:
             raise LockSessionError(
                 f"a controller with BILLING_LOCK_NAME={other.name} bills these very tables; give both the same name,"
                 " or each a schema of its own (search_path in the URL's options)"
             )
 
-    def _row(self, name: str, parameters: dict[str, Any]) -> dict[str, Any] | None:
+    def _optional_row(self, name: str, **parameters: Any) -> dict[str, Any] | None:  # noqa: ANN401
         try:
-            return self._connection.execute(self._queries[name].encode(), parameters).fetchone()
+            return sql.optional_row(self._connection, name, **parameters)
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
 
-    def _one(self, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        row = self._row(name, parameters)
+    def _row(self, name: str, **parameters: Any) -> dict[str, Any]:  # noqa: ANN401
+        row = self._optional_row(name, **parameters)
         if row is None:
             raise LockSessionError(f"{name} found no row in billing_leadership; run `containerstacks-billing migrate`")
         return row
@@ -239,5 +235,4 @@ def _holder(row: dict[str, Any]) -> Holder:
 
 
 def _backend_pid(connection: BoundedConnection) -> int:
-    row = connection.execute("select pg_backend_pid() as pid").fetchone()
-    return int(row["pid"]) if row else 0
+    return int(sql.row(connection, "backend_pid")["pid"])

@@ -1,28 +1,45 @@
-"""Brings a ContainerStacks database to the schema that this version works on.
+"""Brings a ContainerStacks database to the schema that this version needs.
 
-Migrations are plain SQL, forward only, each safe to run twice (so also by hand with `psql -f`), each in one
-transaction. An advisory lock lets any number of replicas run them at once. A new version's migrations keep the
-previous version working, since it goes on billing during a rollout.
+Migrations are plain SQL, go forward only, and are safe to run twice, also by hand with `psql -f`. A file runs in one
+transaction. A file that begins with `-- concurrently` holds one statement on an index of an application's table, which
+runs outside a transaction so that the application never waits for it. Any number of replicas may migrate at once.
 """
 
 import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psycopg
+from psycopg import errors
 
+from controller import sql
 from controller.errors import BillingError
 from controller.postgres.connections import MIGRATION, BoundedConnection, Database, one_line
 
-# Any constant serves that no election uses: the elections' are hashes of names.
+#: The advisory lock that serializes migrations. Election locks are hashes of names, so any constant is free.
 _LOCK_KEY: Final = 0x636F_6E73_6269_6C6D
 
-_FILE: Final = re.compile(r"\d+_\w+\.sql")
+#: A statement that waits for an exclusive lock blocks all later statements on that table: wait briefly, then retry.
+LOCK_TIMEOUT: Final = "2s"
+#: A concurrent index build blocks nobody while it waits for older transactions; giving up early would waste the build.
+CONCURRENT_LOCK_TIMEOUT: Final = "10min"
+LOCK_PATIENCE_SECONDS: Final = 3600.0
+LOCK_RETRY_SECONDS: Final = 1.0
 
-#: What the application must have made before: table, and the columns of it that are read or written here.
+_FILE: Final = re.compile(r"\d+_\w+\.sql")
+CONCURRENTLY: Final = "-- concurrently"
+_UNLESS_INDEXED: Final = re.compile(r"^-- unless indexed: (?P<table>\w+) \((?P<column>\w+)\)$", re.MULTILINE)
+_CREATED_INDEX: Final = re.compile(
+    r"create (?:unique )?index concurrently if not exists (?P<name>\w+)\s+on (?P<table>\w+)"
+)
+
+#: The application's tables, with the columns that the controller reads or writes.
 REQUIRED: Final = {
     "organizations": ("id",),
     "wallets": ("id", "organization_id", "balance", "currency", "updated_at"),
@@ -38,6 +55,8 @@ REQUIRED: Final = {
     ),
 }  # fmt: skip
 
+Progress = Callable[[str], None]
+
 
 class SchemaError(BillingError):
     """The database is not a ContainerStacks database, or is not migrated."""
@@ -45,32 +64,29 @@ class SchemaError(BillingError):
 
 @dataclass(frozen=True)
 class Migration:
-    """`name` is the file's, without `.sql`."""
+    """One file of `migrations/`; `name` is the file's name without `.sql`."""
 
     name: str
-    sql: str
+    text: str
+
+    @property
+    def concurrent(self) -> bool:
+        """True if its statement must run outside a transaction."""
+        return self.text.startswith(CONCURRENTLY)
 
 
 def available() -> list[Migration]:
-    """The migrations of this version, in order."""
+    """Returns this version's migrations in order."""
     packaged: Traversable = resources.files("controller") / "migrations"
     folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "migrations"
-    # schema.sql lies beside them: the generated result, which is never applied
+    # schema.sql beside them is generated and never applied
     files = sorted((f for f in folder.iterdir() if _FILE.fullmatch(f.name)), key=lambda f: f.name)
     return [Migration(f.name.removesuffix(".sql"), f.read_text("utf-8")) for f in files]
 
 
-def missing(connection: psycopg.Connection[Any]) -> list[str]:
-    """The tables, and `table.column`s, of the application that are not there."""
-    rows = connection.execute(
-        """
-        select r.relname, array_agg(a.attname::text) as columns
-        from pg_class r join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
-        where r.oid = any (select to_regclass(t)::oid from unnest(%s::text[]) as t)
-        group by r.relname
-        """,
-        (list(REQUIRED),),
-    ).fetchall()
+def missing(connection: sql.Connection) -> list[str]:
+    """Returns the application's tables, and columns as `table.column`, that do not exist."""
+    rows = sql.rows(connection, "columns_of_tables", tables=list(REQUIRED))
     present = {row["relname"]: set(row["columns"]) for row in rows}
     return [table for table in REQUIRED if table not in present] + [
         f"{table}.{column}"
@@ -80,26 +96,17 @@ def missing(connection: psycopg.Connection[Any]) -> list[str]:
     ]
 
 
-def pending(connection: psycopg.Connection[Any]) -> list[Migration]:
-    """The migrations that this database has not had yet."""
-    # from the catalog itself: to_regclass could answer from before another replica's migration
-    row = connection.execute(
-        "select exists (select from pg_class where relname = 'billing_schema_migrations'"
-        " and pg_table_is_visible(oid)) as made"
-    ).fetchone()
-    if row is None or not row["made"]:
+def pending(connection: sql.Connection) -> list[Migration]:
+    """Returns the migrations that have not been applied to this database."""
+    if not sql.row(connection, "migrations_table_exists")["made"]:
         return available()
-    applied = {r["name"] for r in connection.execute("select name from billing_schema_migrations").fetchall()}
+    applied = {row["name"] for row in sql.rows(connection, "applied_migrations")}
     return [migration for migration in available() if migration.name not in applied]
 
 
-def check(connection: psycopg.Connection[Any]) -> None:
-    """Raises SchemaError unless billing can work here."""
-    if absent := missing(connection):
-        raise SchemaError(
-            f"this is not a ContainerStacks database: {', '.join(absent)} missing;"
-            " check the database name in DATABASE_URL, or run the application's own migrations first"
-        )
+def check(connection: sql.Connection) -> None:
+    """Raises SchemaError unless billing can work on this database."""
+    _refuse_foreign_database(connection)
     if names := [migration.name for migration in pending(connection)]:
         raise SchemaError(f"migrations not applied: {', '.join(names)}; run `containerstacks-billing migrate`")
 
@@ -110,27 +117,91 @@ def migrate_url(url: str) -> None:
         migrate(connection)
 
 
-def migrate(connection: BoundedConnection) -> list[str]:
-    """Applies what is pending, and gives the names of what it applied.
+def migrate(connection: BoundedConnection, progress: Progress = lambda _line: None) -> list[str]:
+    """Applies pending migrations and returns their names.
+
+    Args:
+        connection: in autocommit mode.
+        progress: called with one line before each migration that may take long.
 
     Raises:
-        SchemaError: the application's tables are missing, or a migration failed (its transaction is rolled back).
+        SchemaError: the application's tables are missing, or a migration failed. A failed transaction is rolled back; a
+            failed index build is dropped and built again next time.
     """
+    _refuse_foreign_database(connection)
+    applied = []
+    for migration in pending(connection):
+        try:
+            if _apply(connection, migration, progress):
+                applied.append(migration.name)
+        except psycopg.Error as error:
+            raise SchemaError(f"migration {migration.name} failed and was rolled back: {one_line(error)}") from error
+    return applied
+
+
+def _refuse_foreign_database(connection: sql.Connection) -> None:
     if absent := missing(connection):
         raise SchemaError(
             f"this is not a ContainerStacks database: {', '.join(absent)} missing;"
             " check the database name in DATABASE_URL, or run the application's own migrations first"
         )
-    applied = []
-    for migration in pending(connection):
+
+
+def _apply(connection: BoundedConnection, migration: Migration, progress: Progress) -> bool:
+    """Applies one migration; returns False if another replica has applied it meanwhile."""
+    give_up_at = time.monotonic() + LOCK_PATIENCE_SECONDS
+    while True:
         try:
-            with connection.transaction():
-                connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
-                # a table lock that waits queues everyone behind it
-                connection.execute("set local lock_timeout = '10s'")
-                if migration.name in {m.name for m in pending(connection)}:  # another replica may have been faster
-                    connection.execute(migration.sql.encode())
-                    applied.append(migration.name)
-        except psycopg.Error as error:
-            raise SchemaError(f"migration {migration.name} failed and was rolled back: {one_line(error)}") from error
-    return applied
+            with _serialized(connection, CONCURRENT_LOCK_TIMEOUT if migration.concurrent else LOCK_TIMEOUT):
+                if migration.name not in {m.name for m in pending(connection)}:
+                    return False
+                if migration.concurrent:
+                    _run_concurrently(connection, migration, progress)
+                else:
+                    with connection.transaction():
+                        sql.execute(connection, migration.text)
+                return True
+        except errors.LockNotAvailable:
+            if time.monotonic() >= give_up_at:
+                raise
+            progress(f"{migration.name}: waiting for a table lock")
+            time.sleep(LOCK_RETRY_SECONDS)
+
+
+@contextmanager
+def _serialized(connection: BoundedConnection, lock_timeout: str) -> Iterator[None]:
+    """Holds the migrations' lock, with this session's own timeouts, for the length of a block.
+
+    The lock belongs to the session and not to a transaction: an index is built outside any transaction. It is polled,
+    because a statement that waits for it holds a snapshot, for which a concurrent index build would wait in turn.
+    """
+    while not sql.row(connection, "try_lock_migrations", lock_key=_LOCK_KEY)["locked"]:
+        time.sleep(LOCK_RETRY_SECONDS)
+    try:
+        sql.run(
+            connection,
+            "set_session_settings",
+            names=["statement_timeout", "lock_timeout"],
+            settings=["0", lock_timeout],
+        )
+        yield
+    finally:
+        if not connection.closed:
+            sql.run(connection, "unlock_migrations", lock_key=_LOCK_KEY)
+
+
+def _run_concurrently(connection: BoundedConnection, migration: Migration, progress: Progress) -> None:
+    """Runs a statement on an index outside a transaction, then records the migration."""
+    code = "\n".join(line for line in migration.text.splitlines() if not line.startswith("--"))
+    statement, _, record = code.partition(";\n")
+    wanted = _UNLESS_INDEXED.search(migration.text)
+    if wanted is None or not sql.row(connection, "leading_index_exists", **wanted.groupdict())["found"]:
+        if created := _CREATED_INDEX.search(statement):
+            # an interrupted build leaves an invalid index, which `if not exists` would accept
+            for row in sql.rows(connection, "invalid_index", index=created["name"]):
+                sql.execute(connection, f"drop index concurrently if exists {row['name']}")
+            if sql.row(connection, "is_partitioned", table=created["table"])["partitioned"]:
+                statement = statement.replace("index concurrently", "index")  # PostgreSQL can't combine the two
+            progress(f"{migration.name}: building the index {created['name']} on {created['table']}")
+        sql.execute(connection, statement)
+    sql.execute(connection, record)

@@ -37,15 +37,15 @@ client's mistake become a line in the log.
 """
 
 from controller.web.health import Vitals
-from controller.web.reading import Reader, Reading
+from controller.web.routes import Identity, Routes
 from controller.web.server import HttpServer
-from controller.web.site import Identity, Site
+from controller.web.status_cache import Snapshot, StatusCache
 
 __all__ = [
     "HttpServer",
     "Identity",
-    "Reader",
-    "Reading",
-    "Site",
+    "Routes",
+    "Snapshot",
+    "StatusCache",
     "Vitals",
 ]

@@ -13,15 +13,17 @@ from tests.acceptance.program import Program
 
 AMOUNT = re.compile(r"-?\d+\.\d\d")
 STATUS_KEYS = {
-    "leader", "term", "leading_since", "standbys", "last_run", "last_completed_at", "next_cycle_at", "running_since",
-    "heartbeat_age_seconds", "debts", "owed", "failures", "held", "checked_until", "database_time",
+    "leader", "term", "leading_since", "standbys", "last_run", "last_completed_at", "next_cycle_at", "waiting_for",
+    "running_since", "heartbeat_age_seconds", "debts", "owed", "failures", "suspended", "checked_until",
+    "database_time",
 }  # fmt: skip
 RUN_KEYS = {
-    "id", "term", "holder", "started_at", "finished_at", "outcome", "instances", "hours", "amount", "debts", "failures",
-    "error",
+    "id", "term", "holder", "started_at", "finished_at", "seconds", "outcome", "instances", "hours", "amount", "debts",
+    "failures", "error",
 }  # fmt: skip
 BILL_KEYS = {
-    "outcome", "dry_run", "run", "instances", "hours", "amount", "debts", "failures", "seconds", "error", "obstacles",
+    "outcome", "dry_run", "run", "instances", "hours", "amount", "debts", "failures", "seconds", "error",
+    "failures_by_reason",
 }  # fmt: skip
 INVARIANTS = {
     "wallet_balance", "wallet_state", "periods", "last_billed", "whole_hours", "transactions", "price_clock",
@@ -76,7 +78,7 @@ def test_bill_and_its_dry_run_give_the_same_figures(program: Program) -> None:
     assert dry.keys() == real.keys() == BILL_KEYS
     assert (dry["dry_run"], dry["run"], real["dry_run"]) == (True, None, False)
     assert real["run"] == program("history", "--json").json[0]["id"]
-    for key in ("outcome", "instances", "hours", "amount", "debts", "failures", "obstacles", "error"):
+    for key in ("outcome", "instances", "hours", "amount", "debts", "failures", "failures_by_reason", "error"):
         assert dry[key] == real[key], key
     assert AMOUNT.fullmatch(real["amount"])
     assert real["instances"] > 0

@@ -19,7 +19,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from controller.connection_url import check_url
-from controller.postgres import queries
+from controller.sql import load as load_statements
 from tests.chart.golden import BASE, base_files, plain_objects
 from tests.chart.toolbox import controller, environment, load, one, run
 from tests.support.servers import Server
@@ -110,7 +110,7 @@ def test_role_may_run_every_verb_of_the_controllers_statements(as_role: psycopg.
     verbs = {"insert into": "INSERT", "update": "UPDATE", "delete from": "DELETE", "from": "SELECT", "join": "SELECT"}
     tables = {row[0] for row in as_role.execute("select relname from pg_class where relkind = 'r'").fetchall()}
     checked = set()
-    for statement in queries.load().values():
+    for statement in load_statements().values():
         for verb, table in re.findall(r"\b(insert into|update|delete from|from|join) (\w+)", statement):
             if table not in tables or (table, verb) in checked:
                 continue

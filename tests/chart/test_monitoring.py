@@ -8,8 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import yaml
 from controller.metrics import Metrics
 from tests.chart.golden import DASHBOARD, schema
 from tests.chart.toolbox import MINIMAL, ROOT, Manifest, Values, one, render
+from tests.statuses import status
 
 RULES: Values = {**MINIMAL, "metrics": {"prometheusRule": {"enabled": True}}}
 
@@ -69,18 +68,8 @@ def expressions(node: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON
             yield from expressions(value)
 
 
-@dataclass(frozen=True)
-class Facts:
-    term: int = 3
-    debts: int = 0
-    failures: int = 0
-    held: int = 0
-    heartbeat_age_seconds: float = 30.0
-    last_completed_at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
-
-
 def test_controller_exposes_exactly_these_metrics() -> None:
-    shown = Metrics("0.1.0", "lock", leads=lambda: True, read=Facts).render().decode()
+    shown = Metrics("0.1.0", "lock", leads=lambda: True, read=status).render().decode()
     names = {line.split()[2] for line in shown.splitlines() if line.startswith("# TYPE")}
     assert names >= METRICS - ({"process_resident_memory_bytes"} if sys.platform != "linux" else set())
     assert {name for name in names if not name.startswith("process_")} <= METRICS

@@ -67,8 +67,8 @@ class Database:
 
     def holders(self) -> list[str]:
         """Instance ids of the sessions that hold the lock according to `pg_locks`."""
-        halves = LockName().halves
-        rows = self.sql(_HOLDER, halves["lock_high"], halves["lock_low"])
+        key = LockName().catalog_key
+        rows = self.sql(_HOLDER, key["lock_high"], key["lock_low"])
         return [str(row["application_name"]).rpartition(" ")[2] for row in rows]
 
     def seed(self, organizations: int = 40, instances: int = 400) -> None:

@@ -22,7 +22,6 @@ from psycopg.rows import dict_row
 
 from controller.billing.audit import audit
 from controller.demo.server import Installation
-from controller.postgres import queries
 from tests.faults.proxy import Proxy
 from tests.faults.soak_faults import Faults
 from tests.faults.soak_ledger import Ledger
@@ -189,7 +188,7 @@ def _crashes(slots: list[Slot]) -> list[str]:
 
 def _audited(conn: psycopg.Connection[dict[str, Any]]) -> list[str]:
     """What the controller's own audit finds."""
-    findings = audit(conn, queries.load()).findings
+    findings = audit(conn).findings
     return [f"audit: {each.invariant}: {each.examples}" for each in findings if each.violations]
 
 

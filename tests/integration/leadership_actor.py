@@ -17,9 +17,9 @@ from controller.billing.errors import DeposedError
 from controller.billing.ledger import Ledger
 from controller.billing.values import Pricing
 from controller.election import Bounds, Deadline, Leadership, LockSessionError, Silence
-from controller.postgres import queries
 from controller.postgres.connections import BoundedConnection, Database, SessionSettings
 from controller.postgres.lock_session import LockName, PostgresLockSession
+from tests.integration.intercept import intercept
 
 BOUNDS: Final = Bounds()
 LOCK: Final = LockName("model")
@@ -73,7 +73,7 @@ class Actor:
         self.term = 0
 
     def _open(self) -> PostgresLockSession:
-        session = PostgresLockSession.open(self._database, queries.load(), LOCK, BOUNDS)
+        session = PostgresLockSession.open(self._database, LOCK, BOUNDS)
         session._connection.execute(MINT_WAITS)
         return session
 
@@ -119,7 +119,7 @@ class Actor:
         except LockSessionError:
             self.leave()
             return False
-        self.silence.see(attempt.holder)
+        self.silence.observe(attempt.holder)
         if attempt.taken:
             self.took_lock_at = sent_at
         return attempt.taken
@@ -153,7 +153,8 @@ class Actor:
         """A batch's transaction, with the ledger's own fence; whether it was let in."""
         if self._worker is None or self._worker.closed:
             self._worker = self._database.connect(WORKER)
-        ledger = Ledger(self._worker, self._statements, Pricing(None, "USD"), self.name)
+            intercept(self._worker, lambda name, _text: self._statements[name])
+        ledger = Ledger(self._worker, Pricing(None, "USD"), self.name)
         transaction = ledger.fenced(self.term)
         try:
             transaction.__enter__()

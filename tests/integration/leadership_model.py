@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 )
 from psycopg.rows import dict_row
 
+from controller import sql
 from controller.election import Silence
-from controller.postgres import queries
 from tests.integration.leadership_actor import LOCK, Actor, Clock, facts
 
 #: Its name, and the number of the replica that it is about.
@@ -46,7 +46,7 @@ class History(RuleBasedStateMachine):
     """Steps of three replicas, and what has to hold after each."""
 
     url: ClassVar[str]
-    statements: ClassVar[Mapping[str, str]] = queries.load()
+    statements: ClassVar[Mapping[str, str]] = sql.load()
     silence: ClassVar[type[Silence]] = Silence
     #: Kept from example to example; nothing in them that a history could depend on.
     clock: ClassVar[Clock]
@@ -168,7 +168,7 @@ class History(RuleBasedStateMachine):
         holder = actor.silence.outlasted
         assert holder is not None
         assert actor.session is not None
-        actor.silence.see(None)
+        actor.silence.observe(None)
         if not actor.session.evict(holder):
             self._say(f"{actor} comes too late to evict {holder.instance}")
             return
@@ -231,7 +231,7 @@ class History(RuleBasedStateMachine):
         self.said.append(step)
 
     def _now(self) -> Mapping[str, Any]:
-        parameters = {"example": self.example, **LOCK.halves}
+        parameters = {"example": self.example, **LOCK.catalog_key}
         return facts(self.conn.execute(NOW, parameters).fetchone())
 
     def _terminate(self, actor: Actor, pid: int | None) -> None:

@@ -10,7 +10,7 @@ from tests.integration.world import World
 from tests.model import HOUR, NOON
 
 D = Decimal
-OURS = "metadata ->> 'controller' = 'containerstacks-billing'"
+OURS = "billing_is_ours(metadata)"
 
 
 @pytest.fixture
@@ -176,20 +176,20 @@ def test_an_audit_writes_nothing(billed: World) -> None:
     assert billed.dump() == before
 
 
-def apart(world: World) -> dict[str, int]:
+def exempt(world: World) -> dict[str, int]:
     report = world.audit()
     assert report.clean, world.violations()
-    return {each.invariant: each.apart for each in report.findings if each.apart}
+    return {each.invariant: each.exempt for each in report.findings if each.exempt}
 
 
-def test_a_wallet_that_was_unusable_before_us_is_told_apart(world: World) -> None:
+def test_a_wallet_that_was_unusable_before_us_is_exempt(world: World) -> None:
     world.organization("-3.00")
     world.organization("NaN")
     world.wallet(world.organization("1.00"), "2.00")
-    assert apart(world) == {"wallet_state": 4}
+    assert exempt(world) == {"wallet_state": 4}
 
 
-def test_what_the_application_billed_while_we_were_away_is_told_apart(billed: World) -> None:
+def test_what_the_application_billed_while_we_were_away_is_exempt(billed: World) -> None:
     """Its built-in billing took three hours, in its own way."""
     instance = first(billed)
     billed.run(
@@ -199,9 +199,9 @@ def test_what_the_application_billed_while_we_were_away_is_told_apart(billed: Wo
         instance,
     )
     billed.run("update vps_instances set last_billed_at = last_billed_at + interval '3 hours' where id = %s", instance)
-    assert apart(billed) == {"last_billed": 1}
+    assert exempt(billed) == {"last_billed": 1}
     billed.bill(NOON + 6 * HOUR)
-    assert apart(billed) == {"periods": 1}
+    assert exempt(billed) == {"periods": 1}
     assert billed.audit().older_rows == 1
 
 

@@ -6,7 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from controller.billing.values import Figures
+from controller.billing.ledger import MARKER
+from controller.billing.values import Totals
 from tests.integration.world import World
 from tests.model import HOUR, NOON, charge_of
 
@@ -20,7 +21,7 @@ def test_a_charge_moves_wallet_transaction_period_and_instance_together(world: W
 
     result = world.bill(NOON)
 
-    assert result.figures == Figures(instances=1, hours=100, amount=cost)
+    assert result.figures == Totals(instances=1, hours=100, amount=cost)
     assert world.balance(organization) == D("10.00") - cost
     assert world.last_billed_at(instance) == NOON - timedelta(minutes=59)
     (period,) = world.rows("select * from vps_billing_cycles")
@@ -31,7 +32,7 @@ def test_a_charge_moves_wallet_transaction_period_and_instance_together(world: W
     assert period["billing_period_end"] == NOON - timedelta(minutes=59)
     assert period["payment_transaction_id"] == payment["id"]
     assert period["metadata"] == {
-        "controller": "containerstacks-billing",
+        "controller": MARKER,
         "hours": 100,
         "monthly_price": 5.0,
         "price_source": "plan",
@@ -50,7 +51,7 @@ def test_nothing_is_written_when_nothing_is_due(world: World) -> None:
     world.instance(organization, plan, NOON - 99 * HOUR, last_billed_at=NOON - timedelta(minutes=59))
     money = ("wallets", "vps_instances", "payment_transactions", "vps_billing_cycles", "billing_wallet_baselines")
     before = world.dump(*money)
-    assert world.bill(NOON).figures == Figures()
+    assert world.bill(NOON).figures == Totals()
     assert world.dump(*money) == before
 
 
@@ -59,8 +60,8 @@ def test_a_second_cycle_at_the_same_moment_charges_nothing(world: World) -> None
     world.instance(organization, world.plan(), NOON - 9 * HOUR)
     world.bill(NOON)
     balance = world.balance(organization)
-    assert world.bill(NOON).figures == Figures()
-    assert world.bill(NOON + timedelta(minutes=59)).figures == Figures()
+    assert world.bill(NOON).figures == Totals()
+    assert world.bill(NOON + timedelta(minutes=59)).figures == Totals()
     assert world.balance(organization) == balance
 
 
@@ -90,7 +91,7 @@ def test_an_hour_that_costs_nothing_is_billed_without_a_transaction(world: World
     organization, plan = world.organization("0.00"), world.plan("0.00", "0.00")
     instance = world.instance(organization, plan, NOON - 5 * HOUR)
     updated_at = world.one("select updated_at from wallets")
-    assert world.bill(NOON).figures == Figures(instances=1, hours=5, amount=D(0))
+    assert world.bill(NOON).figures == Totals(instances=1, hours=5, amount=D(0))
     assert world.billed(instance) == [(NOON - 5 * HOUR, 5, D("0.00"))]
     assert world.one("select payment_transaction_id from vps_billing_cycles") is None
     assert world.one("select count(*) from payment_transactions") == 0
@@ -201,7 +202,7 @@ def test_years_of_hours_are_charged_in_one_period(world: World) -> None:
     start = NOON - 200_000 * HOUR
     instance = world.instance(organization, plan, start)
     cost = charge_of(D("100998.99"), start, 200_000)
-    assert world.bill(NOON).figures == Figures(instances=1, hours=200_000, amount=cost)
+    assert world.bill(NOON).figures == Totals(instances=1, hours=200_000, amount=cost)
     assert world.balance(organization) == D("99999999.99") - cost
     assert world.billed(instance) == [(start, 200_000, cost)]
     assert world.violations() == {}

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from controller.billing.values import Figures, Outcome, Run
+from controller.billing.values import Outcome, Run, Totals
 from tests.integration.touchy import TouchyLedger
 from tests.integration.world import Term, World
 from tests.model import HOUR, NOON, Owed, settle
@@ -19,16 +19,16 @@ class CrashError(BaseException):
     """The process is gone: nothing of ours runs after it."""
 
 
-def seconds_until_due(world: World, interval_minutes: float = 60) -> float:
+def seconds_until_due(world: World) -> float:
     ledger = world.ledger()
     with ledger.connection:
-        return ledger.seconds_until_due(interval_minutes)
+        return ledger.seconds_until_due()
 
 
-def begin_takeover(world: World, leadership: Term, seconds: float = 300) -> bool:
+def begin_term(world: World, leadership: Term, delay_seconds: float = 300, interval_minutes: float = 60) -> bool:
     ledger = world.ledger()
-    with ledger.connection:
-        return ledger.begin_takeover(leadership.term, seconds)
+    with ledger.connection, ledger.fenced(leadership.term):
+        return ledger.begin_term(interval_minutes, delay_seconds)
 
 
 def town(world: World, organizations: int = 4) -> None:
@@ -45,7 +45,9 @@ def test_a_database_that_was_never_billed_is_overdue(world: World) -> None:
 def test_a_cycle_is_due_an_interval_after_the_last_good_start(world: World) -> None:
     world.bill()
     assert 3590 < seconds_until_due(world) <= 3600
-    assert 590 < seconds_until_due(world, 10) <= 600
+    begin_term(world, world.lead(), 0, interval_minutes=10)
+    assert 590 < seconds_until_due(world) <= 600, "by the interval of the leader"
+    begin_term(world, world.lead(), 0)
     world.run("update billing_runs set started_at = started_at - interval '59 minutes'")
     assert 50 < seconds_until_due(world) <= 60
     world.run("update billing_runs set started_at = started_at - interval '3 days'")
@@ -64,14 +66,14 @@ def test_a_cycle_that_did_not_complete_is_followed_at_once(world: World, outcome
 
 
 def test_without_a_heartbeat_the_first_cycle_waits_for_the_applications_own_billing(world: World) -> None:
-    assert begin_takeover(world, world.lead()) is True
+    assert begin_term(world, world.lead()) is True
     assert 290 < seconds_until_due(world) <= 300
 
 
 def test_the_delay_outlives_the_leader_that_began_it(world: World) -> None:
-    begin_takeover(world, world.lead())
+    begin_term(world, world.lead())
     world.run("insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at) values ('a-1', 'x', now())")
-    assert begin_takeover(world, world.lead()) is False, "the successor finds a heartbeat of seconds ago"
+    assert begin_term(world, world.lead()) is False, "the successor finds a heartbeat of seconds ago"
     assert 290 < seconds_until_due(world) <= 300, "but the delay goes on"
 
 
@@ -87,11 +89,11 @@ def test_the_delay_begins_when_the_newest_heartbeat_is_older_than_90_minutes(
         " ('c-3', 'stopped', null)",
         minutes,
     )
-    assert begin_takeover(world, world.lead()) is waits
+    assert begin_term(world, world.lead()) is waits
 
 
 def test_a_delay_of_zero_bills_at_once(world: World) -> None:
-    begin_takeover(world, world.lead(), 0)
+    begin_term(world, world.lead(), 0)
     assert seconds_until_due(world) <= 0
 
 
@@ -102,7 +104,7 @@ def test_a_run_records_who_when_and_what(world: World) -> None:
     (run,) = world.rows("select * from billing_runs")
     assert (run["term"], run["holder"], run["outcome"], run["error"]) == (leadership.term, "test-1", "completed", None)
     assert run["started_at"] <= run["finished_at"] <= world.one("select clock_timestamp()")
-    assert Figures.from_row(run) == result.figures
+    assert Totals.from_row(run) == result.figures
     assert result.run is not None
     assert result.run.id == run["id"]
 
@@ -144,9 +146,9 @@ def test_an_abandoned_run_is_closed_with_what_its_batches_committed(crashing: Wo
     crash_before(crashing, "charge_covered", 2, batch_size=1)
     (run,) = crashing.rows("select * from billing_runs")
     assert (run["outcome"], run["finished_at"]) == ("running", None)
-    assert crashing.bill(NOON, batch_size=1).figures == Figures(instances=2, hours=10, amount=D("0.10"))
+    assert crashing.bill(NOON, batch_size=1).figures == Totals(instances=2, hours=10, amount=D("0.10"))
     old, new = crashing.rows("select * from billing_runs order by id")
-    assert (old["outcome"], Figures.from_row(old)) == ("abandoned", Figures(instances=2, hours=10, amount=D("0.10")))
+    assert (old["outcome"], Totals.from_row(old)) == ("abandoned", Totals(instances=2, hours=10, amount=D("0.10")))
     assert f"term {old['term']}" in old["error"]
     assert new["outcome"] == "completed"
     assert crashing.violations() == {}
@@ -182,7 +184,7 @@ def test_a_leader_that_no_longer_believes_in_itself_starts_no_further_batch(worl
 def test_results_do_not_depend_on_batches_and_workers(world: World, workers: int, batch_size: int) -> None:
     prices = [D("0.00"), D("7.30"), D("19.99")]
     plans = [world.plan(str(price)) for price in prices]
-    expected = Figures()
+    expected = Totals()
     model: dict[UUID, tuple[Owed, int]] = {}
     for number in range(20):
         balance = {0: None, 1: "0.11", 2: "0.00"}.get(number % 7, "80.00")
@@ -193,12 +195,12 @@ def test_results_do_not_depend_on_batches_and_workers(world: World, workers: int
             for place, turn in enumerate(turns)
         ]
         if balance is None:
-            expected += Figures(failures=len(turns))
+            expected += Totals(failures=len(turns))
             continue
         owed = [Owed(prices[turn], start, 2 + number) for turn in turns]
         model |= dict(zip(instances, zip(owed, settle(D(balance), owed), strict=True), strict=True))
     for each, hours in model.values():
-        expected += Figures(int(hours > 0), hours, each.cost(hours), int(hours < each.hours), 0)
+        expected += Totals(int(hours > 0), hours, each.cost(hours), int(hours < each.hours), 0)
     assert world.bill(NOON, workers=workers, batch_size=batch_size).figures == expected
     for instance, (each, hours) in model.items():
         assert world.billed(instance) == ([(each.start, hours, each.cost(hours))] if hours else [])

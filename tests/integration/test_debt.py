@@ -9,10 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller.billing.values import Figures
-from controller.postgres import queries
-from controller.postgres.lock_session import LockName
-from controller.postgres.overview import overview
+from controller.billing.status import read_status
+from controller.billing.values import Totals
 from tests.integration.world import World
 from tests.model import HOUR, NOON, Owed, charge_of, settle
 
@@ -127,7 +125,7 @@ def test_debts_are_summed_up_where_a_row_of_one_was_written_over(world: World) -
         """update vps_billing_cycles set metadata = metadata || '{"owed": "much"}' where vps_instance_id = %s""",
         t.first,
     )
-    shown = overview(world.conn, queries.load(), LockName("test"), 60.0)
+    shown = read_status(world.conn)
     assert (shown.debts, shown.owed) == (2, D("0.15"))
 
 
@@ -158,7 +156,7 @@ def test_a_debt_is_paid_in_parts(world: World) -> None:
         paid += part
         assert debts(world, t.first, t.second) == [(10 - paid, D(10 - paid).scaleb(-2)), (5, D("0.05"))]
     world.top_up(t.organization, "0.06")
-    assert world.bill(NOON).figures == Figures(instances=2, hours=6, amount=D("0.06"))
+    assert world.bill(NOON).figures == Totals(instances=2, hours=6, amount=D("0.06"))
     assert [hours for _, hours, _ in world.billed(t.first)] == [3, 4, 2, 1]
     assert debts(world, t.first, t.second) == [None, None]
     assert world.balance(t.organization) == 0
@@ -169,9 +167,9 @@ def test_figures_count_debts_apart_from_failures(world: World) -> None:
     tenant(world, "0.12")
     world.instance(world.organization(None), "p", NOON - 5 * HOUR)
     result = world.bill(NOON)
-    assert result.figures == Figures(instances=3, hours=15, amount=D("0.12"), debts=1, failures=1)
+    assert result.figures == Totals(instances=3, hours=15, amount=D("0.12"), debts=1, failures=1)
     (run,) = world.rows("select instances, hours, amount, debts, failures from billing_runs")
-    assert Figures.from_row(run) == result.figures
+    assert Totals.from_row(run) == result.figures
 
 
 def test_a_negative_wallet_pays_nothing_and_stays_as_it_is(world: World) -> None:

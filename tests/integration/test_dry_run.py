@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from controller.billing.values import CycleResult, Figures, Outcome
+from controller.billing.values import CycleResult, Outcome, Totals
 from controller.demo.sample import Size, create_data
 from tests.integration.touchy import TouchyLedger, touchy_kind
 from tests.integration.world import World
@@ -38,7 +38,7 @@ def test_figures_equal_the_real_runs_and_nothing_changes(world: World, batch_siz
     assert world.dump() == before
     real = world.bill(NOON, batch_size=batch_size, workers=workers)
     assert tried.figures == real.figures
-    assert tried.obstacles == real.obstacles
+    assert tried.failures_by_reason == real.failures_by_reason
     assert real.figures.debts > 0
     assert real.figures.failures > 0
     assert world.violations() == {}
@@ -50,8 +50,8 @@ def test_it_counts_a_debts_second_step_with_what_the_first_has_left(world: World
     for number in range(10):
         world.instance(organization, plan, NOON - (100 - number) * HOUR, NOON - 5 * HOUR)
     world.lead()
-    assert dry(world, NOON, batch_size=3).figures == Figures(5, 25, Decimal("0.25"), 5, 0)
-    assert world.bill(NOON, batch_size=3).figures == Figures(5, 25, Decimal("0.25"), 5, 0)
+    assert dry(world, NOON, batch_size=3).figures == Totals(5, 25, Decimal("0.25"), 5, 0)
+    assert world.bill(NOON, batch_size=3).figures == Totals(5, 25, Decimal("0.25"), 5, 0)
 
 
 def test_it_tells_the_same_of_the_sample_database(world: World) -> None:
@@ -63,7 +63,7 @@ def test_it_tells_the_same_of_the_sample_database(world: World) -> None:
     tried = dry(world, moment, workers=2, batch_size=20)
     assert world.dump() == before
     real = world.bill(moment, workers=2, batch_size=20)
-    assert (tried.figures, tried.obstacles) == (real.figures, real.obstacles)
+    assert (tried.figures, tried.failures_by_reason) == (real.figures, real.failures_by_reason)
     assert world.violations() == {}
 
 

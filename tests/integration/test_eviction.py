@@ -9,7 +9,6 @@ import psycopg
 import pytest
 
 from controller.election import Bounds
-from controller.postgres import queries
 from controller.postgres.connections import Database
 from controller.postgres.lock_session import LockName, PostgresLockSession
 from tests.support.waiting import eventually
@@ -26,7 +25,7 @@ def lock_session(database: str) -> Iterator[LockSessions]:
 
     def open_one(name: str, instance: str) -> PostgresLockSession:
         where = Database(lambda: database, "DATABASE_URL", instance)
-        opened.append(PostgresLockSession.open(where, queries.load(), LockName(name), Bounds()))
+        opened.append(PostgresLockSession.open(where, LockName(name), Bounds()))
         return opened[-1]
 
     yield open_one
@@ -82,20 +81,20 @@ def test_holder_that_states_no_deadline_is_not_watched(database: str, lock_sessi
 
 def test_holder_in_the_middle_of_a_statement_is_not_watched(database: str, lock_session: LockSessions) -> None:
     """The server is still at its ping: nobody can say that it is silent."""
-    standby, obstacle = lock_session("a", "test-1"), LockName("b").key
+    standby, failure_reason = lock_session("a", "test-1"), LockName("b").key
     with psycopg.connect(database, autocommit=True) as person, psycopg.connect(database, autocommit=True) as other:
         person.execute("select pg_advisory_lock(%s)", [LockName("a").key])
         person.execute(STATEMENT)
         seen = standby.try_lock().holder
         assert seen is not None
-        other.execute("select pg_advisory_lock(%s)", [obstacle])
+        other.execute("select pg_advisory_lock(%s)", [failure_reason])
         pinging = threading.Thread(
             target=person.execute,
-            args=(f"{STATEMENT} pg_advisory_lock(%s)", [obstacle]),
+            args=(f"{STATEMENT} pg_advisory_lock(%s)", [failure_reason]),
         )
         pinging.start()
         eventually(lambda: standby.try_lock().holder is None, "it is at its ping")
         assert not standby.evict(seen)
-        other.execute("select pg_advisory_unlock(%s)", [obstacle])
+        other.execute("select pg_advisory_unlock(%s)", [failure_reason])
         pinging.join()
         assert standby.try_lock().holder not in {None, seen}

@@ -9,16 +9,16 @@ import pytest
 from psycopg import errors
 from psycopg.rows import dict_row
 
+from controller import sql
 from controller.billing.errors import DeposedError
-from controller.billing.heartbeat import Heart
-from controller.billing.values import Figures, Outcome
-from controller.postgres import queries
+from controller.billing.heartbeat import Heartbeat
+from controller.billing.values import Outcome, Totals
 from tests.integration.touchy import TouchyLedger, touchy_kind
 from tests.integration.world import Term, World
 from tests.model import NOON
 
 D = Decimal
-QUERIES = queries.load()
+QUERIES = sql.load()
 
 
 def session(world: World) -> psycopg.Connection[dict[str, Any]]:
@@ -74,7 +74,7 @@ def test_a_deposed_leader_cannot_begin(touchy: World) -> None:
     before = touchy.dump()
     result = touchy.cycle(NOON).run(old)
     assert result.outcome is Outcome.DEPOSED
-    assert result.figures == Figures()
+    assert result.figures == Totals()
     assert touchy.dump() == before
 
 
@@ -137,7 +137,7 @@ def test_a_batch_in_flight_delays_the_mint_and_commits_before_it(touchy: World) 
     (batch,) = touchy.rows("select * from billing_batches")
     assert (batch["term"], batch["amount"]) == (old.term, D("0.10"))
     assert batch["written_at"] < touchy.one("select minted_at from billing_terms where term = %s", new)
-    assert touchy.bill(NOON, Term(new)).figures == Figures(instances=2, hours=10, amount=D("0.10"))
+    assert touchy.bill(NOON, Term(new)).figures == Totals(instances=2, hours=10, amount=D("0.10"))
     assert touchy.violations() == {}
 
 
@@ -195,33 +195,32 @@ def test_a_ledgers_every_write_is_fenced(touchy: World) -> None:
             lambda: ledger.begin_run(old.term),
             lambda: ledger.finish_run(run, Outcome.COMPLETED, None),
             lambda: ledger.plan(run, 10),
+            lambda: ledger.begin_term(60, 300),
         ):
             with pytest.raises(DeposedError), ledger.fenced(old.term):
                 write()
-        assert ledger.begin_takeover(old.term, 300) is False
     assert touchy.dump() == before
 
 
 def test_a_heartbeat_is_written_by_the_newest_term_alone(world: World) -> None:
     old, new = world.lead("stale-1"), world.lead("young-2")
 
-    def heart(name: str, leadership: Term) -> Heart:
-        heart = Heart(
+    def heart(name: str, leadership: Term) -> Heartbeat:
+        heart = Heartbeat(
             connect=world.database.connect,
-            statements=QUERIES,
             instance_id=name,
             metadata={},
             interval_seconds=60,
             retention_days=30,
         )
-        heart.take_office(leadership)
+        heart.start(leadership)
         return heart
 
     young = heart("young-2", new)
     before = world.dump("billing_daemon_status")
     stale = heart("stale-1", old)
     stale.beat()
-    stale.leave_office()
+    stale.mark_stopped()
     assert world.dump("billing_daemon_status") == before
     assert young.beat()
     assert world.one("select daemon_instance_id from billing_daemon_status") == "young-2"

@@ -10,8 +10,7 @@ from structlog.testing import capture_logs
 
 from controller.billing import guard as guards
 from controller.billing.guard import Guard
-from controller.billing.values import Figures
-from controller.postgres import queries
+from controller.billing.values import Totals
 from tests.integration.world import LedgerAt, World
 from tests.model import HOUR, NOON
 
@@ -36,7 +35,7 @@ HOURS = 'update vps_billing_cycles set metadata = metadata || \'{{"hours": "{}"}
 
 
 def guard(world: World, may_go_on: Callable[[], bool] = lambda: True) -> Guard:
-    return Guard(world.ledger, queries.load(), may_go_on)
+    return Guard(world.ledger, may_go_on)
 
 
 def town(world: World) -> list[UUID]:
@@ -48,7 +47,7 @@ def town(world: World) -> list[UUID]:
 
 
 def held(world: World) -> dict[UUID, str]:
-    return {row["organization_id"]: row["invariant"] for row in world.rows("select * from billing_holds")}
+    return {row["organization_id"]: row["reason"] for row in world.rows("select * from billing_suspensions")}
 
 
 def organization_of(world: World, instance: UUID) -> UUID:
@@ -72,7 +71,7 @@ def test_a_charge_that_breaks_an_invariant_holds_its_organization_alone(world: W
     with capture_logs() as logs:
         guard(world).look(world.term())
     assert held(world) == {organization_of(world, broken): invariant}
-    assert [line["event"] for line in logs] == ["organization.held", "guard.passed"]
+    assert [line["event"] for line in logs] == ["organization.suspended", "guard.passed"]
 
 
 def test_an_hour_that_is_charged_again_holds_the_organization(world: World) -> None:
@@ -118,8 +117,8 @@ def test_a_held_organization_is_not_charged_until_its_audit_is_clean(world: Worl
     world.run("update vps_instances set last_billed_at = last_billed_at + interval '1 hour' where id = %s", broken)
     with capture_logs() as logs:
         guard(world).release(world.term())
-    assert [line["event"] for line in logs] == ["organization.released"]
-    assert world.bill(NOON).figures == Figures(instances=3, hours=4, amount=D("0.04"))
+    assert [line["event"] for line in logs] == ["organization.unsuspended"]
+    assert world.bill(NOON).figures == Totals(instances=3, hours=4, amount=D("0.04"))
     assert held(world) == {}
     assert world.reason(broken) is None
     assert world.violations() == {}
@@ -142,7 +141,7 @@ def test_a_guard_that_is_interrupted_goes_on_next_time(world: World, monkeypatch
     with capture_logs() as logs:
         guard(world, lambda: next(asked)).look(world.term())
         guard(world).look(world.term())
-    assert [line["event"] for line in logs] == ["guard.interrupted", "organization.held", "guard.passed"]
+    assert [line["event"] for line in logs] == ["guard.interrupted", "organization.suspended", "guard.passed"]
 
 
 def test_an_instance_that_has_been_deleted_is_no_violation(world: World) -> None:
@@ -215,10 +214,10 @@ def test_an_organization_that_cannot_be_audited_keeps_nobody_else_held(world: Wo
         return ledger
 
     with capture_logs() as logs:
-        Guard(connect, queries.load(), lambda: True).release(world.term())
+        Guard(connect, lambda: True).release(world.term())
     assert [(line["event"], line["organization"]) for line in logs] == [
         ("guard.failed", str(organization_of(world, broken[0]))),
-        ("organization.released", str(organization_of(world, broken[1]))),
+        ("organization.unsuspended", str(organization_of(world, broken[1]))),
     ]
     assert list(held(world)) == [organization_of(world, broken[0])]
 

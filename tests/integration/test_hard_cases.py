@@ -7,9 +7,8 @@ from decimal import Decimal
 import psycopg
 import pytest
 
-from controller.billing.heartbeat import Heart
-from controller.billing.values import Figures, Outcome
-from controller.postgres import queries
+from controller.billing.heartbeat import Heartbeat
+from controller.billing.values import Outcome, Totals
 from tests.integration.touchy import TouchyLedger
 from tests.integration.world import World
 from tests.model import HOUR, NOON
@@ -62,7 +61,7 @@ def test_a_row_held_for_update_is_recorded_and_does_not_hold_up_the_others(world
         result = world.bill(NOON)
         assert result.figures.instances == 7
         assert result.figures.failures == 1
-        assert result.obstacles == {"locked": 1}
+        assert result.failures_by_reason == {"locked": 1}
         assert result.seconds < 3
         # the row itself may be impossible to write: its foreign keys need what the other transaction holds. The history
         # must tell of it all the same.
@@ -97,7 +96,7 @@ def test_an_instance_that_is_deleted_during_its_batch_spoils_nothing(database: s
         Own.before, Own.counted = {Own.names.index("charge_covered"): delete}, 0
         result = world.bill(NOON)
         threads[0].join(10)
-        assert result.figures == Figures(instances=1, hours=5, amount=D("0.05"))
+        assert result.figures == Totals(instances=1, hours=5, amount=D("0.05"))
         assert world.reason(stays) is None
 
 
@@ -123,15 +122,14 @@ def test_a_step_that_is_tried_again_counts_no_debt_twice(database: str, balance:
 def test_a_beat_that_was_fenced_says_that_it_was_not_written(world: World) -> None:
     old = world.lead("a-1")
     world.lead()
-    heart = Heart(
+    heart = Heartbeat(
         connect=world.database.connect,
-        statements=queries.load(),
         instance_id="a-1",
         metadata={},
         interval_seconds=60,
         retention_days=30,
     )
-    heart.take_office(old)
+    heart.start(old)
     assert heart.beat() is False
     heart.stop()
     heart.run()

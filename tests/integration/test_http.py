@@ -20,15 +20,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from controller.billing.status import Status, read_history, read_status
 from controller.demo.sample import Size, create_data
 from controller.election import Role
 from controller.errors import DatabaseUnreachableError
 from controller.metrics import Metrics
-from controller.postgres import queries
 from controller.postgres.connections import HEARTBEAT, Database, one_line
 from controller.postgres.lock_session import LockName
-from controller.postgres.overview import Overview, overview
-from controller.web import HttpServer, Identity, Reader, Site, Vitals
+from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
 
 PATIENCE_SECONDS = 30.0
 #: The kubelet's, by default.
@@ -41,12 +40,11 @@ class Served:
 
     def __init__(self, url: str) -> None:
         self._database = Database(lambda: url, "DATABASE_URL", "test-1")
-        self._statements = queries.load()
         self._lock = LockName()
         self.reads = 0
-        self.reader = Reader(self._read, time.monotonic)
-        self.metrics = Metrics("0", self._lock.name, lambda: False, lambda: self.reader.get().overview)
-        site = Site(
+        self.reader = StatusCache(self._read, time.monotonic)
+        self.metrics = Metrics("0", self._lock.name, lambda: False, lambda: self.reader.get().status)
+        site = Routes(
             Identity("test-1", "0", self._lock.name, "USD"),
             lambda: Vitals(Role.STANDBY, None, 0.1),
             self.reader,
@@ -55,12 +53,11 @@ class Served:
         )
         self.server = HttpServer("127.0.0.1", 0, site)
 
-    def _read(self) -> tuple[Overview, list[dict[str, Any]]]:
+    def _read(self) -> tuple[Status, list[dict[str, Any]]]:
         self.reads += 1
         try:
             with self._database.connect(replace(HEARTBEAT, purpose="status")) as connection:
-                runs = connection.execute(self._statements["history"].encode(), {"limit": 10}).fetchall()
-                return overview(connection, self._statements, self._lock, 60), runs
+                return read_status(connection), read_history(connection, 10)
         except psycopg.Error as error:
             raise DatabaseUnreachableError(one_line(error)) from None
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from controller import sql
 from controller.election import Silence
-from controller.postgres import queries
 from tests.integration.leadership_model import histories, shortest
 
 CALM: Final = settings(
@@ -23,7 +23,7 @@ CALM: Final = settings(
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-FENCE: Final = queries.load()["fence"]
+FENCE: Final = sql.load()["fence"]
 #: Enough for each of the mistakes below several times over.
 ENOUGH: Final = settings(CALM, max_examples=600, stateful_step_count=30, phases=[Phase.generate])
 
@@ -52,8 +52,8 @@ class Hasty(Silence):
 @pytest.mark.parametrize(
     ("parts", "last_step", "most_steps"),
     [
-        ({"statements": {**queries.load(), "fence": "select %(term)s as term"}}, "a commits", 9),
-        ({"statements": {**queries.load(), "fence": FENCE.removesuffix(" for share")}}, "a commits", 9),
+        ({"statements": {**sql.load(), "fence": "select %(term)s as term"}}, "a commits", 9),
+        ({"statements": {**sql.load(), "fence": FENCE.removesuffix(" for share")}}, "a commits", 9),
         ({"silence": Hasty}, "b evicts a", 6),
     ],
     ids=["no fence", "a fence that does not lock", "an eviction before the deadline"],

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import psycopg
 
-from controller.billing.values import Figures
+from controller.billing.values import Totals
 from tests.integration.touchy import TouchyLedger, touchy_kind
 from tests.integration.world import MONEY, World
 from tests.model import HOUR, NOON
@@ -38,7 +38,7 @@ def test_a_changed_instance_is_not_charged_over(touchy: World) -> None:
     statement = "update vps_instances set last_billed_at = %s where id = %s"
     kind.before = {kind.names.index("charge_covered"): interfering(touchy, statement, NOON - HOUR, moved)}
     kind.counted, pauses = 0, list[float]()
-    assert touchy.bill(NOON, pause=pauses.append).figures == Figures(instances=4, hours=16, amount=D("0.16"))
+    assert touchy.bill(NOON, pause=pauses.append).figures == Totals(instances=4, hours=16, amount=D("0.16"))
     assert len(pauses) == 1, "the first attempt was rolled back as a whole"
 
 
@@ -54,7 +54,7 @@ def test_a_wallet_that_is_spent_while_its_batch_is_charged_is_not_overdrawn(touc
         touchy.run("update wallets set balance = 0 where organization_id = %s", organization)
 
     kind.counted, kind.before, pauses = 0, {kind.names.index("charge_wallets"): spend}, list[float]()
-    assert touchy.bill(NOON, pause=pauses.append).figures == Figures(instances=3, hours=3, amount=D("0.03"), debts=1)
+    assert touchy.bill(NOON, pause=pauses.append).figures == Totals(instances=3, hours=3, amount=D("0.03"), debts=1)
     assert len(pauses) == 1, "the first attempt was rolled back as a whole"
     assert touchy.balance(organization) == 0
 
@@ -70,7 +70,7 @@ def test_a_top_up_does_not_wait_while_its_batch_is_charged(touchy: World) -> Non
             application.execute("update wallets set balance = balance + 1")
 
     kind.counted, kind.before = 0, {kind.names.index("charge_wallets"): top_up}
-    assert touchy.bill(NOON).figures == Figures(instances=4, hours=4, amount=D("0.04"))
+    assert touchy.bill(NOON).figures == Totals(instances=4, hours=4, amount=D("0.04"))
     assert touchy.one("select sum(balance) from wallets") == 8 - D("0.20")
 
 
@@ -86,7 +86,7 @@ def test_a_wallet_that_came_too_late_to_be_locked_is_not_overdrawn(touchy: World
         spend(ledger)
 
     kind.counted, kind.before = 0, {kind.names.index("charge_ordered"): make_and_spend}
-    expected = Figures(instances=4, hours=17, amount=D("0.17"), debts=1)
+    expected = Totals(instances=4, hours=17, amount=D("0.17"), debts=1)
     assert touchy.bill(NOON).figures == expected
     assert touchy.balance(organization) == 0
     assert touchy.violations() == {}
@@ -99,7 +99,7 @@ def test_the_same_cycle_twice_at_once_charges_once(world: World) -> None:
         for plan in plans[: 1 + number % 3]:
             world.instance(organization, plan, NOON - (3 + number) * HOUR)
     leadership, never = world.lead(), threading.Event()
-    results: list[Figures] = []
+    results: list[Totals] = []
 
     def pause(seconds: float) -> None:
         never.wait(seconds)

@@ -7,13 +7,13 @@ from decimal import Decimal
 import psycopg
 import pytest
 
-from controller.billing.values import Batch, Charged, Figures, Outcome, Position, Run
+from controller.billing.values import Batch, BatchResult, Outcome, ResumePoint, Run, Totals
 from tests.integration.touchy import TouchyLedger
 from tests.integration.world import LedgerAt, World
 from tests.model import NOON
 
 D = Decimal
-BILLED = Figures(instances=4, hours=20, amount=D("0.20"))
+BILLED = Totals(instances=4, hours=20, amount=D("0.20"))
 
 
 def before(world: World) -> dict[int, Callable[[TouchyLedger], None]]:
@@ -47,7 +47,7 @@ def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(
     assert touchy.bill(NOON, batch_size=2).figures == BILLED
     assert before(touchy) == {}
     assert touchy.violations() == {}
-    assert touchy.bill(NOON).figures == Figures()
+    assert touchy.bill(NOON).figures == Totals()
 
 
 def test_a_session_that_is_lost_before_the_commit_charges_once(touchy: World) -> None:
@@ -59,9 +59,9 @@ def test_a_session_that_is_lost_before_the_commit_charges_once(touchy: World) ->
         left = 2
 
         def charge(
-            self, run: Run, batch: Batch, after: Position | None, limit: int | None, *, cautious: bool = False
-        ) -> Charged:
-            charged = super().charge(run, batch, after, limit, cautious=cautious)
+            self, run: Run, batch: Batch, after: ResumePoint | None, limit: int | None, *, lock_first: bool = False
+        ) -> BatchResult:
+            charged = super().charge(run, batch, after, limit, lock_first=lock_first)
             if Lost.left:
                 Lost.left -= 1
                 world.run("select pg_terminate_backend(%s, 2000)", self.connection.info.backend_pid)
@@ -149,7 +149,7 @@ def test_an_error_that_is_nobodys_data_fails_the_cycle_and_the_next_goes_on(touc
     assert (result.outcome, result.error) == (Outcome.FAILED, "disk full")
     (run,) = touchy.rows("select outcome, error, instances from billing_runs")
     assert run == {"outcome": "failed", "error": "disk full", "instances": 2}
-    assert touchy.bill(NOON).figures == Figures(instances=2, hours=10, amount=D("0.10"))
+    assert touchy.bill(NOON).figures == Totals(instances=2, hours=10, amount=D("0.10"))
     assert touchy.violations() == {}
 
 

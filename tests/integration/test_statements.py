@@ -1,5 +1,6 @@
 """Every named statement is valid SQL on a migrated database, and every one is used."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from controller import sql
 from controller.billing.audit import INVARIANTS
-from controller.postgres import queries
 
-STATEMENTS = queries.load()
-UTILITY = {"close_leadership"}  # LOCK can't be prepared
+STATEMENTS = sql.load()
+UTILITY = {"close_leadership", "listen_for_resignations"}  # can't be prepared
+TEMPLATES = {"audit_summary"}
+
+#: How a statement's name reaches a connection.
+EXECUTORS = {"rows", "row", "optional_row", "run", "_row", "_optional_row", "_write"}
 
 
 def numbered(statement: str) -> str:
@@ -21,21 +26,33 @@ def numbered(statement: str) -> str:
     return re.sub(r"%\((\w+)\)s", lambda m: names.setdefault(m[1], f"${len(names) + 1}"), statement)
 
 
-@pytest.mark.parametrize("name", sorted(STATEMENTS.keys() - UTILITY))
+@pytest.mark.parametrize("name", sorted(STATEMENTS.keys() - UTILITY - TEMPLATES))
 def test_statement_can_be_prepared(conn: psycopg.Connection[Any], name: str) -> None:
     conn.execute(f"prepare statement as {numbered(STATEMENTS[name])}".encode())
 
 
-def sources() -> Iterator[str]:
-    for file in Path(queries.__file__).parents[1].rglob("*.py"):
-        yield file.read_text("utf-8")
+def nodes() -> Iterator[ast.AST]:
+    for file in Path(sql.__file__).parent.rglob("*.py"):
+        yield from ast.walk(ast.parse(file.read_text("utf-8")))
+
+
+def executed() -> Iterator[str]:
+    """The names that the code hands to `controller.sql`, or to a method that hands them on."""
+    for node in nodes():
+        match node:
+            case ast.Call(func=ast.Attribute(attr=method), args=arguments) if method in EXECUTORS:
+                for argument in arguments:
+                    listed = argument.elts if isinstance(argument, ast.List) else [argument]
+                    yield from (
+                        each.value for each in listed if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                    )
+            case ast.Subscript(value=ast.Call(func=ast.Attribute(attr="load")), slice=ast.Constant(value=str(name))):
+                yield name
 
 
 def test_no_statement_is_unused() -> None:
-    code = "\n".join(sources())
-    used = {name for name in STATEMENTS if f'"{name}"' in code} | {f"audit_{name}" for name in INVARIANTS}
-    assert STATEMENTS.keys() == used
+    assert STATEMENTS.keys() == set(executed()) | {f"audit_{name}" for name in INVARIANTS}
 
 
 def test_a_name_can_not_be_used_twice() -> None:
-    assert list(queries.parse("prose\n-- name: one\nselect 1\n\n-- name: two\nselect 2\n")) == ["one", "two"]
+    assert list(sql.parse("prose\n-- name: one\nselect 1\n\n-- name: two\nselect 2\n")) == ["one", "two"]

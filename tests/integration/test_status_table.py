@@ -7,27 +7,26 @@ from typing import Any
 
 import pytest
 
-from controller.billing.heartbeat import Heart
-from controller.postgres import queries
+from controller import sql
+from controller.billing.heartbeat import Heartbeat
 from tests.integration.world import Term, World
 from tests.model import HOUR, NOON
 
 #: As the application asks.
 HEALTH = "select * from billing_daemon_status order by heartbeat_at desc nulls last, updated_at desc limit 1"
 
-MakeHeart = Callable[..., Heart]
+MakeHeart = Callable[..., Heartbeat]
 
 
 @pytest.fixture
 def heart_of(world: World) -> Iterator[MakeHeart]:
     """Hearts that are stopped afterwards."""
-    made: list[Heart] = []
+    made: list[Heartbeat] = []
 
-    def make(instance_id: str = "test-1", retention_days: int = 30) -> Heart:
+    def make(instance_id: str = "test-1", retention_days: int = 30) -> Heartbeat:
         made.append(
-            Heart(
+            Heartbeat(
                 connect=world.database.connect,
-                statements=queries.load(),
                 instance_id=instance_id,
                 metadata={"version": "1", "os": "Linux"},
                 interval_seconds=60,
@@ -55,7 +54,7 @@ def bill_five_cents(world: World) -> None:
 def test_taking_office_writes_the_first_heartbeat_before_any_cycle(world: World, heart_of: MakeHeart) -> None:
     leadership = world.lead()
     before: datetime = world.one("select clock_timestamp()")
-    heart_of().take_office(leadership)
+    heart_of().start(leadership)
     row = status(world)
     assert (row["daemon_instance_id"], row["status"], row["last_run_at"]) == ("test-1", "running", None)
     assert row["heartbeat_at"] >= before
@@ -65,7 +64,7 @@ def test_taking_office_writes_the_first_heartbeat_before_any_cycle(world: World,
 
 def test_a_beat_carries_the_last_runs_figures(world: World, heart_of: MakeHeart) -> None:
     heart = heart_of()
-    heart.take_office(world.lead())
+    heart.start(world.lead())
     bill_five_cents(world)
     assert heart.beat()
     row = status(world)
@@ -75,12 +74,12 @@ def test_a_beat_carries_the_last_runs_figures(world: World, heart_of: MakeHeart)
 
 def test_stopping_keeps_the_figures_and_does_not_refresh_the_heartbeat(world: World, heart_of: MakeHeart) -> None:
     heart = heart_of()
-    heart.take_office(world.lead())
+    heart.start(world.lead())
     bill_five_cents(world)
     heart.beat()
     world.run("update billing_daemon_status set heartbeat_at = heartbeat_at - interval '50 seconds'")
     before = status(world)
-    heart.leave_office()
+    heart.mark_stopped()
     after = status(world)
     assert after["status"] == "stopped"
     assert after["heartbeat_at"] == before["heartbeat_at"]
@@ -92,10 +91,10 @@ def test_stopping_keeps_the_figures_and_does_not_refresh_the_heartbeat(world: Wo
 
 def test_a_run_that_ended_during_the_drain_is_told_without_a_heartbeat(world: World, heart_of: MakeHeart) -> None:
     heart = heart_of()
-    heart.take_office(world.lead())
+    heart.start(world.lead())
     before = status(world)["heartbeat_at"]
     bill_five_cents(world)
-    heart.leave_office()
+    heart.mark_stopped()
     row = status(world)
     assert (row["status"], row["total_amount"], row["heartbeat_at"]) == ("stopped", Decimal("0.05"), before)
 
@@ -103,7 +102,7 @@ def test_a_run_that_ended_during_the_drain_is_told_without_a_heartbeat(world: Wo
 def test_a_failed_run_is_an_error_with_its_reason_until_one_completes(world: World, heart_of: MakeHeart) -> None:
     heart = heart_of()
     leadership = world.lead()
-    heart.take_office(leadership)
+    heart.start(leadership)
     world.run(
         "insert into billing_runs (term, holder, started_at, finished_at, outcome, error)"
         " values (%s, 'x', %s, now(), 'failed', 'disk full')",
@@ -124,14 +123,14 @@ def test_a_cycle_under_way_does_not_hide_the_last_ones_figures(world: World, hea
     leadership = world.lead()
     bill_five_cents(world)
     world.run("insert into billing_runs (term, holder, started_at) values (%s, 'x', now())", leadership.term)
-    heart.take_office(leadership)
+    heart.start(leadership)
     assert status(world)["total_amount"] == Decimal("0.05")
 
 
 def test_a_successor_carries_the_figures_on_and_closes_the_rows_of_others(world: World, heart_of: MakeHeart) -> None:
-    heart_of("test-1").take_office(world.lead())
+    heart_of("test-1").start(world.lead())
     bill_five_cents(world)
-    heart_of("test-2").take_office(world.lead("test-2"))
+    heart_of("test-2").start(world.lead("test-2"))
     row = status(world)
     assert (row["daemon_instance_id"], row["total_amount"], row["status"]) == ("test-2", Decimal("0.05"), "running")
     other = world.rows("select * from billing_daemon_status where daemon_instance_id = 'test-1'")[0]
@@ -146,7 +145,7 @@ def test_rows_of_the_dead_are_pruned_after_their_retention(world: World, heart_o
         " ('young', 'stopped', now() - interval '6 days', now(), now()),"
         " ('never', 'stopped', null, now() - interval '8 days', now())"
     )
-    heart_of("test-1", retention_days=7).take_office(world.lead())
+    heart_of("test-1", retention_days=7).start(world.lead())
     names = {row["daemon_instance_id"] for row in world.rows("select daemon_instance_id from billing_daemon_status")}
     assert names == {"young", "test-1"}
 
@@ -158,20 +157,20 @@ def test_a_large_catch_up_fits(world: World, heart_of: MakeHeart) -> None:
         " values (%s, 'x', now(), now(), 'completed', 2000000000, 99999999999, 123456789012.34)",
         leadership.term,
     )
-    heart_of().take_office(leadership)
+    heart_of().start(leadership)
     assert status(world)["total_amount"] == Decimal("123456789012.34")
 
 
 def test_a_heart_that_does_not_lead_writes_nothing(world: World, heart_of: MakeHeart) -> None:
     heart = heart_of()
     assert heart.beat() is False
-    heart.take_office(Term(world.lead().term, leads=lambda: False))
+    heart.start(Term(world.lead().term, leads=lambda: False))
     assert world.rows("select from billing_daemon_status") == []
 
 
 def test_a_heart_finds_back_after_its_session_was_ended(world: World, heart_of: MakeHeart) -> None:
     heart = heart_of()
-    heart.take_office(world.lead())
+    heart.start(world.lead())
     world.run(
         "select pg_terminate_backend(pid, 2000) from pg_stat_activity"
         " where datname = current_database() and pid <> pg_backend_pid()"
@@ -184,10 +183,10 @@ def test_a_heart_finds_back_after_its_session_was_ended(world: World, heart_of: 
 def test_a_heartbeat_does_not_wait_for_a_batch_nor_for_a_mint(world: World, heart_of: MakeHeart) -> None:
     heart = heart_of()
     leadership = world.lead()
-    heart.take_office(leadership)
+    heart.start(leadership)
     ledger = world.ledger()
     with ledger.connection, ledger.fenced(leadership.term):
         assert heart.beat()
     with World(world.url) as other, other.conn.transaction():
-        other.run(queries.load()["close_leadership"])
+        sql.run(other.conn, "close_leadership")
         assert heart.beat()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Final
 
-import psycopg
-
-from controller.billing.values import Batch, Charged, Position, Run
+from controller import sql
+from controller.billing.values import Batch, BatchResult, Pricing, ResumePoint, Run
+from tests.integration.intercept import intercept
 from tests.integration.world import LedgerAt, World
+
+#: Begins every transaction, before its fence.
+UNCOUNTED: Final = {"set_transaction_settings", "backend_pid", "set_session_settings"}
 
 
 class TouchyLedger(LedgerAt):
@@ -23,14 +26,20 @@ class TouchyLedger(LedgerAt):
         """A count of its own."""
         cls.counted, cls.names, cls.before = 0, [], {}
 
-    def _execute(self, name: str, **parameters: Any) -> psycopg.Cursor[dict[str, Any]]:  # noqa: ANN401
+    def __init__(self, connection: sql.Connection, pricing: Pricing, holder: str) -> None:
+        super().__init__(connection, pricing, holder)
+        intercept(connection, self._count)
+
+    def _count(self, name: str, text: str) -> str:
+        if name in UNCOUNTED:
+            return text
         kind = type(self)
         kind.names.append(name)
         act = kind.before.pop(kind.counted, None)
         kind.counted += 1
         if act is not None:
             act(self)
-        return super()._execute(name, **parameters)
+        return text
 
 
 def touchy_kind(world: World) -> type[TouchyLedger]:
@@ -55,9 +64,9 @@ class TouchyAtCommit(TouchyLedger):
         cls.charges, cls.counted, cls.before, cls.commits = 0, 0, {}, {}
 
     def charge(
-        self, run: Run, batch: Batch, after: Position | None, limit: int | None, *, cautious: bool = False
-    ) -> Charged:
-        charged = super().charge(run, batch, after, limit, cautious=cautious)
+        self, run: Run, batch: Batch, after: ResumePoint | None, limit: int | None, *, lock_first: bool = False
+    ) -> BatchResult:
+        charged = super().charge(run, batch, after, limit, lock_first=lock_first)
         self._act = type(self).commits.get(type(self).charges)
         type(self).charges += 1
         return charged

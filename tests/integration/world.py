@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -13,11 +13,11 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg.rows import dict_row
 
+from controller import sql
 from controller.billing.audit import AuditReport, audit
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
 from controller.billing.values import CycleResult, Outcome, Pricing, Run
-from controller.postgres import queries
 from controller.postgres.connections import FOREGROUND, WORKER, Database, SessionSettings
 from tests.model import DEFAULT_PRICE, HOUR, NOON
 
@@ -34,7 +34,7 @@ TABLES: Final = (
     "billing_runs",
     "billing_batches",
     "billing_wallet_baselines",
-    "billing_holds",
+    "billing_suspensions",
     "billing_guard",
     "billing_schema_migrations",
 )
@@ -119,7 +119,7 @@ class World:
             "select *, metadata ->> 'reason' as reason, (metadata ->> 'hours')::int as hours,"
             " (metadata ->> 'owed')::numeric as owed"
             " from vps_billing_cycles where vps_instance_id = %s and status = 'failed'"
-            " and metadata ->> 'controller' = 'containerstacks-billing'",
+            " and billing_is_ours(metadata)",
             instance,
         )
         assert len(rows) <= 1, f"{len(rows)} open rows"
@@ -227,21 +227,15 @@ class World:
 
     def ledger(self, settings: SessionSettings = FOREGROUND, as_of: datetime | None = None) -> LedgerAt:
         """On a session of its own."""
-        ledger = self.ledger_class(
-            self.database.connect(settings), queries.load(), self.pricing, self.database.instance_id
-        )
+        ledger = self.ledger_class(self.database.connect(settings), self.pricing, self.database.instance_id)
         ledger.as_of = as_of
         return ledger
 
     def lead(self, holder: str = "test-1") -> Term:
         """Mints a term as the election does."""
-        statements: Mapping[str, str] = queries.load()
         with self.conn.transaction():
-            self.run(statements["close_leadership"])
-            minted = self.conn.execute(statements["mint_term"].encode(), {"holder": holder, "lock_name": "test"})
-            row = minted.fetchone()
-        assert row is not None
-        return Term(row["term"])
+            sql.run(self.conn, "close_leadership")
+            return Term(sql.row(self.conn, "mint_term", holder=holder, lock_name="test")["term"])
 
     def term(self) -> Term:
         """The newest, whoever's."""
@@ -274,7 +268,7 @@ class World:
     def audit(self) -> AuditReport:
         """As the command does it."""
         with self.database.connect() as connection:
-            return audit(connection, queries.load())
+            return audit(connection)
 
     def violations(self) -> dict[str, tuple[str, ...]]:
         """What the audit found, by invariant."""

@@ -16,7 +16,6 @@ import psycopg
 from psycopg.rows import dict_row
 
 from controller.billing.audit import audit
-from controller.postgres import queries
 
 PRICES: Final = (Decimal("5.00"), Decimal("12.50"), Decimal("3.99"), Decimal("0.50"))
 HOUR: Final = timedelta(hours=1)
@@ -154,5 +153,5 @@ class LedgerProbe:
 def assert_audit_clean(conn: psycopg.Connection[Any]) -> None:
     """Every invariant, by the controller's own audit, on a session of its own."""
     with psycopg.connect(conn.info.dsn, row_factory=dict_row, autocommit=True) as own:
-        report = audit(own, queries.load())
+        report = audit(own)
     assert report.clean, [finding for finding in report.findings if finding.violations]

@@ -85,7 +85,7 @@ def test_replica_that_has_stepped_down_evicts_nobody() -> None:
 
 
 def test_hidden_holder_is_told_of_once() -> None:
-    hidden = Attempt(taken=False, hidden=True)
+    hidden = Attempt(taken=False, other_role=True)
     with capture_logs() as logs:
         World().run(Session(try_lock=[hidden, hidden, heard(), hidden], wait=[None, None, None, stop]))
     assert [line["log_level"] for line in logs if line["event"] == "eviction.excluded"] == ["info", "info"]
@@ -103,9 +103,9 @@ def test_silence_is_never_longer_than_the_holders_own(frozen_seconds: float) -> 
     silence = Silence(lambda: now)
     assert silence.remaining_seconds == math.inf
     now += frozen_seconds
-    silence.see(heard().holder)
+    silence.observe(heard().holder)
     now += 6.2
-    silence.see(heard().holder)
+    silence.observe(heard().holder)
     assert silence.remaining_seconds == pytest.approx(0.1)
     assert silence.outlasted is None
     now += 0.2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,25 +10,18 @@ import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from controller.billing.values import CycleResult, Figures, Outcome
+from controller.billing.status import Status
+from controller.billing.values import CycleResult, Outcome, Totals
 from controller.lifecycle.drain import DrainOutcome
 from controller.metrics import Metrics
+from tests.statuses import NOW, status
 
 ROOT = Path(__file__).parents[2]
 P = "containerstacks_billing_"
+FACTS = status(failures=2, suspended=1, heartbeat_age_seconds=12.5, last_completed_at=NOW)
 
 
-@dataclass(frozen=True)
-class Facts:
-    term: int = 7
-    debts: int = 3
-    failures: int = 2
-    held: int = 1
-    heartbeat_age_seconds: float | None = 12.5
-    last_completed_at: datetime | None = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-
-def metrics(facts: Facts | None = Facts(), *, leads: bool = False) -> Metrics:
+def metrics(facts: Status | None = FACTS, *, leads: bool = False) -> Metrics:
     return Metrics("1.2.3", "a lock", lambda: leads, lambda: facts)
 
 
@@ -45,7 +36,7 @@ def samples(rendered: Metrics) -> dict[str, float]:
 
 
 def result(outcome: Outcome, seconds: float = 2.0) -> CycleResult:
-    return CycleResult(outcome, Figures(10, 12, Decimal("1.25"), 1, 1), seconds)
+    return CycleResult(outcome, Totals(10, 12, Decimal("1.25"), 1, 1), seconds)
 
 
 def test_every_outcome_is_there_before_it_has_happened() -> None:
@@ -117,16 +108,16 @@ def test_database_facts_are_absent_rather_than_old() -> None:
 
 
 def test_what_has_never_happened_has_no_time() -> None:
-    found = samples(metrics(Facts(heartbeat_age_seconds=None, last_completed_at=None)))
+    found = samples(metrics(status(heartbeat_age_seconds=None, last_completed_at=None)))
     assert f"{P}heartbeat_age_seconds" not in found
     assert f"{P}last_cycle_timestamp_seconds" not in found
 
 
 def test_database_is_asked_once_a_scrape() -> None:
-    asked: list[Facts] = []
+    asked: list[Status] = []
 
-    def read() -> Facts:
-        asked.append(Facts())
+    def read() -> Status:
+        asked.append(status())
         return asked[-1]
 
     shown = Metrics("1.2.3", "a lock", lambda: False, read)

@@ -54,10 +54,14 @@ where a.pid = %(pid)s and a.backend_start = %(began_at)s and a.state_change = %(
             and l.classid = %(lock_high)s::bigint::oid and l.objid = %(lock_low)s::bigint::oid and l.objsubid = 1
     )
 
+-- name: listen_for_resignations
+-- One channel for every lock name: an unrelated notification costs a standby one more try.
+listen billing_resigned
+
 -- name: resign
 -- The unlock takes effect at once, the notification when the statement commits, so a standby that it wakes finds the
 -- lock free.
-select pg_advisory_unlock(%(lock_key)s) as unlocked, pg_notify(%(channel)s, 'resigned')
+select pg_advisory_unlock(%(lock_key)s) as unlocked, pg_notify('billing_resigned', '')
 
 -- name: lock_holder
 select pid, backend_start, application_name, client_addr::text as client_addr
@@ -66,13 +70,6 @@ join pg_stat_activity a using (pid)
 where l.locktype = 'advisory' and l.granted
     and l.database = (select oid from pg_database where datname = current_database())
     and l.classid = %(lock_high)s::bigint::oid and l.objid = %(lock_low)s::bigint::oid and l.objsubid = 1
-
--- name: candidates
--- Every replica's lock session, by its application name. The holder is among them.
-select a.pid, a.application_name, a.backend_start
-from pg_stat_activity a
-where a.datname = current_database() and starts_with(a.application_name, %(prefix)s)
-order by a.backend_start
 
 -- name: fence
 -- The first statement of every transaction that writes: no row, and the writer is deposed. `for share`, not

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from controller.billing.values import CycleResult, Figures, Outcome
-from controller.cluster.announcer import CYCLE_NEWS_SECONDS, FLUSH_SECONDS, MAX_EVENTS, Announcer
-from controller.cluster.place import Place
+from controller.billing.values import CycleResult, Outcome, Totals
+from controller.k8s.announcer import CYCLE_NEWS_SECONDS, FLUSH_SECONDS, MAX_EVENTS, Announcer
+from controller.k8s.pod import Pod
 from controller.lifecycle.drain import DrainOutcome
-from tests.unit.test_cluster_api import PATIENCE_SECONDS, PLACE, ApiServer, Request, configuration
+from tests.unit.test_k8s_api import PATIENCE_SECONDS, PLACE, ApiServer, Request, configuration
 
 ROLE = "billing.containerstacks.io/role"
 
@@ -29,7 +29,7 @@ ROLE = "billing.containerstacks.io/role"
 class Running:
     """An announcer on its thread."""
 
-    def __init__(self, url: str, place: Place | str = PLACE, **more: Any) -> None:  # noqa: ANN401 - as the class takes them
+    def __init__(self, url: str, place: Pod | str = PLACE, **more: Any) -> None:  # noqa: ANN401 - as the class takes them
         self.announcer = Announcer(place, lambda: configuration(url), **more)
         self.thread = threading.Thread(target=self.announcer.run, name="cluster", daemon=True)
 
@@ -40,7 +40,7 @@ class Running:
 
 
 @contextmanager
-def running(url: str, place: Place | str = PLACE, **more: Any) -> Iterator[Announcer]:  # noqa: ANN401 - as above
+def running(url: str, place: Pod | str = PLACE, **more: Any) -> Iterator[Announcer]:  # noqa: ANN401 - as above
     made = Running(url, place, **more)
     made.thread.start()
     try:
@@ -70,7 +70,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def completed(failures: int = 0) -> CycleResult:
-    return CycleResult(Outcome.COMPLETED, Figures(10, 12, Decimal("1.20"), 0, failures), 2.0)
+    return CycleResult(Outcome.COMPLETED, Totals(10, 12, Decimal("1.20"), 0, failures), 2.0)
 
 
 def untold(logged: list[Any]) -> list[tuple[str, str]]:
@@ -91,7 +91,7 @@ def test_events_tell_what_happened_in_its_order(server: ApiServer) -> None:
     with running(server.url) as announcer:
         announcer.elected(7)
         announcer.cycle_ended(completed())
-        announcer.cycle_ended(CycleResult(Outcome.FAILED, Figures(), 0.1, error="disk full"))
+        announcer.cycle_ended(CycleResult(Outcome.FAILED, Totals(), 0.1, error="disk full"))
         announcer.drain_started("SIGTERM")
         announcer.resigned(7)
         announcer.drain_ended(DrainOutcome.COMPLETED)
@@ -151,8 +151,8 @@ def test_completed_cycles_are_news_now_and_then_and_failed_instances_always(serv
         announcer.cycle_ended(completed(failures=4))
         now[0] += CYCLE_NEWS_SECONDS
         announcer.cycle_ended(completed())
-        announcer.cycle_ended(CycleResult(Outcome.STOPPED, Figures(), 1.0))
-        announcer.cycle_ended(CycleResult(Outcome.DEPOSED, Figures(), 1.0))
+        announcer.cycle_ended(CycleResult(Outcome.STOPPED, Totals(), 1.0))
+        announcer.cycle_ended(CycleResult(Outcome.DEPOSED, Totals(), 1.0))
         announcer.elected(8)
         told = [server.next("events").body for _ in range(4)]
     assert [(body["reason"], body["type"]) for body in told] == [
@@ -267,7 +267,7 @@ def test_announcer_stopped_before_it_runs_still_tells(server: ApiServer) -> None
 
 def test_secrets_do_not_reach_an_event(server: ApiServer) -> None:
     with running(server.url, redact=lambda text: text.replace("hunter2", "***")) as announcer:
-        announcer.cycle_ended(CycleResult(Outcome.FAILED, Figures(), 0.1, error="password hunter2"))
+        announcer.cycle_ended(CycleResult(Outcome.FAILED, Totals(), 0.1, error="password hunter2"))
         assert "password ***;" in server.next("events").body["note"]
 
 
@@ -296,8 +296,8 @@ def test_client_that_can_not_be_set_up_costs_one_warning() -> None:
 
 def test_client_is_imported_by_nobody_who_does_not_need_it() -> None:
     program = (
-        "import sys, controller.app, controller.cluster, controller.web, controller.metrics\n"
-        "controller.cluster.Announcer('not in a cluster').run()\n"
+        "import sys, controller.app, controller.k8s, controller.web, controller.metrics\n"
+        "controller.k8s.Announcer('not in a cluster').run()\n"
         "sys.exit('kubernetes' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
@@ -307,9 +307,9 @@ def test_generated_classes_are_not_imported_by_those_who_do() -> None:
     program = (
         "import sys\n"
         "from kubernetes.client import Configuration\n"
-        "from controller.cluster.api import Api\n"
-        "from controller.cluster import Place\n"
-        "Api(Configuration(), Place('n', 'p'))\n"
+        "from controller.k8s.api import Api\n"
+        "from controller.k8s import Pod\n"
+        "Api(Configuration(), Pod('n', 'p'))\n"
         "sys.exit('kubernetes.client.api.core_v1_api' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

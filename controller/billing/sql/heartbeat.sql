@@ -46,30 +46,3 @@ where daemon_instance_id <> %(instance_id)s::text and status <> 'stopped'
 delete from billing_daemon_status
 where daemon_instance_id <> %(instance_id)s::text
     and coalesce(heartbeat_at, updated_at, created_at) < clock_timestamp() - %(retention_days)s * interval '1 day'
-
--- name: overview
--- For people and for metrics; all of it cheap.
-select l.term, l.holder, l.elected_at, l.lock_name,
-    clock_timestamp() as database_time,
-    (select extract(epoch from clock_timestamp() - max(heartbeat_at))::float8 from billing_daemon_status)
-        as heartbeat_age_seconds,
-    (select count(*) from vps_billing_cycles where status = 'failed'
-        and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' = 'insufficient_balance')
-        as debts,
-    -- the column, which can't hold everything, stands in for what somebody has written over
-    (select coalesce(sum(case when jsonb_typeof(metadata -> 'owed') = 'number' then (metadata ->> 'owed')::numeric
-            else total_amount end), 0) from vps_billing_cycles where status = 'failed'
-        and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' = 'insufficient_balance')
-        as owed,
-    (select count(*) from vps_billing_cycles where status = 'failed'
-        and metadata ->> 'controller' = 'containerstacks-billing' and metadata ->> 'reason' <> 'insufficient_balance')
-        as failures,
-    (select count(*) from billing_holds) as held,
-    (select checked_until from billing_guard) as checked_until,
-    -- the amount as text: a JSON number becomes a float on its way
-    (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text) from billing_runs r where outcome <> 'running' order by started_at desc, id desc limit 1)
-        as last_run,
-    (select max(started_at) from billing_runs where outcome = 'completed') as last_completed_at,
-    (select started_at from billing_runs where outcome = 'running' and term = l.term order by id desc limit 1)
-        as running_since
-from billing_leadership l

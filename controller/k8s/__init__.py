@@ -25,7 +25,7 @@ What it must not do: influence who leads or whether billing goes on, read settin
 out: texts from elsewhere are redacted before they become an Event.
 """
 
-from controller.cluster.announcer import Announcer
-from controller.cluster.place import Place, find_place
+from controller.k8s.announcer import Announcer
+from controller.k8s.pod import Pod, find_pod
 
-__all__ = ["Announcer", "Place", "find_place"]
+__all__ = ["Announcer", "Pod", "find_pod"]

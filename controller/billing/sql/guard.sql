@@ -13,7 +13,7 @@ from billing_guard
 with payment as materialized (
     select id, organization_id, amount, status, metadata
     from payment_transactions
-    where id > %(after_id)s and id < %(end_id)s and metadata ->> 'controller' = 'containerstacks-billing'
+    where id > %(after_id)s and id < %(end_id)s and billing_is_ours(metadata)
     order by id
     limit %(limit)s
 ), unsound as materialized (
@@ -55,7 +55,7 @@ with payment as materialized (
         select b.billing_period_end as period_end
         from vps_billing_cycles b
         where b.vps_instance_id = c.vps_instance_id and b.status = 'billed'
-            and b.metadata ->> 'controller' = 'containerstacks-billing'
+            and billing_is_ours(b.metadata)
             and b.billing_period_start <= c.billing_period_start and b.id <> c.id
         order by b.billing_period_start desc
         limit 1
@@ -75,21 +75,21 @@ select (select count(*) from payment) as payments,
 -- The next payment alone: something about it makes guard_charges fail.
 select id, organization_id
 from payment_transactions
-where id > %(after_id)s and id < %(end_id)s and metadata ->> 'controller' = 'containerstacks-billing'
+where id > %(after_id)s and id < %(end_id)s and billing_is_ours(metadata)
 order by id
 limit 1
 
 -- name: guard_end
 update billing_guard set checked_until = greatest(checked_until, %(checked_until)s)
 
--- name: hold_organization
-insert into billing_holds (organization_id, invariant, detail)
-values (%(organization_id)s, %(invariant)s, %(detail)s)
+-- name: suspend_organization
+insert into billing_suspensions (organization_id, reason, detail)
+values (%(organization_id)s, %(reason)s, %(detail)s)
 on conflict do nothing
 returning organization_id
 
--- name: held_organizations
-select organization_id from billing_holds order by held_at, organization_id
+-- name: suspended_organizations
+select organization_id from billing_suspensions order by suspended_at, organization_id
 
--- name: release_organization
-delete from billing_holds where organization_id = %(organization_id)s
+-- name: unsuspend_organization
+delete from billing_suspensions where organization_id = %(organization_id)s

@@ -1,22 +1,23 @@
 -- One billing cycle: when it is due, its plan, its row of history. Its batches are in charge.sql.
 
--- name: begin_takeover
--- No heartbeat for 90 minutes: the application's own billing may be in the middle of a run, and reads last_billed_at only
--- at its start. The delay is kept here and not in a leader's memory, since the next leader has to respect it too.
-update billing_leadership
-set bill_after = clock_timestamp() + %(delay_seconds)s * interval '1 second'
-where term = %(term)s
-    and coalesce(
-        (select max(heartbeat_at) from billing_daemon_status) < clock_timestamp() - interval '90 minutes', true)
-returning bill_after
+-- name: begin_term
+-- Needs the fence. Records the leader's interval, which the schedule follows. If no heartbeat is younger than 90 minutes,
+-- the application's own billing may be in the middle of a run, and it reads last_billed_at only at its start: then no
+-- cycle starts before the delay has passed. The next leader has to respect the delay too, so it is kept here.
+with heartbeat as (
+    select coalesce(max(heartbeat_at) < clock_timestamp() - interval '90 minutes', true) as stale
+    from billing_daemon_status
+)
+update billing_leadership l
+set interval_minutes = %(interval_minutes)s,
+    bill_after = case when h.stale then clock_timestamp() + %(delay_seconds)s * interval '1 second' else l.bill_after end
+from heartbeat h
+returning h.stale as takeover
 
--- name: schedule
--- By the database's clock, whoever led the last cycle.
-select extract(epoch from greatest(
-    (select max(started_at) + %(interval_minutes)s * interval '1 minute' from billing_runs where outcome = 'completed'),
-    (select bill_after from billing_leadership),
-    clock_timestamp() - interval '1 second'  -- never billed: overdue
-) - clock_timestamp())::float8 as seconds_until_due
+-- name: seconds_until_due
+-- By the database's clock, whichever replica led the last cycle. Negative once the cycle is due.
+select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as seconds
+from billing_next_cycle()
 
 -- name: close_abandoned_runs
 -- Runs of leaders that are gone: their figures are what their batches committed.
@@ -83,9 +84,3 @@ returning r.instances, r.hours, r.amount, r.debts, r.failures
 delete from billing_batches
 where written_at < now() - %(retention_days)s * interval '1 day'
     and id < (select min(b.id) + 100000 from billing_batches b)
-
--- name: history
-select id, term, holder, started_at, finished_at, outcome, instances, hours, amount, debts, failures, error
-from billing_runs
-order by started_at desc, id desc
-limit %(limit)s

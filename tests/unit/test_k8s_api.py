@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from controller.cluster.api import Api, ApiError, Trouble
-from controller.cluster.place import Place, find_place
+from controller.k8s.api import Api, ApiError, Trouble
+from controller.k8s.pod import Pod, find_pod
 
 PATIENCE_SECONDS = 15.0
-PLACE = Place("billing", "billing-7d4-x2", "pod-uid", "billing")
+PLACE = Pod("billing", "billing-7d4-x2", "pod-uid", "billing")
 
 
 @dataclass(frozen=True)
@@ -250,11 +250,11 @@ def test_rotated_token_is_used(server: ApiServer, tmp_path: Path) -> None:
 def test_place_is_found_only_where_there_is_somebody_to_tell(tmp_path: Path) -> None:
     in_cluster = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
-    def find(environment: dict[str, str], pod: str | None = "pod") -> Place | str:
-        return find_place(environment, namespace="billing", pod=pod, deployment="d", service_account=tmp_path)
+    def find(environment: dict[str, str], pod: str | None = "pod") -> Pod | str:
+        return find_pod(environment, namespace="billing", pod=pod, deployment="d", service_account=tmp_path)
 
     assert find({}) == "not in a cluster"
     assert find(in_cluster) == "no service account token"
     (tmp_path / "token").write_text("x")
     assert find(in_cluster, pod=None) == "POD_NAME or POD_NAMESPACE is not set"
-    assert find(in_cluster) == Place("billing", "pod", None, "d")
+    assert find(in_cluster) == Pod("billing", "pod", None, "d")

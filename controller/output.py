@@ -13,8 +13,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from controller.billing.audit import AuditReport
-from controller.billing.values import Charged, CycleResult
-from controller.postgres.overview import Overview
+from controller.billing.status import Status
+from controller.billing.values import BatchResult, CycleResult
 
 OUT = Console(highlight=False, soft_wrap=True)
 
@@ -24,7 +24,7 @@ def line(text: str) -> None:
     OUT.print(text, markup=False)
 
 
-def status(view: Overview, *, as_json: bool) -> None:
+def status(view: Status, *, as_json: bool) -> None:
     """The answer of `status`."""
     if as_json:
         _json(view.as_dict())
@@ -58,7 +58,9 @@ def status(view: Overview, *, as_json: bool) -> None:
     )
     table.add_row("debts", f"{view.debts} instances owe {view.owed}")
     table.add_row("failures", f"{view.failures} instances")
-    table.add_row("held", f"{view.held} organizations" + ("; see `audit` and billing_holds" if view.held else ""))
+    table.add_row(
+        "suspended", f"{view.suspended} organizations" + ("; see billing_suspensions" if view.suspended else "")
+    )
     OUT.print(table)
 
 
@@ -92,8 +94,8 @@ def audit(report: AuditReport, *, as_json: bool) -> None:
     for finding in report.findings:
         mark = "ok  " if finding.violations == 0 else "FAIL"
         counts = f": {finding.violations} violations" if finding.violations else ""
-        apart = f" ({finding.apart} older or foreign rows apart)" if finding.apart else ""
-        line(f"{mark} {finding.invariant:<14} {finding.meaning}{counts}{apart}")
+        exempt = f" ({finding.exempt} exempt: older than adoption, or another program's)" if finding.exempt else ""
+        line(f"{mark} {finding.invariant:<14} {finding.meaning}{counts}{exempt}")
         for example in finding.examples:
             line(f"       {example}")
     if report.older_rows:
@@ -109,7 +111,7 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
             {
                 "outcome": result.outcome, "dry_run": dry, "run": None if dry or not result.run else result.run.id,
                 **asdict(figures), "seconds": round(result.seconds, 3), "error": result.error,
-                "obstacles": result.obstacles or {},
+                "failures_by_reason": result.failures_by_reason or {},
             }
         )  # fmt: skip
         return
@@ -120,8 +122,12 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
         table.add_row("error", result.error)
     table.add_row(would, f"{figures.amount} for {figures.hours} hours of {figures.instances} instances")
     table.add_row("debts", f"{figures.debts} instances")
-    obstacles = ", ".join(f"{reason} {count}" for reason, count in sorted((result.obstacles or {}).items()))
-    table.add_row("failures", f"{figures.failures} instances" + (f" ({obstacles})" if obstacles else ""))
+    failures_by_reason = ", ".join(
+        f"{reason} {count}" for reason, count in sorted((result.failures_by_reason or {}).items())
+    )
+    table.add_row(
+        "failures", f"{figures.failures} instances" + (f" ({failures_by_reason})" if failures_by_reason else "")
+    )
     table.add_row("time", f"{result.seconds:.2f} s")
     OUT.print(table)
 
@@ -147,7 +153,7 @@ class Progress:
         """So many are due."""
         self._bar.update(self._task, total=instances)
 
-    def charged(self, charged: Charged) -> None:
+    def charged(self, charged: BatchResult) -> None:
         """So many more are done."""
         self._bar.advance(self._task, charged.due)
 

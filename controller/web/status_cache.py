@@ -3,12 +3,11 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
+from controller.billing.status import Status
 from controller.errors import BillingError
 
 #: A reading is good for so long; a failed one too, so that a database in trouble is left alone.
@@ -22,56 +21,24 @@ STALE_SECONDS: Final = 60.0
 log = structlog.get_logger(part="web")
 
 
-class Overview(Protocol):
-    """What the pages need of `controller.postgres.overview.Overview`; its docstring says what each is."""
-
-    @property
-    def leader(self) -> str | None: ...
-    @property
-    def term(self) -> int: ...
-    @property
-    def leading_since(self) -> datetime | None: ...
-    @property
-    def standbys(self) -> tuple[str, ...]: ...
-    @property
-    def next_cycle_at(self) -> datetime | None: ...
-    @property
-    def running_since(self) -> datetime | None: ...
-    @property
-    def last_completed_at(self) -> datetime | None: ...
-    @property
-    def heartbeat_age_seconds(self) -> float | None: ...
-    @property
-    def debts(self) -> int: ...
-    @property
-    def owed(self) -> Decimal: ...
-    @property
-    def failures(self) -> int: ...
-    @property
-    def held(self) -> int: ...
-    @property
-    def database_time(self) -> datetime: ...
-    def as_dict(self) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
-class Reading:
+class Snapshot:
     """What was read, or why nothing was.
 
     Attributes:
-        overview: None when the database could not be read.
+        status: None when the database could not be read.
         runs: the newest cycles, newest first, as `history` gives them.
         error: one line; None when it was read.
         read_at: monotonic seconds.
     """
 
-    overview: Overview | None
+    status: Status | None
     runs: Sequence[Mapping[str, Any]]
     error: str | None
     read_at: float
 
 
-class Reader:
+class StatusCache:
     """Reads when somebody asks and the last reading is no longer fresh, on a thread of its own that then ends.
 
     Args:
@@ -82,7 +49,7 @@ class Reader:
 
     def __init__(
         self,
-        read: Callable[[], tuple[Overview, Sequence[Mapping[str, Any]]]],
+        read: Callable[[], tuple[Status, Sequence[Mapping[str, Any]]]],
         clock: Callable[[], float],
         redact: Callable[[str], str] = str,
         wait_seconds: float = WAIT_SECONDS,
@@ -92,14 +59,14 @@ class Reader:
         self._redact = redact
         self._wait_seconds = wait_seconds
         self._changed = threading.Condition()
-        self._last: Reading | None = None
+        self._last: Snapshot | None = None
         self._began_at: float | None = None  # of the reading under way
         self._finished = 0
         self._waiting = 0
         self._succeeded = False
         self._told = False
 
-    def get(self) -> Reading:
+    def get(self) -> Snapshot:
         """A fresh reading where one can be had in time; otherwise one that says why not. Any thread; bounded."""
         with self._changed:
             if self._is_fresh():
@@ -130,15 +97,15 @@ class Reader:
     def _is_fresh(self) -> bool:
         return self._last is not None and self._clock() - self._last.read_at < FRESH_SECONDS
 
-    def _newest(self) -> Reading:
+    def _newest(self) -> Snapshot:
         return self._last or self._late()
 
     def _begin(self) -> None:
         if self._began_at is None:
             self._began_at = self._clock()
-            threading.Thread(target=self._run, name="overview", daemon=True).start()
+            threading.Thread(target=self._run, name="status", daemon=True).start()
 
-    def _meanwhile(self) -> Reading:
+    def _meanwhile(self) -> Snapshot:
         """For those who can't wait: the last reading, unless it is old or the one under way is late."""
         now = self._clock()
         late = self._began_at is not None and now - self._began_at > self._wait_seconds
@@ -146,26 +113,26 @@ class Reader:
             return self._last
         return self._late()
 
-    def _late(self) -> Reading:
-        return Reading(
+    def _late(self) -> Snapshot:
+        return Snapshot(
             None, (), f"the database has not answered within {self._wait_seconds:g} s; try again", self._clock()
         )
 
     def _run(self) -> None:
-        reading: Reading
+        reading: Snapshot
         try:
-            overview, runs = self._read()
-            reading = Reading(overview, tuple(self._redacted(run) for run in runs), None, self._clock())
+            status, runs = self._read()
+            reading = Snapshot(status, tuple(self._redacted(run) for run in runs), None, self._clock())
         except Exception as error:  # noqa: BLE001 - whatever it is, the next reading must be able to begin
             if not isinstance(error, BillingError):
                 tell = log.debug if self._told else log.error
                 self._told = True
-                tell("overview.failed", exc_info=error)
+                tell("status.failed", exc_info=error)
             text = self._redact(" ".join(str(error).split())) or type(error).__name__
-            reading = Reading(None, (), text, self._clock())
+            reading = Snapshot(None, (), text, self._clock())
         with self._changed:
             self._last = reading
-            self._succeeded = self._succeeded or reading.overview is not None
+            self._succeeded = self._succeeded or reading.status is not None
             self._finished += 1
             self._began_at = None
             self._changed.notify_all()

@@ -8,8 +8,9 @@ from decimal import Decimal
 from html import escape
 from typing import Any, Final
 
+from controller.billing.status import Status
 from controller.web.health import Vitals
-from controller.web.reading import Overview, Reading
+from controller.web.status_cache import Snapshot
 
 #: From this age on the application bills by itself; the page warns well before.
 HEARTBEAT_LATE_SECONDS: Final = 900.0
@@ -51,7 +52,7 @@ STYLE_HASH: Final = f"sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).di
 _TONES: Final = {"completed": "good", "failed": "bad", "running": "wait", "stopped": "wait", "abandoned": "bad"}
 
 
-def render(identity: Mapping[str, Any], vitals: Vitals, problems: Sequence[str], reading: Reading) -> str:
+def render(identity: Mapping[str, Any], vitals: Vitals, problems: Sequence[str], reading: Snapshot) -> str:
     """The document.
 
     Args:
@@ -60,7 +61,7 @@ def render(identity: Mapping[str, Any], vitals: Vitals, problems: Sequence[str],
         problems: why this replica is not alive or not ready.
         reading: of the database.
     """
-    view = reading.overview
+    view = reading.status
     parts = [
         f"<header><h1>ContainerStacks billing</h1><small>lock {_text(identity['lock'])}</small></header>",
         *(f'<p class="note">This replica: {_text(problem)}</p>' for problem in problems),
@@ -77,13 +78,13 @@ def render(identity: Mapping[str, Any], vitals: Vitals, problems: Sequence[str],
     )
 
 
-def _title(view: Overview | None) -> str:
+def _title(view: Status | None) -> str:
     if view is None:
         return "billing: no database"
     return f"billing: {view.leader} leads" if view.leader else "billing: nobody leads"
 
 
-def _cards(view: Overview, identity: Mapping[str, Any]) -> str:
+def _cards(view: Status, identity: Mapping[str, Any]) -> str:
     now = view.database_time
     age = view.heartbeat_age_seconds
     late = age is None or age > HEARTBEAT_LATE_SECONDS
@@ -109,7 +110,7 @@ def _cards(view: Overview, identity: Mapping[str, Any]) -> str:
         ),
         _card("Debts", f"{view.debts}", f"{view.owed} {identity['currency']} owed", "wait" if view.debts else ""),
         _card("Not charged", f"{view.failures}", "instances, for their data", "bad" if view.failures else ""),
-        _card("Held", f"{view.held}", "organizations, by the audit after a cycle", "bad" if view.held else ""),
+        _card("Suspended", f"{view.suspended}", "organizations excluded from billing", "bad" if view.suspended else ""),
     ]
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -159,7 +160,7 @@ def _replica(identity: Mapping[str, Any], vitals: Vitals, problems: Sequence[str
     return f'<h2>This replica</h2><div class="scroll"><table><tbody>{rows}</tbody></table></div>'
 
 
-def _footer(view: Overview | None) -> str:
+def _footer(view: Status | None) -> str:
     read = f"As of {_text(_when(view.database_time))} by the database's clock. " if view else ""
     return (
         f'<footer>{read}<a href="/status.json">status.json</a> · <a href="/metrics">metrics</a> ·'

@@ -20,7 +20,7 @@ with due as materialized (
     select vps_instance_id
     from vps_billing_cycles
     where vps_instance_id = any (array(select id from due))
-        and status = 'failed' and metadata ->> 'controller' = 'containerstacks-billing'
+        and status = 'failed' and billing_is_ours(metadata)
 ), costed as materialized (
     -- null where it is not plain what an instance costs, or whether it is all that it owes. `is not true` keeps `in` from
     -- becoming a join: the planner can't know how many are in it
@@ -46,7 +46,7 @@ with due as materialized (
     where w.balance >= o.amount and w.balance < 'NaN' and upper(w.currency) = %(currency)s
         and exists (select from billing_wallet_baselines b where b.wallet_id = w.id)
         and not exists (select from wallets other where other.organization_id = w.organization_id and other.id <> w.id)
-        and not exists (select from billing_holds h where h.organization_id = o.organization_id)
+        and not exists (select from billing_suspensions h where h.organization_id = o.organization_id)
 ), charge as materialized (
     select *, period_start + hours * interval '1 hour' as period_end,
         billing_time_ordered_uuid(clock_timestamp()) as charge_id
@@ -122,7 +122,7 @@ select count(*) as charged from charged
 -- name: lock_organizations
 -- Locks the wallets in the one global order, without waiting: an organization with a row that someone else holds is handed
 -- back, to be tried again on its own. What is locked here is read again by charge_ordered, whose snapshot is younger than
--- the locks. Everything else is locked by charge_ordered as it writes; `cautious`, after a first try has failed, locks it
+-- the locks. Everything else is locked by charge_ordered as it writes; `lock_first`, after a first try has failed, locks it
 -- here in the strength that will be needed, to find out whose it is.
 with due as materialized (
     select distinct organization_id
@@ -140,7 +140,7 @@ with due as materialized (
 ), organization as materialized (
     select id
     from organizations
-    where %(cautious)s and id in (select organization_id from due)
+    where %(lock_first)s and id in (select organization_id from due)
 ), locked_organization as materialized (
     select o.id
     from organizations o
@@ -150,7 +150,7 @@ with due as materialized (
 ), instance as materialized (
     select id, organization_id
     from vps_instances
-    where %(cautious)s and organization_id = any (%(organizations)s::uuid[])
+    where %(lock_first)s and organization_id = any (%(organizations)s::uuid[])
         and billing_is_due(last_billed_at, created_at, %(as_of)s)
 ), locked_instance as materialized (
     select i.id
@@ -162,7 +162,7 @@ with due as materialized (
     select c.id, i.organization_id
     from vps_billing_cycles c
     join instance i on i.id = c.vps_instance_id
-    where c.status = 'failed' and c.metadata ->> 'controller' = 'containerstacks-billing'
+    where c.status = 'failed' and billing_is_ours(c.metadata)
 ), locked_debt as materialized (
     select c.id
     from vps_billing_cycles c
@@ -170,7 +170,7 @@ with due as materialized (
     order by c.id
     for no key update skip locked
 )
-select coalesce(array_agg(distinct organization_id), '{}') as held_by_others,
+select coalesce(array_agg(distinct organization_id), '{}') as locked_by_others,
     exists (select from wallet w where not exists (select from billing_wallet_baselines b where b.wallet_id = w.id))
         as adoptable
 from (
@@ -181,7 +181,7 @@ from (
     select organization_id from instance where id not in (select id from locked_instance)
     union all
     select organization_id from debt where id not in (select id from locked_debt)
-) held
+) locked
 
 -- name: adopt_wallets
 -- First sight of a wallet that is younger than migration 015: see there.
@@ -194,7 +194,7 @@ where w.organization_id in (
         select organization_id from vps_instances
         where organization_id = any (%(organizations)s::uuid[])
             and billing_is_due(last_billed_at, created_at, %(as_of)s))
-    and w.organization_id <> all (%(held_by_others)s::uuid[])
+    and w.organization_id <> all (%(locked_by_others)s::uuid[])
     and not exists (select from billing_wallet_baselines b where b.wallet_id = w.id)
     and w.balance is not null and w.balance <> 'NaN'
     and not exists (select from wallets o where o.organization_id = w.organization_id and o.id <> w.id)
@@ -210,7 +210,7 @@ with due as materialized (
         billing_is_moment(coalesce(i.last_billed_at, i.created_at)) as start_known
     from vps_instances i
     where i.organization_id = any (%(organizations)s::uuid[])
-        and i.organization_id <> all (%(held_by_others)s::uuid[])
+        and i.organization_id <> all (%(locked_by_others)s::uuid[])
         and billing_is_due(i.last_billed_at, i.created_at, %(as_of)s)
         and (%(after_id)s::uuid is null
             or (coalesce(i.created_at, 'infinity'), i.id) > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
@@ -226,7 +226,7 @@ with due as materialized (
 ), open_debt as materialized (
     select vps_instance_id, id, metadata -> 'since' as since
     from vps_billing_cycles
-    where status = 'failed' and metadata ->> 'controller' = 'containerstacks-billing'
+    where status = 'failed' and billing_is_ours(metadata)
         and vps_instance_id = any (array(select id from due))
 ), priced as (
     select due.*, w.id as wallet_id, w.balance, w.currency, o.id as debt_id, o.since,
@@ -244,11 +244,11 @@ with due as materialized (
             when coalesce(p.monthly_price, %(default_monthly_price)s::numeric) is null then 'price_missing'
             when coalesce(p.monthly_price, %(default_monthly_price)s::numeric) < 0 then 'price_negative'
             when coalesce(p.monthly_price, %(default_monthly_price)s::numeric) = 'NaN' then 'price_nan'
-        end as obstacle
+        end as failure_reason
     from due
     left join billing_plan_prices() p on p.key = due.plan_id
     left join wallet w on w.organization_id = due.organization_id
-    left join billing_holds h on h.organization_id = due.organization_id
+    left join billing_suspensions h on h.organization_id = due.organization_id
     left join open_debt o on o.vps_instance_id = due.id
 ), costed as materialized (
     select *,
@@ -257,7 +257,7 @@ with due as materialized (
     from priced
 ), judged as (
     -- whether the wallet covers everything that its organization owes
-    select *, sum(cost) filter (where obstacle is null) over (partition by organization_id) <= greatest(balance, 0) as covered
+    select *, sum(cost) filter (where failure_reason is null) over (partition by organization_id) <= greatest(balance, 0) as covered
     from costed
 ), short_organization as (
     select array_agg(id order by coalesce(created_at, 'infinity'), id) as ids,
@@ -268,7 +268,7 @@ with due as materialized (
             array_agg(hours order by coalesce(created_at, 'infinity'), id)
         ) as affordable_hours
     from judged
-    where obstacle is null and not covered
+    where failure_reason is null and not covered
     group by organization_id
 ), allotted as materialized (
     select a.id, a.paid_hours
@@ -276,9 +276,9 @@ with due as materialized (
     cross join lateral unnest(s.ids, s.affordable_hours) as a (id, paid_hours)
 ), settled as (
     select j.*,
-        case when j.obstacle is not null then 0 when j.covered then j.hours else a.paid_hours end as paid_hours,
+        case when j.failure_reason is not null then 0 when j.covered then j.hours else a.paid_hours end as paid_hours,
         case
-            when j.obstacle is not null then 0
+            when j.failure_reason is not null then 0
             when j.covered or a.paid_hours = j.hours then j.cost
             else billing_charge(j.monthly_price, j.period_start, a.paid_hours)
         end as amount
@@ -310,7 +310,7 @@ with due as materialized (
     select id, organization_id, paid_until, period_start + hours * interval '1 hour', monthly_price, cost - amount,
         'failed', null, debt_id,
         %(origin)s::jsonb || jsonb_strip_nulls(jsonb_build_object('hours', hours - paid_hours, 'monthly_price', monthly_price,
-            'price_source', price_source, 'reason', coalesce(obstacle, 'insufficient_balance'),
+            'price_source', price_source, 'reason', coalesce(failure_reason, 'insufficient_balance'),
             'owed', cost - amount, 'since', coalesce(since, to_jsonb(%(as_of)s::timestamptz))))
     from charge
     where paid_hours < hours
@@ -356,8 +356,8 @@ with due as materialized (
         count(*) filter (where paid_hours > 0) as instances,
         coalesce(sum(paid_hours), 0)::bigint as hours,
         coalesce(sum(amount), 0) as amount,
-        count(*) filter (where obstacle is null and paid_hours < hours) as debts,
-        count(*) filter (where obstacle is not null) as failures,
+        count(*) filter (where failure_reason is null and paid_hours < hours) as debts,
+        count(*) filter (where failure_reason is not null) as failures,
         count(distinct wallet_id) filter (where amount > 0) as wallets
     from charge
 ), batch_recorded as (
@@ -372,11 +372,11 @@ select t.due, t.instances, t.hours, t.amount, t.debts, t.failures,
         as consistent,
     last_due.created_at::text as last_created_at,
     last_due.id as last_id,
-    coalesce((select jsonb_object_agg(obstacle, instances) from (
-        select obstacle, count(*) as instances from charge where obstacle is not null group by obstacle) o), '{}') as obstacles,
+    coalesce((select jsonb_object_agg(failure_reason, instances) from (
+        select failure_reason, count(*) as instances from charge where failure_reason is not null group by failure_reason) o), '{}') as failures_by_reason,
     coalesce((select jsonb_agg(jsonb_build_object('vps_instance_id', id, 'label', label, 'plan_id', plan_id)) from (
         select id, label, plan_id from charge
-        where obstacle is null and price_source = 'default' order by id limit 20) u), '[]') as priced_by_default
+        where failure_reason is null and price_source = 'default' order by id limit 20) u), '[]') as priced_by_default
 from total t
 left join lateral (
     select coalesce(created_at, 'infinity') as created_at, id
@@ -402,7 +402,7 @@ with due as materialized (
             else %(as_of)s::timestamptz - interval '1 hour' end as period_start
     from vps_instances i
     left join vps_billing_cycles o on o.vps_instance_id = i.id and o.status = 'failed'
-        and o.metadata ->> 'controller' = 'containerstacks-billing'
+        and billing_is_ours(o.metadata)
     where i.organization_id = %(organization_id)s
         and billing_is_due(i.last_billed_at, i.created_at, %(as_of)s)
 ), period as materialized (

@@ -10,8 +10,8 @@ from typing import Any, Final
 import structlog
 
 from controller.web.health import Vitals, why_not_live, why_not_ready
-from controller.web.page import STYLE_HASH, render
-from controller.web.reading import Reader, Reading
+from controller.web.status_cache import Snapshot, StatusCache
+from controller.web.status_page import STYLE_HASH, render
 
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
@@ -65,7 +65,7 @@ class _Answer:
     more: tuple[tuple[str, str], ...] = ()
 
 
-class Site:
+class Routes:
     """The application that a server calls, on any number of threads.
 
     Args:
@@ -81,7 +81,7 @@ class Site:
         self,
         identity: Identity,
         vitals: Callable[[], Vitals],
-        reader: Reader,
+        reader: StatusCache,
         metrics: Callable[[], bytes],
         session_timeout_seconds: float,
         *,
@@ -152,7 +152,7 @@ class Site:
             "not_live": why_not_live(vitals, self._session_timeout_seconds),
             "not_ready": self._why_not_ready(vitals),
         }
-        facts = _facts(reading) if reading.overview else {"error": reading.error}
+        facts = _facts(reading) if reading.status else {"error": reading.error}
         return _Answer(_known(reading), JSON, json.dumps(facts | {"replica": replica}, default=_plain) + "\n")
 
     def _page(self) -> _Answer:
@@ -169,15 +169,15 @@ def _probe(reasons: list[str]) -> _Answer:
     return _Answer(HTTPStatus.OK, TEXT, "ok")
 
 
-def _known(reading: Reading) -> HTTPStatus:
-    return HTTPStatus.OK if reading.overview is not None else HTTPStatus.SERVICE_UNAVAILABLE
+def _known(reading: Snapshot) -> HTTPStatus:
+    return HTTPStatus.OK if reading.status is not None else HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def _facts(reading: Reading) -> dict[str, Any]:
-    """The Overview, its last run in the words of the history, which have been redacted."""
-    if reading.overview is None:
+def _facts(reading: Snapshot) -> dict[str, Any]:
+    """The Status, its last run in the words of the history, which have been redacted."""
+    if reading.status is None:
         return {}
-    facts = reading.overview.as_dict()
+    facts = reading.status.as_dict()
     ended = next((dict(run) for run in reading.runs if run["outcome"] != "running"), None)
     return facts | {"last_run": ended, "runs": [dict(run) for run in reading.runs]}
 

@@ -1,12 +1,20 @@
--- The invariants of money. Each gives (subject, detail, apart) for every row that breaks it: `apart` marks what is older
+-- The invariants of money. Each gives (subject, detail, exempt) for every row that breaks it: `exempt` marks what is older
 -- than the controller's adoption of the database, or another program's, and is reported without counting as a violation.
 -- Of one organization, or with null of all. Run in one read-only snapshot. "Ours" are the rows with metadata.controller.
+
+-- name: audit_summary
+-- A template: the statement of one invariant goes between the parentheses.
+select count(*) filter (where not exempt) as violations, count(*) filter (where exempt) as exempt,
+    coalesce((array_agg(subject || ': ' || detail) filter (where not exempt))[1:%(examples)s], '{}') as examples
+from (
+    {invariant}
+) as broken
 
 -- name: audit_wallet_balance
 -- wallet = sum of its completed transactions since adoption
 select 'wallet ' || w.id as subject,
     'holds ' || w.balance || ', its transactions since adoption make it ' || b.baseline + coalesce(t.completed, 0) as detail,
-    false as apart
+    false as exempt
 from wallets w
 join billing_wallet_baselines b on b.wallet_id = w.id
 left join (
@@ -28,7 +36,7 @@ select 'wallet ' || w.id as subject,
         when w.wallets > 1 then 'its organization ' || w.organization_id || ' has ' || w.wallets || ' wallets'
         else 'its balance is ' || w.balance
     end as detail,
-    not w.adopted or coalesce(w.balance < 0 and w.wallets = 1 and w.balance >= b.adopted_balance, false) as apart
+    not w.adopted or coalesce(w.balance < 0 and w.wallets = 1 and w.balance >= b.adopted_balance, false) as exempt
 from (
     select wallets.*, count(*) over organization as wallets,
         bool_or(exists (select from billing_wallet_baselines b where b.wallet_id = wallets.id)) over organization as adopted
@@ -43,7 +51,7 @@ where w.balance is null or w.balance = 'NaN' or w.balance < 0 or w.wallets > 1
 -- billed periods of an instance neither overlap nor leave a gap
 with period as (
     select id, vps_instance_id, billing_period_start, billing_period_end,
-        coalesce(metadata ->> 'controller' = 'containerstacks-billing', false) as ours
+        billing_is_ours(metadata) as ours
     from vps_billing_cycles
     where status in ('billed', 'refunded') and (%(organization)s::uuid is null or organization_id = %(organization)s)
 ), own as (
@@ -58,7 +66,7 @@ select 'instance ' || o.vps_instance_id as subject,
     -- the application's own billing may have filled it while we were away
     o.previous_end < o.billing_period_start and exists (
         select from period f where f.vps_instance_id = o.vps_instance_id and not f.ours
-            and f.billing_period_end = o.billing_period_start) as apart
+            and f.billing_period_end = o.billing_period_start) as exempt
 from own o
 where o.previous_end <> o.billing_period_start
 union all
@@ -77,14 +85,14 @@ select 'instance ' || i.id as subject,
     exists (
         select from vps_billing_cycles f
         where f.vps_instance_id = i.id and f.status in ('billed', 'refunded')
-            and f.metadata ->> 'controller' is distinct from 'containerstacks-billing'
+            and not billing_is_ours(f.metadata)
             and i.last_billed_at between f.billing_period_end - interval '1 hour' and f.billing_period_end + interval '1 hour'
-            and i.last_billed_at > p.last_end) as apart
+            and i.last_billed_at > p.last_end) as exempt
 from vps_instances i
 join (
     select vps_instance_id, max(billing_period_end) as last_end
     from vps_billing_cycles
-    where status in ('billed', 'refunded') and metadata ->> 'controller' = 'containerstacks-billing'
+    where status in ('billed', 'refunded') and billing_is_ours(metadata)
         and (%(organization)s::uuid is null or organization_id = %(organization)s)
     group by vps_instance_id
 ) p on p.vps_instance_id = i.id
@@ -94,9 +102,9 @@ where i.last_billed_at is distinct from p.last_end and (%(organization)s::uuid i
 -- whole and past hours only
 select 'period ' || id as subject,
     'from ' || billing_period_start || ' to ' || billing_period_end || ' for ' || coalesce(metadata ->> 'hours', '?') || ' hours' as detail,
-    false as apart
+    false as exempt
 from vps_billing_cycles
-where metadata ->> 'controller' = 'containerstacks-billing' and status in ('billed', 'refunded')
+where billing_is_ours(metadata) and status in ('billed', 'refunded')
     and (%(organization)s::uuid is null or organization_id = %(organization)s)
     and (billing_period_end <= billing_period_start
         or billing_period_end > clock_timestamp()
@@ -111,10 +119,10 @@ select 'period ' || c.id as subject,
         when t.amount <> -c.total_amount then 'charged ' || c.total_amount || ', transaction ' || t.id || ' says ' || t.amount
         else 'transaction ' || t.id || ' is ' || t.status
     end as detail,
-    false as apart
+    false as exempt
 from vps_billing_cycles c
 left join payment_transactions t on t.id = c.payment_transaction_id
-where c.metadata ->> 'controller' = 'containerstacks-billing' and c.status = 'billed'
+where billing_is_ours(c.metadata) and c.status = 'billed'
     and (%(organization)s::uuid is null or c.organization_id = %(organization)s)
     and case when c.total_amount = 0 then t.id is not null
         else t.id is null or t.organization_id <> c.organization_id or t.amount <> -c.total_amount or t.status <> 'completed' end
@@ -123,7 +131,7 @@ union all
 select 'transaction ' || t.id, 'of ' || t.amount || ' has ' || count(c.id) || ' periods', false
 from payment_transactions t
 left join vps_billing_cycles c on c.payment_transaction_id = t.id
-where t.metadata ->> 'controller' = 'containerstacks-billing'
+where billing_is_ours(t.metadata)
     and (%(organization)s::uuid is null or t.organization_id = %(organization)s)
     and exists (select from vps_instances i where i.id = (t.metadata ->> 'vps_instance_id')::uuid)
 group by t.id, t.amount
@@ -134,18 +142,18 @@ having count(c.id) <> 1
 select 'period ' || id as subject,
     'charged ' || total_amount || ', the price clock says '
         || billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint) as detail,
-    false as apart
+    false as exempt
 from vps_billing_cycles
-where metadata ->> 'controller' = 'containerstacks-billing' and status in ('billed', 'refunded')
+where billing_is_ours(metadata) and status in ('billed', 'refunded')
     and (%(organization)s::uuid is null or organization_id = %(organization)s)
     and total_amount is distinct from
         billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint)
 
 -- name: audit_open_debts
 -- at most one open debt an instance
-select 'instance ' || vps_instance_id as subject, 'has ' || count(*) || ' open debts' as detail, false as apart
+select 'instance ' || vps_instance_id as subject, 'has ' || count(*) || ' open debts' as detail, false as exempt
 from vps_billing_cycles
-where status = 'failed' and metadata ->> 'controller' = 'containerstacks-billing'
+where status = 'failed' and billing_is_ours(metadata)
     and (%(organization)s::uuid is null or organization_id = %(organization)s)
 group by vps_instance_id
 having count(*) > 1
@@ -154,20 +162,20 @@ having count(*) > 1
 -- nothing overdue, as of the last completed cycle, without a recorded reason
 select 'instance ' || i.id as subject,
     'unbilled since ' || coalesce(coalesce(i.last_billed_at, i.created_at)::text, 'ever') || ' and no reason recorded' as detail,
-    false as apart
+    false as exempt
 from vps_instances i
 where billing_is_due(i.last_billed_at, i.created_at,
         (select max(started_at) from billing_runs where outcome = 'completed'))
     and (%(organization)s::uuid is null or i.organization_id = %(organization)s)
     and not exists (
         select from vps_billing_cycles c
-        where c.vps_instance_id = i.id and c.status = 'failed' and c.metadata ->> 'controller' = 'containerstacks-billing')
+        where c.vps_instance_id = i.id and c.status = 'failed' and billing_is_ours(c.metadata))
 
 -- name: audit_terms
 -- no row written under a term that was not the newest
 select 'batch ' || b.id as subject,
     'written under term ' || b.term || ' at ' || b.written_at || ', after term ' || later.term || ' had begun' as detail,
-    false as apart
+    false as exempt
 from billing_batches b
 join lateral (
     select term, minted_at from billing_terms where term > b.term order by term limit 1
@@ -178,11 +186,11 @@ select 'period ' || c.id, 'names run ' || coalesce(c.metadata ->> 'run', '?') ||
     || ', which do not belong together', false
 from vps_billing_cycles c
 left join billing_runs r on r.id = (c.metadata ->> 'run')::bigint
-where c.metadata ->> 'controller' = 'containerstacks-billing'
+where billing_is_ours(c.metadata)
     and (%(organization)s::uuid is null or c.organization_id = %(organization)s)
     and r.term is distinct from (c.metadata ->> 'term')::bigint
 
 -- name: audit_older_rows
 select count(*) as older_rows
 from vps_billing_cycles
-where metadata ->> 'controller' is distinct from 'containerstacks-billing'
+where not billing_is_ours(metadata)

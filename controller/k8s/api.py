@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-from controller.cluster.place import Place
 from controller.errors import BillingError
+from controller.k8s.pod import Pod
 
 #: For connecting and for the answer together.
 REQUEST_SECONDS: Final = 3.0
@@ -61,7 +61,7 @@ class Api:
         place: whose pod, in which namespace.
     """
 
-    def __init__(self, configuration: Any, place: Place) -> None:  # noqa: ANN401 - the client's own type
+    def __init__(self, configuration: Any, place: Pod) -> None:  # noqa: ANN401 - the client's own type
         import urllib3  # noqa: PLC0415 - comes with the client
         from kubernetes.client.exceptions import ApiException  # noqa: PLC0415
         from kubernetes.client.rest import RESTClientObject  # noqa: PLC0415

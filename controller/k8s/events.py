@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from controller.billing.values import CycleResult, Outcome
-from controller.cluster.place import Place
+from controller.k8s.pod import Pod
 
 CONTROLLER: Final = "containerstacks-billing"
 #: What the API server accepts.
@@ -82,7 +82,7 @@ def micro_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def event_body(event: Event, place: Place, deployment_uid: str | None) -> dict[str, Any]:
+def event_body(event: Event, place: Pod, deployment_uid: str | None) -> dict[str, Any]:
     """The object to create.
 
     Args:

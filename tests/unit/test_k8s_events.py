@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import pytest
 
-from controller.billing.values import CycleResult, Figures, Outcome
-from controller.cluster.events import (
+from controller.billing.values import CycleResult, Outcome, Totals
+from controller.k8s.events import (
     MAX_NOTE_BYTES,
     Event,
     Reason,
@@ -19,9 +19,9 @@ from controller.cluster.events import (
     event_name,
     micro_time,
 )
-from controller.cluster.place import Place
+from controller.k8s.pod import Pod
 
-PLACE = Place("billing", "billing-7d4-x2", "pod-uid", "billing")
+PLACE = Pod("billing", "billing-7d4-x2", "pod-uid", "billing")
 EVENT = Event("name", Reason.LEADER_ELECTED, "leads", datetime(2026, 11, 22, 12, tzinfo=UTC))
 POD = {"apiVersion": "v1", "kind": "Pod", "namespace": "billing", "name": "billing-7d4-x2", "uid": "pod-uid"}
 
@@ -62,7 +62,7 @@ def test_event_regards_the_deployment_and_relates_to_the_pod() -> None:
 
 
 @pytest.mark.parametrize(("place", "uid"), [(PLACE, None), (replace(PLACE, deployment=None), "uid")])
-def test_event_regards_the_pod_where_the_deployment_is_not_known(place: Place, uid: str | None) -> None:
+def test_event_regards_the_pod_where_the_deployment_is_not_known(place: Pod, uid: str | None) -> None:
     body = event_body(EVENT, place, uid)
     assert body["regarding"] == POD
     assert "related" not in body
@@ -93,19 +93,19 @@ def test_name_is_one_that_kubernetes_takes() -> None:
     ("result", "note"),
     [
         (
-            CycleResult(Outcome.COMPLETED, Figures(10, 12, Decimal("1.2")), 2.04),
+            CycleResult(Outcome.COMPLETED, Totals(10, 12, Decimal("1.2")), 2.04),
             "Charged 1.20 for 12 hours of 10 instances in 2.0 s",
         ),
         (
-            CycleResult(Outcome.COMPLETED, Figures(10, 12, Decimal("1.2"), 3, 4), 2.04),
+            CycleResult(Outcome.COMPLETED, Totals(10, 12, Decimal("1.2"), 3, 4), 2.04),
             "Charged 1.20 for 12 hours of 10 instances in 2.0 s; 3 in debt, 4 not charged",
         ),
         (
-            CycleResult(Outcome.FAILED, Figures(), 0.1, error="disk full"),
+            CycleResult(Outcome.FAILED, Totals(), 0.1, error="disk full"),
             "disk full; charged 0.00 for 0 hours of 0 instances in 0.1 s",
         ),
-        (CycleResult(Outcome.STOPPED, Figures(), 0.1), None),
-        (CycleResult(Outcome.DEPOSED, Figures(), 0.1), None),
+        (CycleResult(Outcome.STOPPED, Totals(), 0.1), None),
+        (CycleResult(Outcome.DEPOSED, Totals(), 0.1), None),
     ],
 )
 def test_cycle_is_told_in_its_figures(result: CycleResult, note: str | None) -> None:

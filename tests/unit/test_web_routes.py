@@ -5,43 +5,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from controller.billing.status import Status
 from controller.election import Role
 from controller.errors import DatabaseUnreachableError
-from controller.postgres.overview import Overview
-from controller.web import Identity, Reader, Site, Vitals
+from controller.web import Identity, Routes, StatusCache, Vitals
+from tests.statuses import NOW, status
 
-NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 HOSTILE = """<script>alert("x")</script>'&"""
 
 HEALTHY = Vitals(Role.STANDBY, None, 0.5)
-
-
-def overview(**changes: Any) -> Overview:  # noqa: ANN401 - fields of any type
-    facts: dict[str, Any] = {
-        "leader": "host-1",
-        "term": 7,
-        "leading_since": NOW - timedelta(hours=3),
-        "standbys": ("host-2",),
-        "last_run": {"outcome": "completed", "amount": 12.1, "error": "hunter2"},
-        "last_completed_at": NOW - timedelta(minutes=40),
-        "next_cycle_at": NOW + timedelta(minutes=20),
-        "running_since": None,
-        "heartbeat_age_seconds": 12.4,
-        "debts": 3,
-        "owed": Decimal("4.50"),
-        "failures": 0,
-        "held": 0,
-        "checked_until": NOW,
-        "database_time": NOW,
-    }
-    return Overview(**(facts | changes))
 
 
 def run(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of any type
@@ -62,12 +41,12 @@ def run(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of any type
 
 
 class Database:
-    def __init__(self, view: Overview | None = None, runs: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, view: Status | None = None, runs: Sequence[Mapping[str, Any]] = ()) -> None:
         self.view = view
         self.runs = runs
         self.reads = 0
 
-    def read(self) -> tuple[Overview, Sequence[Mapping[str, Any]]]:
+    def read(self) -> tuple[Status, Sequence[Mapping[str, Any]]]:
         self.reads += 1
         if self.view is None:
             raise DatabaseUnreachableError(f"can't connect {HOSTILE}")
@@ -77,7 +56,7 @@ class Database:
 class Asked:
     """What a site answered."""
 
-    def __init__(self, site: Site, path: str, method: str = "GET") -> None:
+    def __init__(self, site: Routes, path: str, method: str = "GET") -> None:
         self.status = ""
         self.headers: dict[str, str] = {}
         environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": "term=1"}
@@ -88,11 +67,11 @@ class Asked:
         self.headers = dict(headers)
 
 
-def site(database: Database, vitals: Vitals = HEALTHY, *, pod: str | None = None, apart: bool = False) -> Site:
-    return Site(
+def site(database: Database, vitals: Vitals = HEALTHY, *, pod: str | None = None, apart: bool = False) -> Routes:
+    return Routes(
         Identity("host-2", "1.2.3", "the lock", "USD", pod),
         lambda: vitals,
-        Reader(database.read, lambda: 0.0),
+        StatusCache(database.read, lambda: 0.0),
         lambda: b"metric 1.0\n",
         10.0,
         workers_apart=apart,
@@ -120,7 +99,7 @@ def test_dead_probe_answers_why() -> None:
 
 
 def test_workers_own_address_is_proved_once_before_a_replica_is_ready() -> None:
-    database = Database(overview())
+    database = Database(status())
     apart = site(database, apart=True)
     Asked(apart, "/status.json")
     for _ in range(10):
@@ -132,7 +111,7 @@ def test_workers_own_address_is_proved_once_before_a_replica_is_ready() -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "", "get"])
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/status.json"])
 def test_no_path_can_be_written_to(path: str, method: str) -> None:
-    answer = Asked(site(Database(overview())), path, method)
+    answer = Asked(site(Database(status())), path, method)
     assert answer.status == "405 Method Not Allowed"
     assert answer.headers["Allow"] == "GET, HEAD"
 
@@ -160,14 +139,14 @@ def test_metrics_are_answered_in_the_text_format() -> None:
 def test_status_is_the_overview_and_this_replicas_own_view() -> None:
     vitals = Vitals(Role.LEADER, 7, 0.25)
     answer = Asked(
-        site(Database(overview(), [run(outcome="running", id=42), run()]), vitals, pod="pod-b"), "/status.json"
+        site(Database(status(), [run(outcome="running", id=42), run()]), vitals, pod="pod-b"), "/status.json"
     )
-    status = json.loads(answer.body)
+    shown = json.loads(answer.body)
     assert answer.status == "200 OK"
-    assert status["leader"] == "host-1"
-    assert status["owed"] == "4.50"
-    assert status["database_time"] == "2026-11-22T12:00:00+00:00"
-    assert status["replica"] == {
+    assert shown["leader"] == "host-1"
+    assert shown["owed"] == "4.50"
+    assert shown["database_time"] == "2026-11-22T12:00:00+00:00"
+    assert shown["replica"] == {
         "instance": "host-2",
         "version": "1.2.3",
         "lock": "the lock",
@@ -181,24 +160,24 @@ def test_status_is_the_overview_and_this_replicas_own_view() -> None:
         "not_live": [],
         "not_ready": [],
     }
-    assert [each["id"] for each in status["runs"]] == [42, 41]
+    assert [each["id"] for each in shown["runs"]] == [42, 41]
 
 
 def test_last_run_of_the_status_is_the_historys_with_its_amount_as_text() -> None:
-    status = json.loads(Asked(site(Database(overview(), [run(outcome="running"), run()])), "/status.json").body)
-    assert (status["last_run"]["amount"], status["last_run"]["error"]) == ("12.1", None)
+    answer = json.loads(Asked(site(Database(status(), [run(outcome="running"), run()])), "/status.json").body)
+    assert (answer["last_run"]["amount"], answer["last_run"]["error"]) == ("12.1", None)
 
 
 def test_status_without_a_database_still_tells_of_this_replica() -> None:
     answer = Asked(site(Database()), "/status.json")
-    status = json.loads(answer.body)
+    shown = json.loads(answer.body)
     assert answer.status == "503 Service Unavailable"
-    assert status["error"].startswith("can't connect")
-    assert status["replica"]["role"] == "standby"
+    assert shown["error"].startswith("can't connect")
+    assert shown["replica"]["role"] == "standby"
 
 
 def test_page_shows_who_leads_and_how_billing_goes() -> None:
-    answer = Asked(site(Database(overview(), [run()])), "/")
+    answer = Asked(site(Database(status(), [run()])), "/")
     assert answer.status == "200 OK"
     for shown in ("host-1", "term 7", "host-2", "in 20 min 0 s", "12 s ago", "4.50 USD", "12.10", "2.5", "1003"):
         assert shown in answer.body
@@ -207,11 +186,9 @@ def test_page_shows_who_leads_and_how_billing_goes() -> None:
 @pytest.mark.parametrize(
     "database",
     [
-        Database(
-            overview(leader=None, leading_since=None, standbys=(), next_cycle_at=None, heartbeat_age_seconds=None)
-        ),
-        Database(overview(running_since=NOW - timedelta(seconds=70)), [run(finished_at=None, outcome="running")]),
-        Database(overview(next_cycle_at=NOW - timedelta(days=2, hours=3), failures=2), [run(outcome="new to us")]),
+        Database(status(leader=None, leading_since=None, standbys=(), next_cycle_at=None, heartbeat_age_seconds=None)),
+        Database(status(running_since=NOW - timedelta(seconds=70)), [run(finished_at=None, outcome="running")]),
+        Database(status(next_cycle_at=NOW - timedelta(days=2, hours=3), failures=2), [run(outcome="new to us")]),
         Database(),
     ],
     ids=["fresh", "running", "overdue", "away"],
@@ -231,13 +208,13 @@ def test_page_without_a_database_says_why() -> None:
 
 
 def test_page_names_what_keeps_the_replica_from_being_ready() -> None:
-    body = Asked(site(Database(overview()), Vitals(Role.CONNECTING, None, 1.0, trouble=HOSTILE)), "/").body
+    body = Asked(site(Database(status()), Vitals(Role.CONNECTING, None, 1.0, trouble=HOSTILE)), "/").body
     assert "not ready" in body
     assert "This replica: database: &lt;script&gt;" in body
 
 
 def test_page_escapes_everything_that_comes_from_elsewhere() -> None:
-    view = overview(leader=HOSTILE, standbys=(HOSTILE,), term=HOSTILE)
+    view = status(leader=HOSTILE, standbys=(HOSTILE,), term=HOSTILE)
     runs = [run(holder=HOSTILE, error=HOSTILE, outcome=HOSTILE, id=HOSTILE, debts=HOSTILE)]
     for database in (Database(view, runs), Database()):
         body = Asked(site(database, pod=HOSTILE), "/").body
@@ -246,7 +223,7 @@ def test_page_escapes_everything_that_comes_from_elsewhere() -> None:
 
 
 def test_page_needs_nothing_from_elsewhere_and_its_policy_forbids_it() -> None:
-    answer = Asked(site(Database(overview(), [run()])), "/")
+    answer = Asked(site(Database(status(), [run()])), "/")
     assert not re.search(r"(src|href)=\"(?!/|data:,)|https?:|//|@import|url\(", answer.body)
     style = re.search(r"<style>(.*?)</style>", answer.body, re.DOTALL)
     assert style is not None
@@ -260,7 +237,7 @@ def test_page_needs_nothing_from_elsewhere_and_its_policy_forbids_it() -> None:
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/metrics", "/status.json", "/elsewhere"])
 def test_every_answer_is_guarded_and_never_stored(path: str) -> None:
-    headers = Asked(site(Database(overview())), path).headers
+    headers = Asked(site(Database(status())), path).headers
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cache-Control"] == "no-store"
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
@@ -270,10 +247,10 @@ def test_mistake_in_a_page_is_an_answer_without_details_and_one_error_in_the_log
     def mistake() -> bytes:
         raise KeyError("hunter2")
 
-    broken = Site(
+    broken = Routes(
         Identity("host-2", "1.2.3", "the lock", "USD"),
         lambda: HEALTHY,
-        Reader(Database(overview()).read, lambda: 0.0),
+        StatusCache(Database(status()).read, lambda: 0.0),
         mistake,
         10.0,
     )

@@ -13,9 +13,9 @@ from typing import Any, Final
 import structlog
 
 from controller.billing.values import CycleResult, Outcome
-from controller.cluster.api import REQUEST_SECONDS, Api, ApiError, in_cluster_configuration
-from controller.cluster.events import Event, Reason, cycle_note, event_body, event_name
-from controller.cluster.place import Place
+from controller.k8s.api import REQUEST_SECONDS, Api, ApiError, in_cluster_configuration
+from controller.k8s.events import Event, Reason, cycle_note, event_body, event_name
+from controller.k8s.pod import Pod
 from controller.lifecycle.drain import DrainOutcome
 
 #: At the end, for what is still to be told.
@@ -62,7 +62,7 @@ class Announcer:
 
     def __init__(
         self,
-        place: Place | str,
+        place: Pod | str,
         configure: Callable[[], Any] = in_cluster_configuration,
         clock: Callable[[], float] = time.monotonic,
         redact: Callable[[str], str] = str,
@@ -165,7 +165,7 @@ class Announcer:
                 self._changed.wait(remaining)
             return False
 
-    def _work(self, api: Api, place: Place) -> None:
+    def _work(self, api: Api, place: Pod) -> None:
         """One try at the label, and at each Event until one fails."""
         if self._wanted != self._shown:
             self._try("pods", self._label_back_off, lambda: self._show_role(api))
@@ -177,7 +177,7 @@ class Announcer:
         api.show_role(role, DELETION_COSTS[role], self._seconds_left())
         self._shown = role
 
-    def _send_event(self, api: Api, place: Place) -> None:
+    def _send_event(self, api: Api, place: Pod) -> None:
         with self._changed:
             event = self._events[0]
         try:
@@ -195,7 +195,7 @@ class Announcer:
             if self._events and self._events[0] is event:  # a full queue may have dropped it meanwhile
                 self._events.popleft()
 
-    def _ask_for_deployment(self, api: Api, place: Place) -> None:
+    def _ask_for_deployment(self, api: Api, place: Pod) -> None:
         """Once; without an answer that helps, Events regard the pod."""
         if self._deployment_asked or place.deployment is None:
             return

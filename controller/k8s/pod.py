@@ -10,7 +10,7 @@ SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 @dataclass(frozen=True)
-class Place:
+class Pod:
     """A pod, and the Deployment that it belongs to where its name is known.
 
     Attributes:
@@ -26,7 +26,7 @@ class Place:
     deployment: str | None = None
 
 
-def find_place(
+def find_pod(
     environment: Mapping[str, str],
     *,
     namespace: str | None,
@@ -34,7 +34,7 @@ def find_place(
     pod_uid: str | None = None,
     deployment: str | None = None,
     service_account: Path = SERVICE_ACCOUNT,
-) -> Place | str:
+) -> Pod | str:
     """The place, or why there is none that could be told about.
 
     Args:
@@ -51,4 +51,4 @@ def find_place(
         return "no service account token"
     if not (namespace and pod):
         return "POD_NAME or POD_NAMESPACE is not set"
-    return Place(namespace, pod, pod_uid, deployment)
+    return Pod(namespace, pod, pod_uid, deployment)

@@ -1,0 +1,75 @@
+"""Who leads and how billing stands: what `status`, the status page and the metrics show. Reads only.
+
+The facts are SQL functions and views of migration 026, so `psql` shows the same answers.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from controller import sql
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state at one moment. Times are the database's, in UTC; amounts are in the wallets' currency.
+
+    Attributes:
+        leader: instance id (`hostname-pid`) of the lock's holder according to `pg_locks`; None if the lock is free.
+        term: the newest term.
+        leading_since: when that term was minted; None if nobody leads.
+        standbys: instance ids of the other connected replicas.
+        next_cycle_at: when the next cycle is due; None if no cycle has ever completed.
+        waiting_for: what the next cycle waits for: leader, running, takeover, interval or nothing.
+        running_since: start of the cycle in progress.
+        last_completed_at: start of the newest completed cycle.
+        last_run: the newest finished run, as a row of `billing_runs`.
+        heartbeat_age_seconds: age of the newest heartbeat in `billing_daemon_status`; None if there is none.
+        debts: instances with a debt.
+        owed: sum of all debts.
+        failures: instances that failed for a reason other than their balance and have not been charged since.
+        suspended: organizations excluded from billing.
+        checked_until: the guard has checked every charge made before this time.
+        database_time: when this was read.
+    """
+
+    leader: str | None
+    term: int
+    leading_since: datetime | None
+    standbys: tuple[str, ...]
+    next_cycle_at: datetime | None
+    waiting_for: str
+    running_since: datetime | None
+    last_completed_at: datetime | None
+    last_run: dict[str, Any] | None
+    heartbeat_age_seconds: float | None
+    debts: int
+    owed: Decimal
+    failures: int
+    suspended: int
+    checked_until: datetime
+    database_time: datetime
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which writes times and amounts as text."""
+        return asdict(self)
+
+
+def read_status(connection: sql.Connection) -> Status:
+    """Reads the status.
+
+    Raises:
+        psycopg.Error: the database is away or not migrated.
+    """
+    row = sql.row(connection, "status")
+    return Status(**{**row, "standbys": tuple(row["standbys"])})
+
+
+def read_history(connection: sql.Connection, limit: int) -> list[dict[str, Any]]:
+    """Reads the newest `limit` runs, newest first.
+
+    Raises:
+        psycopg.Error: the database is away or not migrated.
+    """
+    return sql.rows(connection, "history", limit=limit)

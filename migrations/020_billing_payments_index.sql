@@ -1,0 +1,6 @@
+-- concurrently
+-- Our payments in the order of their time-ordered ids, which is how the guard reads them.
+create index concurrently if not exists billing_payments
+    on payment_transactions (id)
+    where billing_is_ours(metadata);
+insert into billing_schema_migrations (name) values ('020_billing_payments_index') on conflict do nothing;
