@@ -12,6 +12,7 @@ from bench.cycle import HOLDER, PRICING, TERM, SoleLeadership
 from controller.billing.audit import audit
 from controller.billing.guard import Guard
 from controller.billing.ledger import Ledger
+from controller.lifecycle.stop import StopToken
 from controller.postgres.connections import GUARD, Database
 
 
@@ -30,11 +31,11 @@ def run_guard_and_audit(url: str) -> AuditRun:
         SystemExit: the guard suspended an organization or did not finish, or the audit found a violation.
     """
     database = Database(lambda: url, "DATABASE_URL", HOLDER)
-    guard = Guard(lambda: Ledger(database.connect(GUARD), PRICING, HOLDER), lambda: True)
+    guard = Guard(lambda: Ledger(database.connect(GUARD), PRICING, HOLDER), StopToken())
     with psycopg.connect(url, autocommit=True) as connection:
         ((before,),) = connection.execute("select checked_until from billing_guard").fetchall()
         began = time.perf_counter()
-        guard.look(SoleLeadership(TERM))
+        guard.check(SoleLeadership(TERM))
         seconds = time.perf_counter() - began
         ((after,),) = connection.execute("select checked_until from billing_guard").fetchall()
         suspended = connection.execute("select from billing_suspensions").rowcount

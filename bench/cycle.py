@@ -29,6 +29,7 @@ from bench.server import wal_bytes_since, wal_position
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
 from controller.billing.values import Outcome, Pricing, Run
+from controller.lifecycle.stop import StopToken
 from controller.postgres.connections import CYCLE, WORKER, Database, SessionSettings
 
 HOLDER: Final = "bench-1"
@@ -142,7 +143,7 @@ def _run(spec: CycleSpec) -> Iterator[CycleRun]:
         return made
 
     settings = CycleSettings(workers=spec.workers, batch_size=spec.batch_size)
-    cycle = Cycle(lambda: ledger(CYCLE, []), lambda: ledger(worker, transactions), settings, lambda: True, time.sleep)
+    cycle = Cycle(lambda: ledger(CYCLE, []), lambda: ledger(worker, transactions), settings, StopToken())
     with psycopg.connect(spec.url, autocommit=True) as own:
         own.execute("update billing_leadership set term = %s, holder = %s", [TERM, HOLDER])
         own.execute(
@@ -155,10 +156,10 @@ def _run(spec: CycleSpec) -> Iterator[CycleRun]:
             if result.outcome is not Outcome.COMPLETED:
                 raise SystemExit(f"the cycle did not complete: {result}")
             yield CycleRun(
-                instances=result.figures.instances,
-                hours=result.figures.hours,
-                debts=result.figures.debts,
-                failures=result.figures.failures,
+                instances=result.totals.instances,
+                hours=result.totals.hours,
+                debts=result.totals.debts,
+                failures=result.totals.failures,
                 seconds=result.seconds,
                 began=began,
                 processor_seconds=time.process_time() - processor,

@@ -1,4 +1,4 @@
-"""The entry point. Signals are caught before anything heavy is imported: PID 1 ignores them until then."""
+"""The entry point. It catches signals before it imports anything heavy, because PID 1 ignores them until then."""
 
 import sys
 
@@ -6,9 +6,9 @@ from controller.lifecycle.signals import Signals
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Runs the command line and exits with its status."""
     signals = Signals()
-    from controller import cli  # noqa: PLC0415 - after the signals, on purpose
+    from controller import cli  # noqa: PLC0415 - the signals must be caught first
 
     sys.exit(cli.main(signals))
 

@@ -10,13 +10,12 @@ import structlog
 import typer
 from typer.core import TyperGroup
 
-from controller import __version__, log, output, settings, settings_help
+from controller import __version__, foreground, log, output, settings, settings_help
 from controller.app import Application, instance_id
 from controller.billing.values import CycleResult, Outcome
-from controller.errors import BillingError, SettingsError
-from controller.lifecycle.control import ask_to_drain
+from controller.errors import BillingError, SettingsError, one_line
+from controller.lifecycle.control import request_drain
 from controller.lifecycle.signals import Signals
-from controller.postgres.connections import one_line
 from controller.replica import Replica
 
 EXIT_STATUS = """Exit status: 0 done; 1 the command's own finding; 2 wrong usage or settings;
@@ -60,9 +59,9 @@ def main(signals: Signals) -> int:
     except BillingError as error:
         return _fail(str(error), error.exit_status)
     except psycopg.OperationalError as error:
-        return _fail(f"the database was lost: {one_line(error)}", 3)
+        return _fail(f"the database was lost: {one_line(error, with_detail=True)}", 3)
     except psycopg.Error as error:
-        return _fail(f"the database refused: {one_line(error)}", 1)
+        return _fail(f"the database refused: {one_line(error, with_detail=True)}", 1)
     return 0
 
 
@@ -136,8 +135,8 @@ def bill(
     """One cycle now, in the foreground, under the lock."""
     application = _application()
     with output.Progress() as progress:
-        result: CycleResult = application.bill(
-            context.obj, dry=dry_run, on_planned=progress.planned, on_charged=progress.charged
+        result: CycleResult = foreground.bill(
+            application, context.obj, dry=dry_run, on_planned=progress.planned, on_result=progress.charged
         )
     output.cycle(result, dry=dry_run, as_json=as_json)
     raise typer.Exit(OUTCOME_STATUS[result.outcome])
@@ -154,7 +153,7 @@ def drain(
     loaded = settings.load()
     if loaded.control_socket is None:
         raise SettingsError("BILLING_CONTROL_SOCKET is none: send the controller SIGTERM instead")
-    outcome = ask_to_drain(loaded.control_socket, timeout)
+    outcome = request_drain(loaded.control_socket, timeout)
     output.line(f"drain {outcome.replace('_', ' ')}")
     raise typer.Exit(0 if outcome == "completed" else 1)
 

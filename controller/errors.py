@@ -1,8 +1,30 @@
-"""The errors that people see: one line each, naming the setting at fault and the remedy."""
+"""The errors that people see. Each is one line that names the setting at fault, what is wrong and the remedy."""
+
+#: How PostgreSQL and libpq begin the lines that follow an error's message. DETAIL may quote a customer's row.
+_ADDITIONS = ("DETAIL:", "HINT:", "CONTEXT:", "QUERY:", "LINE ", "^")
+
+
+def one_line(error: BaseException | str, *, with_detail: bool = False) -> str:
+    """An error's message in one line, without what PostgreSQL adds to it.
+
+    Args:
+        error: an exception, or the text of one.
+        with_detail: keeps PostgreSQL's DETAIL, which may quote rows. Only for text that stays with the operator.
+
+    Returns:
+        The lines of the message, joined by semicolons; the exception's class if it has no message.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    kept = [
+        line
+        for line in lines
+        if line and (not line.startswith(_ADDITIONS) or (with_detail and line.startswith("DETAIL:")))
+    ]
+    return "; ".join(kept) or ("" if isinstance(error, str) else type(error).__name__)
 
 
 class BillingError(Exception):
-    """Root of every error that this controller raises on purpose; its text is one line, whatever it quotes."""
+    """Base of every error that this controller raises on purpose. Its text is always one line."""
 
     exit_status = 1
 
@@ -11,18 +33,18 @@ class BillingError(Exception):
 
 
 class SettingsError(BillingError):
-    """A setting is wrong: exit status 2."""
+    """A setting is wrong. Exit status 2."""
 
     exit_status = 2
 
 
 class DatabaseUnreachableError(BillingError):
-    """PostgreSQL can't be reached, or refuses us: exit status 3."""
+    """PostgreSQL can't be reached, or refuses the connection. Exit status 3."""
 
     exit_status = 3
 
 
 class AnotherLeaderError(BillingError):
-    """The advisory lock is held by another replica: exit status 4."""
+    """Another replica holds the advisory lock. Exit status 4."""
 
     exit_status = 4

@@ -1,6 +1,6 @@
-"""Logs: one event a line on standard output, JSON for machines, colours for people.
+"""Logs: one event per line, as JSON for machines or in colour for people.
 
-An event is called `noun.verb_past` and carries key-values; `term`, `cycle` and `instance` are what to search for.
+An event is named `noun.verb_past` and carries key-values. `term`, `cycle` and `instance` are the keys to search for.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-#: The keys under which text from elsewhere is logged; all others hold our own words and numbers.
+#: Keys that may hold text from elsewhere, which can contain a secret. All other keys hold our own words and numbers.
 FOREIGN_TEXT = {"error", "exception", "reason"}
 
 LEVELS = {
@@ -30,17 +30,18 @@ def configure(
     read_secrets: Callable[[], Collection[str]],
     stream: TextIO = sys.stdout,
 ) -> None:
-    """Sets structlog up for the process.
+    """Configures structlog for the process.
 
     Args:
         level: error, warn, info or debug.
-        style: None: for people on a terminal, else JSON.
-        instance: `hostname-pid`, part of every line.
-        read_secrets: what is replaced by *** wherever it should turn up; asked again when a line holds an error.
-        stream: where to.
+        style: json or console; None takes console if the stream is a terminal, else json.
+        instance: `hostname-pid`, added to every line.
+        read_secrets: returns the texts to replace with ***. Called again for each line with text from elsewhere,
+            because a password file may have changed.
+        stream: where the lines go.
     """
     known = set(read_secrets())
-    # It tells of errors that it raises as well, over several lines, and without a handler Python would print them.
+    # psycopg also logs the errors that it raises, over several lines. Without a handler, Python would print them.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
     def add_instance(_logger: Any, _method: str, event: EventDict) -> EventDict:  # noqa: ANN401
@@ -78,14 +79,52 @@ def configure(
     )
 
 
+class WarnOnce:
+    """Logs a failure that repeats: once as a warning, then at debug level until the operation has worked again.
+
+    Not synchronized. A race between two threads costs one more warning.
+
+    Args:
+        logger: of the module that reports.
+        event: the event's name.
+        level: of the first report.
+    """
+
+    def __init__(
+        self,
+        logger: Any,  # noqa: ANN401 - structlog's loggers have no common type
+        event: str,
+        level: Literal["warning", "error"] = "warning",
+    ) -> None:
+        self._logger = logger
+        self._event = event
+        self._level = level
+        self._reported: set[tuple[str, ...]] = set()
+
+    def failed(self, *kind: str, **values: object) -> None:
+        """Reports a failure.
+
+        Args:
+            kind: failures of different kinds are reported separately. Their number must be bounded.
+            values: the event's key-values.
+        """
+        level = "debug" if kind in self._reported else self._level
+        self._reported.add(kind)
+        getattr(self._logger, level)(self._event, **values)
+
+    def worked(self, *kind: str) -> None:
+        """Forgets the failures whose kind begins with `kind`; all of them by default."""
+        self._reported = {reported for reported in self._reported if reported[: len(kind)] != kind}
+
+
 class _Line:
-    """Writes lines. A reader that has gone away must not stop what the lines tell of: billing, or a drain."""
+    """Writes lines. If their reader has gone away, billing and drains continue without a log."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def msg(self, message: str) -> None:
-        """One line, in one write, so that lines of two threads do not mix."""
+        """Writes a line with a single call, so that the lines of two threads don't mix."""
         with suppress(OSError, ValueError):
             self._stream.write(message + "\n")
             self._stream.flush()
@@ -94,6 +133,6 @@ class _Line:
 
 
 def _without(text: str, secrets: Collection[str]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+    for secret in sorted(secrets, key=len, reverse=True):  # a secret may contain another
         text = text.replace(secret, "***")
     return text

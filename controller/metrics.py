@@ -96,9 +96,9 @@ class Metrics:
         self._cycles.labels(outcome=result.outcome.value).inc()
         if result.outcome is Outcome.COMPLETED:
             self._seconds.observe(result.seconds)
-        self._instances.inc(result.figures.instances)
-        self._hours.inc(result.figures.hours)
-        self._amount.inc(max(float(result.figures.amount), 0.0))
+        self._instances.inc(result.totals.instances)
+        self._hours.inc(result.totals.hours)
+        self._amount.inc(max(float(result.totals.amount), 0.0))
 
     def write_fenced(self) -> None:
         """Counts a transaction that the fence refused."""

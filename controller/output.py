@@ -105,12 +105,12 @@ def audit(report: AuditReport, *, as_json: bool) -> None:
 
 def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
     """The answer of `bill`."""
-    figures = result.figures
+    totals = result.totals
     if as_json:
         _json(
             {
                 "outcome": result.outcome, "dry_run": dry, "run": None if dry or not result.run else result.run.id,
-                **asdict(figures), "seconds": round(result.seconds, 3), "error": result.error,
+                **asdict(totals), "seconds": round(result.seconds, 3), "error": result.error,
                 "failures_by_reason": result.failures_by_reason or {},
             }
         )  # fmt: skip
@@ -120,13 +120,13 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
     table.add_row("outcome", f"{result.outcome}{' (dry run: nothing was kept)' if dry else ''}")
     if result.error:
         table.add_row("error", result.error)
-    table.add_row(would, f"{figures.amount} for {figures.hours} hours of {figures.instances} instances")
-    table.add_row("debts", f"{figures.debts} instances")
+    table.add_row(would, f"{totals.amount} for {totals.hours} hours of {totals.instances} instances")
+    table.add_row("debts", f"{totals.debts} instances")
     failures_by_reason = ", ".join(
         f"{reason} {count}" for reason, count in sorted((result.failures_by_reason or {}).items())
     )
     table.add_row(
-        "failures", f"{figures.failures} instances" + (f" ({failures_by_reason})" if failures_by_reason else "")
+        "failures", f"{totals.failures} instances" + (f" ({failures_by_reason})" if failures_by_reason else "")
     )
     table.add_row("time", f"{result.seconds:.2f} s")
     OUT.print(table)

@@ -1,8 +1,9 @@
-"""A replica: one controller process, put together from its parts. With `app` the composition root."""
+"""A replica: one controller process, assembled from its parts, and what happens when it is told to stop."""
 
 import signal
 import threading
 import time
+from functools import partial
 from typing import Final
 
 import structlog
@@ -19,14 +20,15 @@ from controller.lifecycle.control import DRAIN_COMMAND, ControlSocket
 from controller.lifecycle.drain import Drain, DrainSteps
 from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
+from controller.lifecycle.stop import StopToken
 from controller.metrics import Metrics
 from controller.settings import parse_address
 from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
 
-#: After a `drain` command the process waits so long for its SIGTERM, so that the command can answer first.
+#: How long the process waits for its SIGTERM after a `drain` command, so that the command receives its answer.
 LINGER_SECONDS: Final = 5.0
-#: For an elector that does not lead.
-CONNECTING_SECONDS: Final = 0.5
+#: How long a drain waits for an elector that doesn't lead, and may be connecting.
+CONNECTING_STOP_SECONDS: Final = 0.5
 #: The threads without which a replica is not alive.
 VITAL: Final = ("elector", "biller", "heartbeat")
 
@@ -34,178 +36,172 @@ log = structlog.get_logger(part="app")
 
 
 class Replica:
-    """One controller process: contends, leads, bills, drains."""
+    """One controller process: it contends, leads, bills and drains."""
 
     def __init__(self, application: Application, signals: Signals) -> None:
         settings = application.settings
-        self.application = application
+        self._application = application
         self._signals = signals
         self._crash: BaseException | None = None
-        self._leadership: Leadership | None = None
-        self.announcer = Announcer(application.place(), redact=application.redact)
-        self.reader = StatusCache(application.read_for_web, time.monotonic, application.redact)
-        self.metrics = Metrics(
+        self._announcer = Announcer(application.pod(), redact=application.redact)
+        self._status_cache = StatusCache(application.read_for_web, time.monotonic, application.redact)
+        self._metrics = Metrics(
             __version__,
             application.lock.name,
-            leads=lambda: self._vitals().term is not None,
-            read=lambda: self.reader.get().status,
+            leads=self._leads,
+            read=lambda: self._status_cache.get().status,
         )
-        application.on_fenced = self.metrics.write_fenced
-        self.heartbeat = application.heartbeat()
-        self.biller = Biller(
+        application.on_fenced = self._metrics.write_fenced
+        stop = StopToken()
+        heartbeat = application.heartbeat()
+        self._biller = Biller(
             connect=application.ledger,
-            make_cycle=lambda biller: application.cycle(biller.may_go_on, biller.pause),
-            make_guard=lambda biller: application.guard(biller.at_leisure),
-            heartbeat=self.heartbeat,
+            cycle=application.cycle(stop),
+            guard=application.guard(stop),
+            heartbeat=heartbeat,
+            stop=stop,
             interval_minutes=settings.interval_minutes,
             takeover_delay_seconds=settings.takeover_delay_seconds,
-            step_down=self._step_down,
-            on_cycle=self._cycle_ended,
+            on_cycle_ended=self._cycle_ended,
         )
-        self.elector = Elector(
+        self._elector = Elector(
             connect=application.open_lock_session,
             bounds=settings.bounds,
             clock=time.monotonic,
             on_elected=self._elected,
-            on_deposed=self._deposed,
+            on_ended=self._leadership_ended,
             evicts=settings.eviction == "on",
-            on_evicted=self.metrics.leader_evicted,
+            on_evicted=self._metrics.leader_evicted,
         )
-        self.drain = Drain(
+        self._services = Services(self._crashed)
+        self._drain = Drain(
+            stop,
             DrainSteps(
-                refuse_traffic=lambda: self.announcer.drain_started(self.drain.reason),
-                finish_work=lambda seconds: self._services.stop("biller", seconds),
-                stop_after_batch=self.biller.stop_after_batch,
+                announce=self._announcer.drain_started,
+                wait_for_work=partial(self._services.join, "biller"),
                 resign=self._resign,
             ),
             settings.drain_timeout_seconds,
             time.monotonic,
-            on_asked=signals.wake,
+            on_requested=signals.wake,
         )
-        services = [
-            *self._http(),
-            Service("cluster", self.announcer.run, self.announcer.stop),
-            Service("elector", self.elector.run, self.elector.stop),
-            Service("biller", self.biller.run, self.biller.drain),
-            Service("heartbeat", self.heartbeat.run, self.heartbeat.stop),
-        ]
+        if (http := self._http_server()) is not None:
+            self._services.add(Service("http", http.run, http.stop))
+        self._services.add(Service("k8s", self._announcer.run, self._announcer.stop))
+        self._services.add(Service("elector", self._elector.run, self._elector.stop))
+        self._services.add(Service("biller", self._biller.run, stop.stop_cycles))
+        self._services.add(Service("heartbeat", heartbeat.run, heartbeat.stop))
         if settings.control_socket is not None:
-            control = ControlSocket(settings.control_socket, self.drain)
-            services.append(Service("control", control.run, control.stop))
-        self._services = Services(services, self._crashed)
-        self._names = [service.name for service in services]
+            control = ControlSocket(settings.control_socket, self._drain)
+            self._services.add(Service("control", control.run, control.stop))
 
     def run(self) -> int:
-        """Runs until it is asked to stop, and drains; the exit status."""
-        log.info("controller.started", version=__version__, lock=self.application.lock.name)
+        """Runs until it is told to stop, drains, and returns the exit status."""
+        log.info("controller.started", version=__version__, lock=self._application.lock.name)
         self._services.start()
-        systemd.notify(self.application.settings.notify_socket, "READY=1")
-        signalled = 0
-        while not self.drain.asked:
-            signalled += self._heed(signalled, self._signals.wait(None))
-        systemd.notify(self.application.settings.notify_socket, "STOPPING=1")
-        draining = threading.Thread(target=self._drain, name="drain", daemon=True)
+        systemd.notify(self._application.settings.notify_socket, "READY=1")
+        signals_seen = 0
+        while not self._drain.requested:
+            signals_seen += self._handle(signals_seen, self._signals.wait(None))
+        systemd.notify(self._application.settings.notify_socket, "STOPPING=1")
+        draining = threading.Thread(target=self._carry_out_drain, name="drain", daemon=True)
         draining.start()
         while draining.is_alive():
-            signalled += self._heed(signalled, self._signals.wait(0.1))
-        if self.drain.reason == DRAIN_COMMAND and not signalled:
+            signals_seen += self._handle(signals_seen, self._signals.wait(0.1))
+        if self._drain.reason == DRAIN_COMMAND and not signals_seen:
             self._signals.wait(LINGER_SECONDS)
-        for name in reversed([name for name in self._names if name != "elector"]):
-            if not self._services.stop(name, STOP_SECONDS):
+        for name in reversed(self._services.names):
+            if name != "elector" and not self._services.stop(name, STOP_SECONDS):
                 log.warning("service.stuck", service=name, waited_seconds=STOP_SECONDS)
         self._signals.ignore()
         log.info("controller.stopped")
         return self._exit_status()
 
-    def _heed(self, before: int, signals: list[signal.Signals]) -> int:
-        """The first signal drains, the second hurries, also when both arrive together; how many there were."""
-        for count, number in enumerate(signals, start=before + 1):
+    def _handle(self, seen_before: int, signals: list[signal.Signals]) -> int:
+        """Lets the first signal drain and the second cut the drain short; returns the number of new signals."""
+        for count, number in enumerate(signals, start=seen_before + 1):
             if count == 1:
-                self.drain.ask(number.name)
+                self._drain.request(number.name)
             else:
-                self.drain.hurry()
+                self._drain.cut_short()
         return len(signals)
 
-    def _resign(self, seconds: float) -> bool:
-        """One that holds nothing may be in the middle of connecting, for which nobody has to wait."""
-        term = self._vitals().term
-        ended = self._services.stop("elector", seconds if self.elector.role is Role.LEADER else CONNECTING_SECONDS)
-        if term is not None:
-            self.announcer.resigned(term)
-        return ended
+    def _carry_out_drain(self) -> None:
+        outcome = self._drain.carry_out()
+        self._metrics.drain_ended(outcome)
+        self._announcer.drain_ended(outcome)
 
-    def _http(self) -> list[Service]:
-        settings = self.application.settings
+    def _resign(self, seconds: float) -> bool:
+        """Ends the elector. A replica that doesn't lead may be connecting; that doesn't delay the drain."""
+        leads = self._elector.role is Role.LEADER
+        return self._services.stop("elector", seconds if leads else CONNECTING_STOP_SECONDS)
+
+    def _elected(self, leadership: Leadership) -> None:
+        self._biller.elected(leadership)
+        self._announcer.elected(leadership.term)
+
+    def _leadership_ended(self, leadership: Leadership, reason: str | None) -> None:
+        self._biller.leadership_ended()
+        if reason is None:
+            self._announcer.resigned(leadership.term)
+        else:
+            self._announcer.deposed(leadership.term, reason)
+
+    def _cycle_ended(self, result: CycleResult) -> None:
+        self._metrics.cycle_ended(result)
+        self._announcer.cycle_ended(result)
+
+    def _leads(self) -> bool:
+        return self._elector.term is not None
+
+    def _http_server(self) -> HttpServer | None:
+        settings = self._application.settings
         if settings.http_address is None:
-            return []
-        site = Routes(
+            return None
+        routes = Routes(
             Identity(
-                self.application.instance_id,
+                self._application.instance_id,
                 __version__,
-                self.application.lock.name,
+                self._application.lock.name,
                 settings.currency,
                 settings.pod_name,
                 settings.node_name,
             ),
             self._vitals,
-            self.reader,
-            self.metrics.render,
+            self._status_cache,
+            self._metrics.render,
             settings.bounds.session_timeout_seconds,
             workers_apart=settings.direct_url_setting == "DATABASE_DIRECT_URL",
         )
         try:
-            server = HttpServer(*parse_address(settings.http_address), site)
+            return HttpServer(*parse_address(settings.http_address), routes)
         except SettingsError as error:
             if settings.http_address_given:
                 raise
-            log.warning("http.unavailable", error=str(error))  # a second replica on this host; nobody asked for it
-            return []
-        return [Service("http", server.run, server.stop)]
+            # Probably a second replica on this host. Without a configured address, it can do without HTTP.
+            log.warning("http.unavailable", error=str(error))
+            return None
 
     def _vitals(self) -> Vitals:
-        leadership = self._leadership
         running = {thread.name for thread in threading.enumerate()}
         return Vitals(
-            role=self.elector.role,
-            term=leadership.term if leadership is not None and leadership.still_leads() else None,
-            silent_seconds=time.monotonic() - self.elector.alive_at,
-            draining=self.drain.asked,
+            role=self._elector.role,
+            term=self._elector.term,
+            silent_seconds=time.monotonic() - self._elector.alive_at,
+            draining=self._drain.requested,
             ended=tuple(name for name in VITAL if name not in running),
-            trouble=self.application.redact(self.elector.trouble) if self.elector.trouble else None,
+            trouble=self._application.redact(self._elector.trouble) if self._elector.trouble else None,
         )
 
-    def _elected(self, leadership: Leadership) -> None:
-        self._leadership = leadership
-        self.biller.elected(leadership)
-        self.announcer.elected(leadership.term)
-
-    def _deposed(self, leadership: Leadership) -> None:
-        self.biller.deposed(leadership)
-        self.announcer.lost(leadership.term)
-
-    def _step_down(self, seconds: float) -> None:
-        self.elector.step_down(seconds)
-        if self._leadership is not None:
-            self.announcer.resigned(self._leadership.term)
-
-    def _cycle_ended(self, result: CycleResult) -> None:
-        self.metrics.cycle_ended(result)
-        self.announcer.cycle_ended(result)
-
-    def _drain(self) -> None:
-        outcome = self.drain.carry_out()
-        self.metrics.drain_ended(outcome)
-        self.announcer.drain_ended(outcome)
+    def _crashed(self, name: str, error: BaseException) -> None:
+        self._crash = self._crash or error
+        self._drain.request(f"{name} crashed")
+        if isinstance(error, BillingError):
+            log.error("service.crashed", service=name, error=str(error))
+        else:
+            log.error("service.crashed", service=name, exc_info=error)
 
     def _exit_status(self) -> int:
         if self._crash is None:
             return 0
         return self._crash.exit_status if isinstance(self._crash, BillingError) else 1
-
-    def _crashed(self, name: str, error: BaseException) -> None:
-        self._crash = self._crash or error
-        self.drain.ask(f"{name} crashed")
-        if isinstance(error, BillingError):
-            log.error("service.crashed", service=name, error=str(error))
-        else:
-            log.error("service.crashed", service=name, exc_info=error)

@@ -1,4 +1,4 @@
-"""One cycle: a plan, workers that charge its batches, and the history row that tells how it went."""
+"""One cycle: its plan, the workers that charge its batches, and the history row that records how it went."""
 
 import time
 from collections import Counter
@@ -11,28 +11,31 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from controller.billing.batch import BatchWorker, CycleContext, CycleFailedError
-from controller.billing.errors import DeposedError
+from controller.billing.batch import BatchWorker, CycleContext
+from controller.billing.errors import CycleFailedError, DeposedError, StoppedError
 from controller.billing.ledger import Ledger
 from controller.billing.values import Batch, BatchResult, CycleResult, Leadership, Outcome, Run, Totals
-from controller.errors import BillingError
+from controller.errors import BillingError, one_line
+from controller.lifecycle.stop import StopToken
 
-#: Waits between the tries for organizations that someone else holds a lock on.
+#: Waits between the tries for organizations with rows that another session has locked.
 LOCKED_BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
 
-#: So many instances without a priced plan are named in a cycle's log.
-NAMED_WARNINGS = 50
+#: A cycle logs at most this many warnings about instances whose plan has no price.
+MAX_PRICE_WARNINGS = 50
 
 log = structlog.get_logger(part="billing")
 
 
-class StoppedError(BillingError):
-    """A drain's deadline has passed: no further batch."""
-
-
 @dataclass(frozen=True)
 class CycleSettings:
-    """How a cycle goes about it; see docs/configuration.md."""
+    """Settings of a cycle.
+
+    Attributes:
+        workers: threads that charge batches, each on its own session.
+        batch_size: instances in one transaction.
+        retention_days: how long the batches of finished runs are kept.
+    """
 
     workers: int = 2
     batch_size: int = 3000
@@ -44,9 +47,9 @@ class Cycle:
 
     Args:
         connect: opens a session in autocommit mode, for the plan and the history.
-        connect_worker: opens a worker's.
-        may_go_on: False when a drain's deadline has passed.
-        pause: waits for some seconds, less when there is a reason to look up.
+        connect_worker: opens a worker's session.
+        settings: of every cycle.
+        stop: checked before each transaction; ends the waits between two tries.
     """
 
     def __init__(
@@ -54,14 +57,12 @@ class Cycle:
         connect: Callable[[], Ledger],
         connect_worker: Callable[[], Ledger],
         settings: CycleSettings,
-        may_go_on: Callable[[], bool],
-        pause: Callable[[float], None],
+        stop: StopToken,
     ) -> None:
         self._connect = connect
         self._connect_worker = connect_worker
         self._settings = settings
-        self._may_go_on = may_go_on
-        self._pause = pause
+        self._stop = stop
 
     def run(
         self,
@@ -69,18 +70,18 @@ class Cycle:
         *,
         dry: bool = False,
         on_planned: Callable[[int], None] = lambda _instances: None,
-        on_charged: Callable[[BatchResult], None] = lambda _charged: None,
+        on_result: Callable[[BatchResult], None] = lambda _result: None,
     ) -> CycleResult:
-        """Charges everything that is due now. Expected ends, a failure among them, are results and not exceptions.
+        """Charges everything that is due now. An expected end, such as a failure, is a result and not an exception.
 
         Args:
             leadership: under which it works.
-            dry: the same statements, each batch rolled back; leaves no trace and needs no lock.
-            on_planned: told how many instances are due.
-            on_charged: told of each transaction, on a worker's thread.
+            dry: True runs the same statements and rolls each batch back; this leaves no trace and needs no lock.
+            on_planned: called with the number of due instances.
+            on_result: called with the result of each transaction, on a worker's thread.
         """
         began = time.monotonic()
-        done = _Done()
+        state = _CycleState(on_result)
         run: Run | None = None
         outcome, error = Outcome.COMPLETED, None
         try:
@@ -90,71 +91,72 @@ class Cycle:
                     run = ledger.begin_run(leadership.term)
                 plan = ledger.plan(run, self._settings.batch_size)
             on_planned(sum(batch.instances for batch in plan))
-            work = CycleContext(
+            context = CycleContext(
                 run=run,
                 batch_size=self._settings.batch_size,
                 connect=self._connect_worker,
-                checkpoint=lambda: self._checkpoint(leadership, done),
-                pause=self._pause,
-                on_charged=done.noting(on_charged),
+                stop=self._stop,
+                check=lambda: self._check(leadership, state),
+                on_result=state.add,
                 dry=dry,
             )
-            self._charge(work, plan, done)
+            self._charge(context, plan, state)
         except DeposedError as deposed:
             outcome, error = Outcome.DEPOSED, str(deposed)
         except StoppedError as stopped:
             outcome, error = Outcome.STOPPED, str(stopped)
         except (psycopg.Error, BillingError) as failed:
-            outcome, error = Outcome.FAILED, _first_line(failed)
-        figures = done.figures
+            outcome, error = Outcome.FAILED, one_line(failed)
+        totals = state.totals
         if run is not None and not dry and outcome is not Outcome.DEPOSED:
             try:
-                figures = self._finish(run, outcome, error)
+                totals = self._finish(run, outcome, error)
             except DeposedError as deposed:
                 outcome, error = Outcome.DEPOSED, str(deposed)
             except (psycopg.Error, BillingError) as failed:
-                outcome, error = Outcome.FAILED, error or f"its end could not be recorded: {_first_line(failed)}"
-        return CycleResult(outcome, figures, time.monotonic() - began, run, error, dict(done.failures_by_reason))
+                outcome, error = Outcome.FAILED, error or f"the end of the run was not recorded: {one_line(failed)}"
+        return CycleResult(outcome, totals, time.monotonic() - began, run, error, dict(state.failures_by_reason))
 
-    def _checkpoint(self, leadership: Leadership, done: "_Done") -> None:
-        """Raises when no further transaction may be started."""
-        if done.failure is not None:
+    def _check(self, leadership: Leadership, state: "_CycleState") -> None:
+        """Raises if no further transaction may start."""
+        if state.error is not None:
             raise CycleFailedError("another worker of this cycle failed")
         if not leadership.still_leads():
             raise DeposedError(f"term {leadership.term} is over: the lock session is lost")
-        if not self._may_go_on():
-            raise StoppedError("stopped by a drain's deadline; the next cycle goes on from here")
+        if not self._stop.may_start_batch():
+            raise StoppedError("stopped at the drain's deadline; the next cycle continues from here")
 
-    def _charge(self, work: CycleContext, plan: Sequence[Batch], done: "_Done") -> None:
-        self._spread(work, plan, done)
+    def _charge(self, context: CycleContext, plan: Sequence[Batch], state: "_CycleState") -> None:
+        """Charges the plan, then tries again for organizations with locked rows, and records those still locked."""
+        self._run_workers(context, plan, state)
         for seconds in LOCKED_BACK_OFF_SECONDS:
-            if not (locked := done.take_locked()):
+            if not (locked := state.take_locked()):
                 return
-            self._pause(seconds)
-            self._spread(work, locked, done)
-        worker = BatchWorker(work)
+            self._stop.wait(seconds)
+            self._run_workers(context, locked, state)
+        worker = BatchWorker(context)
         try:
-            for batch in done.take_locked():
-                worker.fail(batch.first_organization, "locked", "someone else's transaction holds rows of it")
+            for batch in state.take_locked():
+                worker.fail(batch.first_organization, "locked", "another session holds locks on its rows")
         finally:
             worker.close()
 
-    def _spread(self, work: CycleContext, batches: Sequence[Batch], done: "_Done") -> None:
-        """Charges batches on the workers' threads. The first failure ends all, after the batches in hand."""
+    def _run_workers(self, context: CycleContext, batches: Sequence[Batch], state: "_CycleState") -> None:
+        """Charges batches on the workers' threads. The first error stops every worker after its batch in hand."""
         queue = iter(batches)
-        next_of_queue = Lock()
+        queue_lock = Lock()
 
         def charge_until_empty() -> None:
-            worker = BatchWorker(work)
+            worker = BatchWorker(context)
             try:
                 while True:
-                    with next_of_queue:
+                    with queue_lock:
                         batch = next(queue, None)
                     if batch is None:
                         return
                     worker.charge(batch)
-            except BaseException as error:  # noqa: BLE001 - raised again below, on the thread that waits for us
-                done.fail(error)
+            except BaseException as error:  # noqa: BLE001 - raised again below, on the thread that waits
+                state.fail(error)
             finally:
                 worker.close()
 
@@ -162,11 +164,11 @@ class Cycle:
         with ThreadPoolExecutor(threads, thread_name_prefix="worker") as pool:
             for _ in range(threads):
                 pool.submit(charge_until_empty)
-        if done.failure is not None:
-            raise done.failure
+        if state.error is not None:
+            raise state.error
 
     def _finish(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
-        """Tried twice: a session that is lost just here would make a cycle fail in which everything succeeded."""
+        """Tries twice, so that a session lost at this point doesn't fail a cycle in which everything succeeded."""
         try:
             return self._write_end(run, outcome, error)
         except psycopg.OperationalError:
@@ -175,53 +177,42 @@ class Cycle:
     def _write_end(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
         ledger = self._connect()
         with ledger.connection, ledger.fenced(run.term):
-            figures = ledger.finish_run(run, outcome, error)
+            totals = ledger.finish_run(run, outcome, error)
             ledger.prune(self._settings.retention_days)
-        return figures
+        return totals
 
 
-class _Done:
-    """What the workers have done so far; shared between their threads."""
+class _CycleState:
+    """What the workers have done so far. Their threads share it."""
 
-    def __init__(self) -> None:
-        self.figures = Totals()
+    def __init__(self, on_result: Callable[[BatchResult], None]) -> None:
+        self._on_result = on_result
+        self.totals = Totals()
         self.failures_by_reason: Counter[str] = Counter()
-        self.failure: BaseException | None = None
+        self.error: BaseException | None = None
         self._locked: set[UUID] = set()
-        self._warnings = 0
+        self._price_warnings = 0
         self._lock = Lock()
 
-    def note(self, charged: BatchResult) -> None:
-        """Adds a transaction."""
+    def add(self, result: BatchResult) -> None:
+        """Adds the result of one transaction."""
         with self._lock:
-            self.figures += charged.figures
-            self.failures_by_reason.update(charged.failures_by_reason)
-            self._locked.update(charged.locked_by_others)
-            unpriced = charged.priced_by_default[: max(0, NAMED_WARNINGS - self._warnings)]
-            self._warnings += len(unpriced)
+            self.totals += result.totals
+            self.failures_by_reason.update(result.failures_by_reason)
+            self._locked.update(result.locked_by_others)
+            unpriced = result.priced_by_default[: max(0, MAX_PRICE_WARNINGS - self._price_warnings)]
+            self._price_warnings += len(unpriced)
         for instance in unpriced:
             log.warning("instance.priced_by_default", **instance)
-
-    def noting(self, further: Callable[[BatchResult], None]) -> Callable[[BatchResult], None]:
-        """`note`, and then tell someone further."""
-
-        def note(charged: BatchResult) -> None:
-            self.note(charged)
-            further(charged)
-
-        return note
+        self._on_result(result)
 
     def fail(self, error: BaseException) -> None:
-        """Keeps the first failure."""
+        """Keeps the first error."""
         with self._lock:
-            self.failure = self.failure or error
+            self.error = self.error or error
 
     def take_locked(self) -> list[Batch]:
-        """The organizations that were left out because of someone else's locks, each as a batch of its own."""
+        """Returns, and forgets, the organizations left out because of another session's locks: one batch for each."""
         with self._lock:
             locked, self._locked = sorted(self._locked), set()
         return [Batch(organization, organization, 0, large=True, locked_by_others=True) for organization in locked]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0]

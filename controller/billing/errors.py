@@ -1,4 +1,4 @@
-"""What can go wrong with a transaction, sorted by what is to be done about it."""
+"""What can go wrong in a transaction, sorted by what to do about it."""
 
 from enum import Enum, auto
 
@@ -9,29 +9,37 @@ from controller.errors import BillingError
 
 
 class DeposedError(BillingError):
-    """The fence found a newer term: nothing more is to be written under this one."""
+    """The fence refused this term, or the leadership has ended. Nothing more may be written under it."""
+
+
+class StoppedError(BillingError):
+    """The drain's deadline has passed. No further batch may start."""
+
+
+class CycleFailedError(BillingError):
+    """The cycle can't continue, for a reason that lies with the controller or the server and not with anyone's data."""
 
 
 class InconsistentError(BillingError):
-    """A row that was locked has changed all the same; the transaction is rolled back and tried again."""
+    """A row changed although it was locked. The transaction is rolled back and tried again."""
 
 
 class Fault(Enum):
-    """What is to be done."""
+    """What an error calls for."""
 
     TRANSIENT = auto()
-    """Another try may succeed: a deadlock, a serialization failure, a lost connection, a lock held by someone else."""
+    """Try again: a deadlock, a serialization failure, a lost connection, or a lock that another session holds."""
     DATA = auto()
-    """These very rows can't be charged: halve the batch until they stand alone."""
+    """These very rows can't be charged: split the batch until the organizations at fault stand alone."""
     OURS = auto()
-    """Nothing in the data explains it: permissions, schema, a full disk. The cycle fails."""
+    """No data explains it: permissions, schema, a full disk. Fail the cycle."""
 
 
 _TRANSIENT = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
     errors.LockNotAvailable,
-    errors.ForeignKeyViolation,  # an instance deleted under our hands
+    errors.ForeignKeyViolation,  # an instance was deleted while it was being charged
     errors.IdleInTransactionSessionTimeout,
     errors.TooManyConnections,
     errors.AdminShutdown,
@@ -39,22 +47,22 @@ _TRANSIENT = (
     errors.CannotConnectNow,
     InconsistentError,
 )
-# SQLSTATE classes: 22 data exception, 23 integrity, 44 check option, P0 raised by a trigger; and a statement that takes
-# too long, which a smaller batch does not.
+# SQLSTATE classes: 22 data exception, 23 integrity constraint violation, 44 check option violation, P0 raised by a
+# PL/pgSQL trigger, 09 triggered action exception, 38 and 39 errors in external routines.
 _DATA = ("22", "23", "44", "P0", "09", "38", "39")
 
 
 def classify(error: BaseException) -> Fault:
-    """Sorts an error of a transaction."""
+    """Decides what an error of a transaction calls for."""
     if isinstance(error, _TRANSIENT):
         return Fault.TRANSIENT
     if isinstance(error, errors.QueryCanceled):
-        return Fault.DATA
+        return Fault.DATA  # the statement took too long, which a smaller batch does not
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         if error.sqlstate.startswith("08"):
             return Fault.TRANSIENT
         return Fault.DATA if error.sqlstate[:2] in _DATA else Fault.OURS
     if isinstance(error, psycopg.DataError):
-        return Fault.DATA  # of the client: a value that Python can't hold
-    # no SQLSTATE: libpq lost the connection, or could not make one
+        return Fault.DATA  # raised by the client: a value that Python can't represent
+    # Without an SQLSTATE, libpq has lost the connection or could not open one.
     return Fault.TRANSIENT if isinstance(error, (psycopg.OperationalError, BillingError)) else Fault.OURS

@@ -1,10 +1,10 @@
-"""The guard: an audit after each cycle that stops billing where it finds something wrong.
+"""The guard of payments: checks what each cycle has charged, and suspends an organization whose charges are wrong.
 
-It looks at every payment that has been written since it last looked, also by a leader that was lost before its guard
-could. An organization of which a charge breaks an invariant is held: it gets an open row with the reason and no charge
-until an audit of its whole books is clean, which is tried before each cycle.
+After a cycle it checks every payment written since the last check, including those of a leader that was lost before its
+own guard ran. If a charge breaks an invariant, its organization is suspended: it gets an open row with the reason, and
+is not charged until an audit of all its charges is clean. Before each cycle the guard tries this audit.
 
-It must not fail a cycle, delay a drain, or lock what billing needs.
+It must not fail a cycle, delay a drain, or lock rows that billing needs.
 """
 
 from collections.abc import Callable
@@ -20,36 +20,37 @@ from controller.billing.audit import audit
 from controller.billing.errors import DeposedError
 from controller.billing.ledger import Ledger
 from controller.billing.values import Leadership
-from controller.errors import BillingError
+from controller.errors import BillingError, one_line
+from controller.lifecycle.stop import StopToken
 
-#: Looked at in one statement.
-PAYMENTS: Final = 5000
+#: Payments that one statement checks.
+BATCH_SIZE: Final = 5000
 
 log = structlog.get_logger(part="guard")
 
 
 class Guard:
-    """Works on the thread of whoever runs cycles.
+    """Runs before and after each cycle, on the same thread.
 
     Args:
         connect: opens a session in autocommit mode.
-        may_go_on: asked between statements; what is left is looked at after the next cycle.
+        stop: checked between statements. Once no cycle may start, the rest is left to the next leader's guard.
     """
 
-    def __init__(self, connect: Callable[[], Ledger], may_go_on: Callable[[], bool]) -> None:
+    def __init__(self, connect: Callable[[], Ledger], stop: StopToken) -> None:
         self._connect = connect
-        self._may_go_on = may_go_on
+        self._stop = stop
 
-    def release(self, leadership: Leadership) -> None:
-        """Before a cycle: releases the held organizations whose audit is clean."""
-        self._carefully(leadership, self._release)
+    def unsuspend(self, leadership: Leadership) -> None:
+        """Before a cycle: ends the suspension of every organization whose audit is clean."""
+        self._run(leadership, self._unsuspend)
 
-    def look(self, leadership: Leadership) -> None:
-        """After a cycle: looks at what was charged, and holds the organizations concerned."""
-        self._carefully(leadership, self._look)
+    def check(self, leadership: Leadership) -> None:
+        """After a cycle: checks what was charged, and suspends the organizations whose charges are wrong."""
+        self._run(leadership, self._check)
 
-    def _carefully(self, leadership: Leadership, action: Callable[[Leadership, Ledger], None]) -> None:
-        """A guard that can't look says so, and bills on."""
+    def _run(self, leadership: Leadership, action: Callable[[Leadership, Ledger], None]) -> None:
+        """Runs an action. If it fails, logs a warning and lets billing continue."""
         try:
             ledger = self._connect()
             with ledger.connection:
@@ -57,11 +58,14 @@ class Guard:
         except DeposedError:
             return
         except (psycopg.Error, BillingError) as error:
-            log.warning("guard.failed", error=str(error).split("\n", 1)[0])
+            log.warning("guard.failed", error=one_line(error))
 
-    def _release(self, leadership: Leadership, ledger: Ledger) -> None:
+    def _may_continue(self, leadership: Leadership) -> bool:
+        return leadership.still_leads() and self._stop.may_start_cycle()
+
+    def _unsuspend(self, leadership: Leadership, ledger: Ledger) -> None:
         for row in sql.rows(ledger.connection, "suspended_organizations"):
-            if not (leadership.still_leads() and self._may_go_on()):
+            if not self._may_continue(leadership):
                 return
             organization = row["organization_id"]
             if self._is_clean(organization):
@@ -70,33 +74,33 @@ class Guard:
                 log.info("organization.unsuspended", organization=str(organization))
 
     def _is_clean(self, organization: UUID) -> bool:
-        """By the audit of its whole books. One that can't be audited keeps nobody else held."""
-        with self._connect().connection as own:
+        """Audits all charges of an organization. If the audit itself fails, only this organization stays suspended."""
+        with self._connect().connection as connection:
             try:
-                return audit(own, organization).clean
+                return audit(connection, organization).clean
             except psycopg.Error as error:
-                log.warning("guard.failed", organization=str(organization), error=str(error).split("\n", 1)[0])
+                log.warning("guard.failed", organization=str(organization), error=one_line(error))
                 return False
 
-    def _look(self, leadership: Leadership, ledger: Ledger) -> None:
+    def _check(self, leadership: Leadership, ledger: Ledger) -> None:
         (bounds,) = sql.rows(ledger.connection, "guard_begin")
         after_id, payments, more = bounds["after_id"], 0, True
         while more:
-            if not (leadership.still_leads() and self._may_go_on()):
+            if not self._may_continue(leadership):
                 log.info("guard.interrupted", payments=payments)
                 return
-            judged = self._judge(ledger, after_id, bounds["end_id"])
-            for violation in judged.violations:
+            checked = self._check_next(ledger, after_id, bounds["end_id"])
+            for violation in checked.violations:
                 self._suspend(leadership, ledger, violation)
-            payments += judged.payments
-            after_id, more = judged.last_id, judged.more
+            payments += checked.payments
+            after_id, more = checked.last_id, checked.more
         with ledger.fenced(leadership.term):
             sql.run(ledger.connection, "guard_end", checked_until=bounds["now"])
         log.debug("guard.passed", payments=payments)
 
-    def _judge(self, ledger: Ledger, after_id: UUID, end_id: UUID) -> "_Judged":
-        """The next payments: fewer where one of them can't be read, down to that one alone, which is a violation."""
-        limit = PAYMENTS
+    def _check_next(self, ledger: Ledger, after_id: UUID, end_id: UUID) -> "_Checked":
+        """Checks the next payments. If one of them can't be read, tries fewer; alone, it is a violation."""
+        limit = BATCH_SIZE
         while True:
             try:
                 (row,) = sql.rows(ledger.connection, "guard_charges", after_id=after_id, end_id=end_id, limit=limit)
@@ -109,16 +113,16 @@ class Guard:
                     _Violation(UUID(each["organization_id"]), each["invariant"], f"payment {each['payment_id']}")
                     for each in row["violations"]
                 )
-                return _Judged(row["payments"], row["last_id"], violations, more=row["payments"] == limit)
+                return _Checked(row["payments"], row["last_id"], violations, more=row["payments"] == limit)
 
-    def _unreadable(self, ledger: Ledger, after_id: UUID, end_id: UUID, error: psycopg.DataError) -> "_Judged":
+    def _unreadable(self, ledger: Ledger, after_id: UUID, end_id: UUID, error: psycopg.DataError) -> "_Checked":
         rows = sql.rows(ledger.connection, "guard_unreadable", after_id=after_id, end_id=end_id)
-        if not rows:  # deleted meanwhile, and it was the last one
-            return _Judged(0, after_id, (), more=False)
+        if not rows:  # it was the last payment, and has been deleted in the meantime
+            return _Checked(0, after_id, (), more=False)
         payment = rows[0]
         detail = f"payment {payment['id']}: {error.diag.message_primary}"
         violation = _Violation(payment["organization_id"], "unreadable", detail)
-        return _Judged(1, payment["id"], (violation,), more=True)
+        return _Checked(1, payment["id"], (violation,), more=True)
 
     def _suspend(self, leadership: Leadership, ledger: Ledger, violation: "_Violation") -> None:
         with ledger.fenced(leadership.term):
@@ -141,7 +145,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class _Violation:
-    """`invariant` as the audit names them, or `unreadable`."""
+    """A charge that is wrong. `invariant` is a name from the audit, or `unreadable`."""
 
     organization: UUID
     invariant: str
@@ -149,8 +153,8 @@ class _Violation:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What one statement looked at."""
+class _Checked:
+    """What one statement has checked."""
 
     payments: int
     last_id: UUID

@@ -1,4 +1,4 @@
-"""The heartbeat: what tells the application that billing is alive. Written by the leader alone."""
+"""The heartbeat, which tells the application that billing is alive. Only the leader writes it."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -11,18 +11,21 @@ from psycopg.types.json import Jsonb
 
 from controller import sql
 from controller.billing.values import Leadership
-from controller.errors import BillingError
+from controller.errors import BillingError, one_line
+from controller.log import WarnOnce
 
 log = structlog.get_logger(part="heartbeat")
 
 
 class Heartbeat:
-    """Beats on a session of its own for as long as a leadership lasts, also while it drains.
+    """Writes a heartbeat at a fixed interval for as long as a leadership lasts, even during a drain.
 
     Args:
         connect: opens a session in autocommit mode.
-        metadata: about this process; the term is added.
-        retention_days: for the rows of replicas that are gone.
+        instance_id: `hostname-pid`, the key of this process's row in `billing_daemon_status`.
+        metadata: describes this process in that row; the term is added.
+        interval_seconds: between two heartbeats.
+        retention_days: how long the rows of other replicas are kept.
     """
 
     def __init__(
@@ -39,40 +42,44 @@ class Heartbeat:
         self._metadata = metadata
         self._interval_seconds = interval_seconds
         self._retention_days = retention_days
-        self._started_at = datetime.now(UTC)  # for people; nothing is computed from it
+        self._started_at = datetime.now(UTC)  # this process's clock: shown to people, never used in a computation
         self._connection: sql.Connection | None = None
         self._leadership: Leadership | None = None
-        self._use = threading.Lock()
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._failing = False
+        self._failures = WarnOnce(log, "heartbeat.failed")
 
     def start(self, leadership: Leadership) -> None:
-        """Writes the first heartbeat, ends the rows of those who led before, and removes old ones."""
+        """Writes the first heartbeat of a term, closes the rows of earlier leaders, and deletes old rows."""
         self._leadership = leadership
         self._write(["heartbeat", "close_other_statuses", "prune_statuses"])
 
     def beat(self) -> bool:
-        """Writes a heartbeat now, if this replica leads; whether it was written. Any thread."""
+        """Writes a heartbeat now if this replica leads. Any thread.
+
+        Returns:
+            True if it was written.
+        """
         return self._write(["heartbeat"])
 
     def mark_stopped(self) -> None:
-        """Writes `stopped`, leaving the heartbeat's time as it is; nothing is written after it."""
+        """Sets the status to `stopped` without refreshing the heartbeat, and writes nothing afterwards."""
         self._write(["mark_stopped"])
         self._leadership = None
 
     def run(self) -> None:
-        """The loop, until `stop`."""
+        """Writes heartbeats until `stop` is called."""
         while not self._stopping.wait(self._interval_seconds):
             self.beat()
-        with self._use:
+        with self._lock:
             self._disconnect()
 
     def stop(self) -> None:
-        """Ends the loop."""
+        """Ends the loop. Any thread."""
         self._stopping.set()
 
     def _write(self, statements: list[str]) -> bool:
-        with self._use:
+        with self._lock:
             leadership = self._leadership
             if leadership is None or not leadership.still_leads():
                 self._disconnect()
@@ -86,16 +93,14 @@ class Heartbeat:
             try:
                 for name in statements:
                     if name == "heartbeat" and sql.optional_row(self._session(), name, **parameters) is None:
-                        return False  # a newer term has begun
+                        return False  # the fence: a newer term has begun
                     if name != "heartbeat":
                         sql.run(self._session(), name, **parameters)
             except (psycopg.Error, BillingError) as error:
                 self._disconnect()
-                tell = log.debug if self._failing else log.warning
-                tell("heartbeat.failed", error=str(error).split("\n", 1)[0])
-                self._failing = True
+                self._failures.failed(error=one_line(error))
                 return False
-            self._failing = False
+            self._failures.worked()
             return True
 
     def _session(self) -> sql.Connection:

@@ -213,7 +213,7 @@ def _charged(row: dict[str, Any]) -> BatchResult:
     if not row["consistent"]:
         raise InconsistentError("a wallet or an instance changed while its batch was being charged")
     return BatchResult(
-        figures=Totals.from_row(row),
+        totals=Totals.from_row(row),
         due=row["due"],
         failures_by_reason=row.get("failures_by_reason", {}),
         priced_by_default=tuple(row.get("priced_by_default", ())),

@@ -1,4 +1,4 @@
-"""The values that a cycle is made of."""
+"""The values that a cycle passes around."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from uuid import UUID
 
 
 class Leadership(Protocol):
-    """Under what a cycle works; implemented by the election."""
+    """The leadership under which a cycle works; implemented by the election."""
 
     @property
     def term(self) -> int:
-        """The newest term, as far as is known."""
+        """The term that was minted for this leadership. A newer one may exist already; only the fence knows."""
 
     def still_leads(self) -> bool:
-        """Asked before each step."""
+        """True while this replica may believe that it leads. Check it before each step."""
 
 
 class Outcome(StrEnum):
-    """How a cycle ended. The first three are `billing_runs.outcome`; a deposed leader can't write its own."""
+    """How a cycle ended. The first three are values of `billing_runs.outcome`; a deposed leader can't write there."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -32,11 +32,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Pricing:
-    """What a charge depends on besides the rows.
+    """The settings that a charge depends on.
 
     Attributes:
-        default_monthly_price: for an instance without a priced plan; None records a failure instead.
-        currency: the one that wallets must have.
+        default_monthly_price: for an instance whose plan has no price; None records a failure instead.
+        currency: the currency that every wallet must have, as an ISO 4217 code.
     """
 
     default_monthly_price: Decimal | None
@@ -45,8 +45,14 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Totals:
-    """What was committed: instances charged, hours, amount in the wallets' currency; instances with an open debt, and
-    instances that failed for another reason.
+    """Sums over what has been committed.
+
+    Attributes:
+        instances: charged instances.
+        hours: charged hours.
+        amount: charged, in the wallets' currency.
+        debts: instances with an open debt.
+        failures: instances that could not be charged for a reason other than their balance.
     """
 
     instances: int = 0
@@ -66,7 +72,7 @@ class Totals:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
-        """From a row with these columns."""
+        """Reads a row with columns of these names."""
         return cls(
             int(row["instances"]),
             int(row["hours"]),
@@ -78,7 +84,13 @@ class Totals:
 
 @dataclass(frozen=True)
 class Run:
-    """A cycle under way: its row in `billing_runs`. What is due is what was due at `as_of`."""
+    """A cycle in progress.
+
+    Attributes:
+        id: of its row in `billing_runs`.
+        term: the term it works under.
+        as_of: its start, by the database's clock. It charges what was due at this time.
+    """
 
     id: int
     term: int
@@ -89,7 +101,12 @@ class Run:
 class Batch:
     """A range of organizations, both ends included.
 
-    A `large` batch is one organization, charged in steps. `locked_by_others`: another session held row locks.
+    Attributes:
+        first_organization: in the order of their ids.
+        last_organization: likewise.
+        instances: due in this range, as planned.
+        large: True for a single organization that is charged in several transactions.
+        locked_by_others: True if another session held locks on its rows when it was last tried.
     """
 
     first_organization: UUID
@@ -101,9 +118,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The last instance of a large organization that has been dealt with, in charging order.
+    """The last instance of a large organization that has been processed, in charging order.
 
-    `created_at` as the server writes it: Python has no word for infinity, or for years before Christ.
+    Attributes:
+        created_at: as the server prints it, since Python can't represent infinity or years BC.
+        id: of the instance.
     """
 
     created_at: str
@@ -115,14 +134,15 @@ class BatchResult:
     """What one transaction did.
 
     Attributes:
-        due: instances looked at.
-        locked_by_others: organizations left out because someone else holds a lock on one of their rows.
-        failures_by_reason: instances by the reason for which they could not be charged.
-        priced_by_default: up to 20 instances without a priced plan, for a warning that names them.
-        last: where a large organization's next step goes on.
+        totals: what it charged and recorded.
+        due: instances that it looked at.
+        locked_by_others: organizations left out because another session holds a lock on one of their rows.
+        failures_by_reason: number of instances that could not be charged, by reason.
+        priced_by_default: up to 20 instances whose plan has no price, for a warning that names them.
+        last: where the next step of a large organization continues; None if nothing was processed.
     """
 
-    figures: Totals
+    totals: Totals
     due: int
     locked_by_others: tuple[UUID, ...] = ()
     failures_by_reason: Mapping[str, int] = field(default_factory=dict)
@@ -130,23 +150,33 @@ class BatchResult:
     last: ResumePoint | None = None
 
     def __add__(self, other: Self) -> "BatchResult":
-        """Both parts of one step: what was plainly covered, and what had to go in order."""
+        """Combines the two parts of one step: the fast path and the ordered one."""
         return BatchResult(
-            self.figures + other.figures,
+            self.totals + other.totals,
             max(self.due, other.due),
             self.locked_by_others + other.locked_by_others,
             Counter(self.failures_by_reason) + Counter(other.failures_by_reason),
             self.priced_by_default + other.priced_by_default,
-            other.last or self.last,  # the later of two snapshots: an instance between them would displace one
+            other.last
+            or self.last,  # of the later snapshot; an instance that appeared in between would shift the earlier one's
         )
 
 
 @dataclass(frozen=True)
 class CycleResult:
-    """A cycle that has ended. `error` is one line, where there is one."""
+    """A cycle that has ended.
+
+    Attributes:
+        outcome: how it ended.
+        totals: what it has committed.
+        seconds: its duration.
+        run: None if it failed before its row was written.
+        error: one line; None if it completed.
+        failures_by_reason: number of instances that could not be charged, by reason.
+    """
 
     outcome: Outcome
-    figures: Totals
+    totals: Totals
     seconds: float
     run: Run | None = None
     error: str | None = None

@@ -1,82 +1,94 @@
 """Leader election on a PostgreSQL advisory lock: the specification.
 
-What it is for
---------------
-Of any number of replicas at most one works at a time, and a replica that has stopped being the one can't do harm.
-The lock makes the first *likely at every moment*, cheaply and fast; the term makes the second *certain*.
+Purpose
+-------
+At most one replica works at any time, and a replica that has lost the leadership can do no harm. The lock provides the
+first property cheaply and quickly, but not with certainty. The term provides the second property with certainty.
 
-    lock   a session-level advisory lock, held by a dedicated session. Gone when the session is gone.
-    term   a whole number, minted in the database on winning; it only grows. The fencing token.
-    fence  the first statement of every transaction that writes: it locks the term's row `for share` and finds its own
-           term and its own name there, or the writer is deposed. A mint waits for such transactions and excludes later
-           ones, so whatever a deposed leader still has in flight commits *before* the next term begins, or never.
+    lock   A session-level advisory lock, held by a dedicated session. It disappears with the session.
+    term   An integer that is minted in the database each time a replica wins. It only grows. It is the fencing token.
+    fence  The first statement of every transaction that writes. It locks the row of the newest term `for share` and
+           compares the term and the holder with the writer's own. If they differ, the writer has been deposed. A mint
+           waits for transactions that have passed the fence, and blocks the fence until it has committed. So whatever
+           a deposed leader still has in flight commits *before* the next term begins, or never.
 
 The states of a replica
 -----------------------
 
-                      connect fails: wait, try again holder silent: evict it, try again
+                      connect failed: retry         holder silent: evict it, retry
                       .--------.                     .--------.
                       v        |                     v        |
-    +-------+  run  +------------+  session good   +---------+  lock is free   +---------+
+    +-------+  run  +------------+  session ready  +---------+  lock acquired  +---------+
     |  off  |------>| connecting |---------------->| standby |---------------->| winning |
     +-------+       +------------+                 +---------+                 +---------+
-        ^                ^   ^    session lost         |  ^     server is a        |
-        |                |   '-------------------------'  |     standby, or no     |  term minted
-        |                |                                '------ term minted -----'
-        |  stopped       |  deposed: any error, a late ping, a lost lock           v
-        |                |                                                    +---------+
-        |                '----------------------------------------------------| leading |
-        |                                                                     +---------+
-        |         +-----------+      work has stopped: unlock, notify              |
-        '---------| resigning |<---------------------------------------------------'
-                  +-----------+
+        ^              ^  ^  ^    session lost          |                         |   |
+        |              |  |  '--------------------------'                         |   |
+        |              |  |       server in recovery, or minting failed           |   |  term minted
+        |              |  '-------------------------------------------------------'   |
+        |              |                                                              v
+        |              |    deposed: ping failed, ping late, or lock lost         +---------+
+        |              |----------------------------------------------------------| leading |
+        |              |                                                          +---------+
+        |              |  stepped down         +-----------+   work has stopped       |
+        |              '-----------------------| resigning |<-------------------------'
+        |                       stopped        +-----------+
+        '--------------------------------------------'
 
-*Standing by*, a replica tries the lock about once a second, with jitter, and at once when it hears of a resignation.
-It never waits in the database for the lock. It may end the session of a holder that has fallen silent: see Eviction.
+A *standby* tries the lock about once a second, with jitter, and immediately when it is notified of a resignation. It
+never blocks in the database to wait for the lock. It may end the session of a holder that has fallen silent; see
+Eviction below.
 
-*Winning* is: the lock is taken, the server is not in recovery, and a term is minted. Only then does it lead. When the
-server is in recovery or the mint fails, the session is closed: a lock without a term is of no use.
+*Winning* takes three steps: the lock is acquired, the server is not in recovery, and a term is minted. The replica
+leads only after the third. If the server is in recovery or the mint fails, the replica closes the session, because a
+lock without a term is useless.
 
-*Leading*, it pings the lock session every `ping_interval`: the same backend still holds the lock. It may believe that
-it leads until `leader_deadline` after the moment at which the last good ping *was sent*, by its own monotonic clock,
-and not a moment longer, whatever its threads are blocked in: everyone who works asks `Leadership.still_leads()`.
+A *leading* replica pings its lock session every `ping_interval` to confirm that the same backend still holds the lock.
+It may believe that it leads until `leader_deadline` after the last good ping *was sent*, by its own monotonic clock.
+This holds even while its threads are blocked, because everything that works under the leadership asks
+`Leadership.still_leads()` before each step.
 
-*Deposed* is what it is when a ping fails, is late, or finds the lock gone. There is no way back: the session is closed
-(after an error the server may have done anything, and advisory locks stack), and the replica contends as a new one.
+A replica is *deposed* when a ping fails, arrives late, or finds the lock lost. It can't return to leading: it closes
+the session, since the server's state is unknown after an error and advisory locks stack, and then contends anew.
 
-*Resigning* is leaving on purpose, once the work has stopped. The lock is released and standbys are notified.
+*Resigning* is giving up the leadership on purpose, after the work has stopped: because the replica is being stopped, or
+because it steps down in favour of another one. It releases the lock and notifies the standbys.
+
+However a leadership ends, the elector reports it exactly once, after the session is closed: with a reason if the
+replica was deposed, with None if it resigned.
 
 The three bounds
 ----------------
     ping_interval  <  leader_deadline  <  session_timeout          (2 s, 6 s, 10 s)
 
-The server ends a lock session that has been silent for `session_timeout` (and one whose TCP peer is gone), which frees
-the lock. A leader that can't ping stops believing by `leader_deadline`, which is sooner. So of a frozen, unplugged or
-partitioned leader and its successor, the first has stopped by its own clock before the second can win, and should the
-clock of the first have been frozen with it, the fence still holds. `Bounds` refuses settings in another order.
+The server ends a lock session that has been silent for `session_timeout`, or whose TCP peer is gone. This releases the
+lock. A leader that can't ping stops believing at `leader_deadline`, which is earlier. So a frozen, unplugged or
+partitioned leader has stopped by its own clock before a successor can win. If its clock was frozen as well, the fence
+still stops it. `Bounds` refuses settings in any other order.
 
 Eviction
 --------
-A standby need not wait for the server. The leader's ping says, in its own text, for how long it makes the leader
-believe, and the server shows to sessions of the same role when it dealt with it. So the try that fails tells a standby
-whether the holder has spoken since the last one, and nothing is written. Once its own clock has counted the holder's
-deadline (and a twentieth more, for the rates of two clocks) since it first saw the holder's last word, the standby ends
-that session and tries the lock again at once.
+A standby need not wait for the server's timeout. The text of the leader's ping states the leader's deadline, and
+`pg_stat_activity` shows this text, and when the server finished it, to other sessions of the same role. So each failed
+try for the lock also tells the standby if the holder has sent anything since the last one, and nothing has to be
+written. The standby counts the holder's deadline on its own clock, from the moment it first saw the holder's latest
+statement, and adds a twentieth because clock rates differ. When that time is over it ends the holder's session and
+tries the lock again immediately.
 
-    sent by the leader  <  dealt with by the server  <  first seen by the standby
+    leader sends ping  <  server finishes it  <  standby first sees it
             |---- deadline ---->|  the leader has stopped
-                                         |------ deadline and a twentieth ------>|  the standby evicts
+                                         |---- deadline and a twentieth ---->|  the standby evicts
 
-Each interval is counted by one monotonic clock, and the second begins later: a leader that may still believe is never
-evicted, however loaded the machines and wherever the wall clocks stand. Nor is a session with a statement under way,
-one of another role, one that has stated no deadline, or one that has spoken meanwhile: the statement that ends the
-session matches its backend, its last word and the lock once more, so that of several standbys the slower can't hit
-the new leader. `evicts=False` leaves it all to the server.
+Each interval is measured by one monotonic clock, and the second begins later than the first. So a leader that may still
+believe is never evicted, however loaded the machines are and whatever the wall clocks say. Four kinds of session are
+never ended: one that is executing a statement, one of another role, one that has stated no deadline, and one that has
+sent something in the meantime. The statement that ends a session compares its backend, its latest statement and the
+lock once more. So if several standbys try at once, a slow one can't hit the new leader. `evicts=False` disables
+eviction.
 
 What it must not do
 -------------------
-Touch the database other than through the `LockSession` it is given; read the wall clock; sleep; decide that a replica
-is healthy because it leads, or ill because it does not.
+Use the database other than through its `LockSession`; read the wall clock; sleep; treat a replica as healthy because it
+leads, or as unhealthy because it doesn't.
 """
 
 from controller.election.bounds import Bounds, BoundsError, Deadline

@@ -1,4 +1,4 @@
-"""The loop that contends, leads and resigns; one thread."""
+"""The loop that contends for the lock, leads and resigns, on one thread. The package's docstring specifies it."""
 
 import math
 import random
@@ -12,15 +12,19 @@ import structlog
 from controller.election.bounds import Bounds, Clock, Deadline
 from controller.election.session import LockSession, LockSessionError
 from controller.election.silence import Silence
+from controller.errors import one_line
+from controller.log import WarnOnce
 
-#: Between two sessions, when the first has failed.
+#: Pause after a session that failed, before jitter.
 RETRY_SECONDS = 1.0
-#: After an eviction the lock is tried so much later, then after twice as long, up to the usual poll. Never sooner.
+#: Pause between an eviction and the next try for the lock. It doubles with each try, up to the usual poll interval.
 EVICTION_RETRY_SECONDS = 0.05
+
+log = structlog.get_logger(part="election")
 
 
 class Role(StrEnum):
-    """A replica's state, as people see it."""
+    """What a replica is doing, as probes and people see it."""
 
     CONNECTING = "connecting"
     STANDBY = "standby"
@@ -29,28 +33,56 @@ class Role(StrEnum):
 
 
 class Leadership:
-    """A term in office. Whoever works under it asks `still_leads()` before each step."""
+    """One term of this replica. Everything that works under it asks `still_leads()` before each step.
 
-    def __init__(self, term: int, deadline: Deadline) -> None:
+    Args:
+        term: the term that was minted for it.
+        deadline: until when it may be believed without another ping.
+        wake: ends the elector's wait between two pings.
+    """
+
+    def __init__(self, term: int, deadline: Deadline, wake: Callable[[], None] = lambda: None) -> None:
         self.term = term
+        #: How long this replica must not contend after the end.
+        self.back_off_seconds = 0.0
         self._deadline = deadline
+        self._wake = wake
         self._over = False
-        self._judging = threading.Lock()
+        self._stepping_down = threading.Event()
+        self._lock = threading.Lock()
 
     def still_leads(self) -> bool:
-        """False from the moment at which the deadline passes, whatever blocks the elector's thread, and for ever."""
-        with self._judging:
+        """True until the deadline passes or the leadership ends; then False for ever.
+
+        It turns False at the deadline even while the elector's thread is blocked.
+        """
+        with self._lock:
             self._over = self._over or self._deadline.passed
             return not self._over
 
+    def step_down(self, back_off_seconds: float) -> None:
+        """Asks the elector to resign, and then not to contend for `back_off_seconds`. The work must have stopped."""
+        self.back_off_seconds = back_off_seconds
+        self._stepping_down.set()
+        self._wake()
+
+    @property
+    def stepping_down(self) -> bool:
+        """True once `step_down` has been called."""
+        return self._stepping_down.is_set()
+
     def end(self) -> None:
-        """There is no way back."""
-        with self._judging:
+        """Ends it for good."""
+        with self._lock:
             self._over = True
 
     def extend(self, sent_at: float) -> bool:
-        """A ping that was sent at `sent_at` came back good; whether in time. A late one revives nothing."""
-        with self._judging:
+        """Counts a good ping that was sent at `sent_at`. A ping that came back too late revives nothing.
+
+        Returns:
+            True if it came back in time.
+        """
+        with self._lock:
             self._over = self._over or self._deadline.passed
             if not self._over:
                 self._deadline.extend(sent_at)
@@ -58,21 +90,25 @@ class Leadership:
 
     @property
     def remaining_seconds(self) -> float:
-        """How long it may still be believed in without another ping."""
+        """How long it may be believed without another ping."""
         return self._deadline.remaining_seconds()
 
 
 class Elector:
-    """Contends for the lock until it is stopped. See the package's docstring for the states.
+    """Contends for the lock until it is stopped.
+
+    Every callback runs on the elector's thread and must return at once.
 
     Args:
-        connect: opens a lock session; raises LockSessionError when it can't.
+        connect: opens a lock session; raises LockSessionError if it can't.
         bounds: the three bounds.
         clock: monotonic seconds.
-        on_elected: called with each new leadership, on the elector's thread; must return at once.
-        on_deposed: called after each leadership that ended without a resignation; must return at once.
-        evicts: whether, standing by, it ends the session of a holder that has stopped leading and said nothing.
-        on_evicted: called after each eviction; must return at once.
+        on_elected: called with each new leadership.
+        on_ended: called once for each leadership, after it has ended and its lock session is closed. The second
+            argument is the reason, or None after a resignation.
+        evicts: True if a standby ends the session of a leader that has been silent past its own deadline.
+        on_evicted: called after each eviction.
+        jitter: random numbers in [0, 1).
     """
 
     def __init__(
@@ -82,7 +118,7 @@ class Elector:
         bounds: Bounds,
         clock: Clock,
         on_elected: Callable[[Leadership], None],
-        on_deposed: Callable[[Leadership], None],
+        on_ended: Callable[[Leadership, str | None], None],
         evicts: bool = False,
         on_evicted: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
@@ -91,113 +127,130 @@ class Elector:
         self._bounds = bounds
         self._clock = clock
         self._on_elected = on_elected
-        self._on_deposed = on_deposed
+        self._on_ended = on_ended
         self._evicts = evicts
         self._on_evicted = on_evicted
         self._jitter = jitter
-        self._log = structlog.get_logger(part="election")
         self._session: LockSession | None = None
+        self._leadership: Leadership | None = None
         self._stopping = threading.Event()
-        self._stepping_down = threading.Event()
-        self._not_before = clock()
-        self._told: set[str] = set()
-        self._told_hidden = False
+        self._contend_again_at = clock()
+        self._failures = WarnOnce(log, "session.failed")
+        self._other_role_holds = False
         self.role = Role.CONNECTING
-        #: Why it has not joined the election, or is no longer in it; one line.
+        #: Why this replica has not joined the election, or has dropped out of it; one line.
         self.trouble: str | None = None
+        #: When the loop last came round; monotonic seconds.
         self.alive_at = clock()
 
+    @property
+    def term(self) -> int | None:
+        """The term in which this replica may believe that it leads, at this moment; None if it doesn't."""
+        leadership = self._leadership
+        return leadership.term if leadership is not None and leadership.still_leads() else None
+
     def stop(self) -> None:
-        """Resigns if it leads (the work must have stopped), and contends no more. Any thread, any number of times."""
+        """Ends the loop, after resigning if this replica leads. The work must have stopped. Any thread, idempotent."""
         self._stopping.set()
         self._wake()
 
-    def step_down(self, back_off_seconds: float) -> None:
-        """Resigns (the work must have stopped) and lets others try for `back_off_seconds`."""
-        self._not_before = self._clock() + back_off_seconds
-        self._stepping_down.set()
-        self._wake()
-
     def run(self) -> None:
-        """The loop; returns when stopped and nothing is held."""
+        """Contends and leads until `stop` is called. Holds nothing when it returns."""
         while not self._stopping.is_set():
             self.alive_at = self._clock()
             self.role = Role.CONNECTING
             try:
                 self._session = self._connect()
                 try:
-                    self._stand_by(self._session)
+                    self._use(self._session)
                 finally:
-                    self._session.close()
                     self._session = None
             except LockSessionError as error:
                 self.role = Role.CONNECTING
-                self._tell_failed(error)
+                self.trouble = one_line(error)
+                self._failures.failed(self.trouble, error=self.trouble)
                 self._stopping.wait(RETRY_SECONDS * (0.5 + self._jitter()))
         self.role = Role.STOPPED
 
-    def _stand_by(self, session: LockSession) -> None:
-        joined = False
-        silence, hurry_seconds = Silence(self._clock), math.inf
+    def _use(self, session: LockSession) -> None:
+        """Stands by and leads on one session. Whatever happens, closes it, and then reports a leadership's end."""
+        reason: str | None = "the elector failed"
+        try:
+            self._leadership = self._stand_by(session)
+            if self._leadership is not None:
+                reason = self._lead(session, self._leadership)
+        finally:
+            session.close()
+            leadership, self._leadership = self._leadership, None
+            if leadership is not None:
+                self._report_end(leadership, reason)
+
+    def _stand_by(self, session: LockSession) -> Leadership | None:
+        """Tries for the lock until this replica wins or is stopped."""
+        silence, retry_seconds = Silence(self._clock), math.inf
         while not self._stopping.is_set():
             self.alive_at = self._clock()
-            if self.alive_at < self._not_before:
-                session.ping()  # a session that says nothing is ended by the server
+            if self.alive_at < self._contend_again_at:
+                session.ping()  # the server ends a session that stays silent
                 silence.observe(None)
             elif (attempt := session.try_lock()).taken:
-                self._lead(session, self.alive_at)
-                return
+                return self._win(session, self.alive_at)
             elif self._evicts:
                 silence.observe(attempt.holder)
-                self._tell_hidden(hidden=attempt.other_role)
-            if not joined:
-                self._log.info("election.joined")
-                joined = True
-                self._told.clear()
-                self.role, self.trouble = Role.STANDBY, None
-            hurry_seconds = EVICTION_RETRY_SECONDS if self._evict(session, silence) else hurry_seconds * 2
+                self._report_other_role(other_role=attempt.other_role)
+            self._joined()
+            retry_seconds = EVICTION_RETRY_SECONDS if self._evict(session, silence) else retry_seconds * 2
             poll_seconds = self._bounds.poll_interval_seconds * (0.8 + 0.4 * self._jitter())
-            session.wait(max(min(poll_seconds, hurry_seconds, silence.remaining_seconds), EVICTION_RETRY_SECONDS))
+            session.wait(max(min(poll_seconds, retry_seconds, silence.remaining_seconds), EVICTION_RETRY_SECONDS))
+        return None
+
+    def _joined(self) -> None:
+        if self.role is not Role.STANDBY:
+            log.info("election.joined")
+            self._failures.worked()
+            self.role, self.trouble = Role.STANDBY, None
 
     def _evict(self, session: LockSession, silence: Silence) -> bool:
-        """Ends the session of a holder that has outlasted its own deadline; whether it did."""
-        holder, seconds = silence.outlasted, silence.seconds
+        """Ends the session of a leader that has been silent past its own deadline; returns True if it did."""
+        holder, seconds = silence.expired_holder, silence.seconds
         if holder is None:
             return False
         silence.observe(None)
         evicted = session.evict(holder)
         if evicted:
-            self._log.warning("leader.evicted", holder=holder.instance, silent_seconds=round(seconds, 1))
+            log.warning("leader.evicted", holder=holder.instance, silent_seconds=round(seconds, 1))
             self._on_evicted()
         return evicted
 
-    def _lead(self, session: LockSession, sent_at: float) -> None:
-        """From the lock to the end of the term. `sent_at`: when the statement that took the lock was sent."""
+    def _win(self, session: LockSession, sent_at: float) -> Leadership:
+        """Mints a term. `sent_at`: when the statement that took the lock was sent."""
         term = session.mint()
-        leadership = Leadership(term, Deadline(self._clock, self._bounds.leader_deadline_seconds, sent_at))
+        deadline = Deadline(self._clock, self._bounds.leader_deadline_seconds, sent_at)
+        leadership = Leadership(term, deadline, self._wake)
         if not leadership.still_leads():
-            raise LockSessionError("minting the term took longer than a leader may believe without a ping")
-        self._stepping_down.clear()
-        self._told.clear()
+            raise LockSessionError("minting the term took longer than a leader may go without a ping")
+        return leadership
+
+    def _lead(self, session: LockSession, leadership: Leadership) -> str | None:
+        """Leads until the end; returns why this replica was deposed, or None after a resignation."""
+        self._failures.worked()
         self.role, self.trouble = Role.LEADER, None
-        self._log.info("leader.elected", term=term)
+        log.info("leader.elected", term=leadership.term)
         self._on_elected(leadership)
         try:
-            reason = self._keep(session, leadership)
+            reason = self._ping_until_over(session, leadership)
         finally:
             leadership.end()
-            self.role = Role.STANDBY
+            self._contend_again_at = self._clock() + leadership.back_off_seconds
+            self.role = Role.CONNECTING
         if reason is None:
             with suppress(LockSessionError):
                 session.resign()
-            self._log.info("leader.resigned", term=term)
-        else:
-            self._log.warning("leader.deposed", term=term, reason=reason)
-            self._on_deposed(leadership)
+        return reason
 
-    def _keep(self, session: LockSession, leadership: Leadership) -> str | None:
-        """Pings until it resigns (None) or is deposed (why)."""
-        while not (self._stopping.is_set() or self._stepping_down.is_set()):
+    def _ping_until_over(self, session: LockSession, leadership: Leadership) -> str | None:
+        """Pings while this replica leads; returns why it was deposed, or None if it is to resign."""
+        while not (self._stopping.is_set() or leadership.stepping_down):
             self.alive_at = sent_at = self._clock()
             try:
                 if not session.ping().held:
@@ -206,28 +259,26 @@ class Elector:
                     return "the last ping came back after the deadline"
                 session.wait(self._bounds.ping_interval_seconds)
             except LockSessionError as error:
-                return str(error)
+                return one_line(error)
             if not leadership.still_leads():
                 return "no good ping before the deadline"
         return None
 
+    def _report_end(self, leadership: Leadership, reason: str | None) -> None:
+        if reason is None:
+            log.info("leader.resigned", term=leadership.term)
+        else:
+            log.warning("leader.deposed", term=leadership.term, reason=reason)
+        self._on_ended(leadership, reason)
+
+    def _report_other_role(self, *, other_role: bool) -> None:
+        if other_role and not self._other_role_holds:
+            log.info(
+                "eviction.excluded",
+                reason="another database role holds the lock; only the server's session timeout can end its session",
+            )
+        self._other_role_holds = other_role
+
     def _wake(self) -> None:
         if (session := self._session) is not None:
             session.wake()
-
-    def _tell_hidden(self, *, hidden: bool) -> None:
-        """Once, until it is no longer so."""
-        if hidden and not self._told_hidden:
-            self._log.info(
-                "eviction.excluded",
-                reason="another role holds the lock; if it falls silent, the server's session timeout is waited for",
-            )
-        self._told_hidden = hidden
-
-    def _tell_failed(self, error: LockSessionError) -> None:
-        """A warning for each outage and each new reason, the rest of it at debug."""
-        reason = str(error)
-        tell = self._log.debug if reason in self._told else self._log.warning
-        tell("session.failed", error=reason)
-        self._told.add(reason)
-        self.trouble = reason

@@ -1,4 +1,4 @@
-"""What an election needs of the database: the door between the elector and PostgreSQL."""
+"""What an election needs from the database: the interface between the elector and PostgreSQL."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,26 +6,32 @@ from typing import Protocol
 
 
 class LockSessionError(Exception):
-    """The lock session is of no further use: lost, late, or refused. Whoever holds it closes it."""
+    """The lock session is no longer usable: lost, late or refused. Its owner closes it."""
 
 
 @dataclass(frozen=True)
 class Ping:
-    """What a ping found: `held` on the very backend that took the lock."""
+    """Answer to a ping.
+
+    Attributes:
+        held: True if the backend that took the lock still holds it.
+    """
 
     held: bool
 
 
 @dataclass(frozen=True)
 class Holder:
-    """An idle session that holds the lock, as a standby of the same role sees it. Equal to what was seen before: it has
-    said nothing in between.
+    """An idle session that holds the lock, as a standby with the same database role sees it.
+
+    Two equal values mean that the holder has sent nothing in between.
 
     Attributes:
-        pid: of its backend; with `began_at` nobody else's.
-        spoke_at: when the server had dealt with its last word. The server's wall clock: a mark, never reckoned with.
-        deadline_seconds: for how long after its last ping was sent it may believe, by its own word.
-        instance: `hostname-pid` of the replica, perhaps cut at the front.
+        pid: process id of its backend, which only `began_at` makes unique.
+        began_at: when its session began.
+        spoke_at: when the server finished its last statement, by the server's wall clock. Compared, never subtracted.
+        deadline_seconds: how long after sending its last ping it may believe that it leads, as the ping states it.
+        instance: `hostname-pid` of the replica; the beginning may be cut off.
     """
 
     pid: int
@@ -37,12 +43,12 @@ class Holder:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a try found.
+    """Result of one try for the lock.
 
     Attributes:
-        taken: the lock is ours.
-        holder: who has it, if it can be watched and is not in the middle of a statement.
-        other_role: another role's session has it, which we may neither watch nor end.
+        taken: True if this session now holds the lock.
+        holder: the session that holds it, if it can be watched and is not executing a statement.
+        other_role: True if a session of another database role holds it, which this one may neither watch nor end.
     """
 
     taken: bool
@@ -51,35 +57,38 @@ class Attempt:
 
 
 class LockSession(Protocol):
-    """A dedicated session. Every call is bounded in time; every failure is a LockSessionError."""
+    """A dedicated session. Every call is bounded in time, and every failure is a LockSessionError."""
 
     def try_lock(self) -> Attempt:
         """Takes the lock if it is free and the server accepts writes. Never waits for it."""
 
     def evict(self, holder: Holder) -> bool:
-        """Ends the holder's session if it is still the one, holds the lock and has said nothing since; whether so.
+        """Ends the holder's session if it still holds the lock and has sent nothing since it was seen.
 
-        Its end may come a little later.
+        The session may end a little later than this call returns.
+
+        Returns:
+            True if the session was told to end.
         """
 
     def mint(self) -> int:
-        """Raises the term and gives the new one; from its commit on older terms are fenced."""
+        """Increments the term and returns it. Once this has committed, the fence refuses older terms."""
 
     def ping(self) -> Ping:
-        """Asks the server whether this session still holds the lock."""
+        """Asks the server if this session still holds the lock."""
 
     def wait(self, timeout_seconds: float) -> None:
-        """Returns after `timeout_seconds`, when a resignation is heard of, or when `wake` is called.
+        """Blocks for up to `timeout_seconds`; returns early on a resignation's notification or a `wake`.
 
         Raises:
             LockSessionError: the server has closed the session.
         """
 
     def wake(self) -> None:
-        """Ends a `wait` in another thread. May be called at any time, also after `close`."""
+        """Ends a `wait` in another thread. May be called at any time, even after `close`."""
 
     def resign(self) -> None:
-        """Frees the lock and tells the standbys."""
+        """Releases the lock and notifies the standbys."""
 
     def close(self) -> None:
-        """Frees whatever is held, at once where the server can be reached. Never fails."""
+        """Closes the session, which releases the lock. Never raises."""

@@ -1,9 +1,9 @@
-"""How long the holder of the lock has said nothing, as a standby can know it. Pure.
+"""How long the holder of the lock has been silent, as far as a standby can prove it. Pure.
 
-A standby sees a mark that changes with everything that the holder says. The holder's last word lies further back than
-the answer in which the standby first saw the present mark; it was sent earlier still, and the holder counts its
-deadline from sending. So once the standby's own clock has counted that deadline since, it has passed by the holder's
-own clock as well. No wall clock is involved.
+With every try for the lock, a standby sees a mark that changes whenever the holder sends something. Three events happen
+in this order: the holder sends its last statement, the server finishes it, and the standby first sees the resulting
+mark. The holder counts its deadline from the first event and the standby from the third. So once the standby's clock
+has counted the holder's whole deadline, that deadline has passed by the holder's clock too. No wall clock is involved.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Final
 from controller.election.bounds import Clock
 from controller.election.session import Holder
 
-#: Two healthy clocks do not run at quite the same rate; of the deadline.
-CLOCK_RATES: Final = 1.05
+#: The standby counts this much more than the deadline, because no two clocks run at exactly the same rate.
+CLOCK_RATE_MARGIN: Final = 1.05
 
 
 class Silence:
-    """Of whoever was seen last."""
+    """Measures the silence of the holder seen last."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -25,23 +25,27 @@ class Silence:
         self._since = clock()
 
     def observe(self, holder: Holder | None) -> None:
-        """Call it once the answer is there. None: nobody whose silence means anything."""
+        """Records what a try has found. Call it after the answer has arrived.
+
+        Args:
+            holder: None if there is no holder whose silence means anything.
+        """
         if holder != self._holder:
             self._holder, self._since = holder, self._clock()
 
     @property
     def seconds(self) -> float:
-        """It has lasted so long at the least."""
+        """How long the silence has lasted at least."""
         return self._clock() - self._since
 
     @property
     def remaining_seconds(self) -> float:
-        """Until the holder has stopped leading by itself; infinite where there is none to watch."""
+        """Seconds until the holder has certainly stopped leading; infinite if there is no holder to watch."""
         if self._holder is None:
             return math.inf
-        return self._holder.deadline_seconds * CLOCK_RATES - self.seconds
+        return self._holder.deadline_seconds * CLOCK_RATE_MARGIN - self.seconds
 
     @property
-    def outlasted(self) -> Holder | None:
-        """The holder, once it has been silent for longer than it may believe that it leads."""
+    def expired_holder(self) -> Holder | None:
+        """The holder, once it has been silent for longer than it may believe that it leads; else None."""
         return self._holder if self.remaining_seconds <= 0 else None

@@ -17,6 +17,7 @@ from controller.k8s.api import REQUEST_SECONDS, Api, ApiError, in_cluster_config
 from controller.k8s.events import Event, Reason, cycle_note, event_body, event_name
 from controller.k8s.pod import Pod
 from controller.lifecycle.drain import DrainOutcome
+from controller.log import WarnOnce
 
 #: At the end, for what is still to be told.
 FLUSH_SECONDS: Final = 3.0
@@ -28,6 +29,9 @@ FIRST_BACK_OFF_SECONDS: Final = 1.0
 LONGEST_BACK_OFF_SECONDS: Final = 60.0
 #: After a refusal that only a person can end, by granting a permission.
 REFUSED_BACK_OFF_SECONDS: Final = 300.0
+
+#: Failures of this kind concern the API server itself, whatever was requested.
+ANY_RESOURCE: Final = "*"
 
 DELETION_COSTS: Final = {"leader": 100, "standby": 0}
 
@@ -81,19 +85,20 @@ class Announcer:
         self._event_back_off = _BackOff()
         self._deployment_uid: str | None = None
         self._deployment_asked = False
-        self._warned: set[tuple[str, str]] = set()
+        self._drain_announced = False
+        self._failures = WarnOnce(log, "cluster.failed")
 
     def elected(self, term: int) -> None:
         """This replica leads."""
         self._tell(Reason.LEADER_ELECTED, f"leads in term {term}", role="leader")
 
-    def lost(self, term: int) -> None:
-        """It was deposed: it did not want to stop."""
-        self._tell(Reason.LEADERSHIP_LOST, f"was deposed in term {term}", role="standby", warning=True)
+    def deposed(self, term: int, reason: str) -> None:
+        """This replica lost the leadership involuntarily."""
+        self._tell(Reason.LEADERSHIP_LOST, f"was deposed in term {term}: {reason}", role="standby", warning=True)
 
     def resigned(self, term: int) -> None:
-        """It gave the leadership up on purpose."""
-        self._tell(Reason.LEADERSHIP_LOST, f"resigned from term {term}", role="standby")
+        """This replica has given up the leadership on purpose."""
+        self._tell(Reason.LEADERSHIP_RESIGNED, f"resigned from term {term}", role="standby")
 
     def cycle_ended(self, result: CycleResult) -> None:
         """A cycle has ended, one way or another."""
@@ -104,17 +109,22 @@ class Announcer:
             self._tell(Reason.CYCLE_FAILED, f"failed a cycle: {note}", warning=True)
             return
         with self._changed:
-            if not result.figures.failures and self._clock() - self._news_at < CYCLE_NEWS_SECONDS:
+            if not result.totals.failures and self._clock() - self._news_at < CYCLE_NEWS_SECONDS:
                 return
             self._news_at = self._clock()
-        self._tell(Reason.CYCLE_COMPLETED, note, warning=result.figures.failures > 0)
+        self._tell(Reason.CYCLE_COMPLETED, note, warning=result.totals.failures > 0)
 
     def drain_started(self, reason: str) -> None:
-        """It is about to stop."""
-        self._tell(Reason.DRAIN_STARTED, f"drains: {reason}")
+        """This replica is about to stop. Announced only for a leader, since a standby's end changes nothing."""
+        with self._changed:
+            self._drain_announced = self._wanted == "leader"
+        if self._drain_announced:
+            self._tell(Reason.DRAIN_STARTED, f"drains: {reason}")
 
     def drain_ended(self, outcome: DrainOutcome) -> None:
-        """It has stopped working, and no longer leads."""
+        """The drain is over: the work has stopped, and this replica no longer leads."""
+        if not self._drain_announced:
+            return
         if outcome is DrainOutcome.COMPLETED:
             self._tell(Reason.DRAIN_COMPLETED, "has drained")
         else:
@@ -220,10 +230,11 @@ class Announcer:
             return False
         except Exception as error:  # noqa: BLE001 - a mistake here must not reach billing either
             back_off.failed(self._clock(), may_pass=False)
-            self._warn_once(("mistake", type(error).__name__), f"{type(error).__name__}: {error}", what)
+            self._warn_once((what, type(error).__name__), f"{type(error).__name__}: {error}", what)
             return False
         back_off.worked()
-        self._warned -= {key for key in self._warned if key[1] in {what, ""}}
+        self._failures.worked(what)
+        self._failures.worked(ANY_RESOURCE)
         return True
 
     def _seconds_left(self) -> float:
@@ -231,9 +242,8 @@ class Announcer:
 
     def _warn(self, what: str, error: ApiError) -> None:
         """Once a kind, until it works again; an API server that is away is one kind, whatever was asked of it."""
-        self._warn_once((error.trouble.name, "" if error.may_pass else what), f"{error.trouble}: {error}", what)
+        kind = (ANY_RESOURCE if error.may_pass else what, error.trouble.name)
+        self._warn_once(kind, f"{error.trouble}: {error}", what)
 
-    def _warn_once(self, key: tuple[str, str], error: str, what: str) -> None:
-        tell = log.debug if key in self._warned else log.warning
-        self._warned.add(key)
-        tell("cluster.failed", resource=what, error=self._redact(error))
+    def _warn_once(self, kind: tuple[str, str], error: str, what: str) -> None:
+        self._failures.failed(*kind, resource=what, error=self._redact(error))

@@ -7,11 +7,13 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-from controller.errors import BillingError
+from controller.errors import BillingError, one_line
 from controller.k8s.pod import Pod
 
 #: For connecting and for the answer together.
 REQUEST_SECONDS: Final = 3.0
+#: Characters of an error's text; a proxy may answer with a whole page.
+MAX_ERROR: Final = 300
 
 ROLE_LABEL: Final = "billing.containerstacks.io/role"
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
@@ -110,10 +112,10 @@ class Api:
         try:
             status, text = self._exchange(method, path, seconds, body, content_type)
         except self._failures as error:
-            raise ApiError(Trouble.AWAY, _one_line(f"{type(error).__name__}: {error}")) from None
+            raise ApiError(Trouble.AWAY, one_line(f"{type(error).__name__}: {error}")[:MAX_ERROR]) from None
         answer = _parsed(text)
         if status not in accept and not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-            raise ApiError(_sort(status), _one_line(f"{status} {answer.get('message', '')}"))
+            raise ApiError(_sort(status), one_line(f"{status} {answer.get('message', '')}")[:MAX_ERROR])
         return answer
 
     def _exchange(
@@ -170,7 +172,3 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 def _bytes(data: object) -> bytes:
     return data if isinstance(data, bytes) else str(data or "").encode()
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]

@@ -19,6 +19,7 @@ class Reason(StrEnum):
 
     LEADER_ELECTED = "LeaderElected"
     LEADERSHIP_LOST = "LeadershipLost"
+    LEADERSHIP_RESIGNED = "LeadershipResigned"
     CYCLE_COMPLETED = "CycleCompleted"
     CYCLE_FAILED = "CycleFailed"
     DRAIN_STARTED = "DrainStarted"
@@ -29,6 +30,7 @@ class Reason(StrEnum):
 _ACTIONS: Final = {
     Reason.LEADER_ELECTED: "Elect",
     Reason.LEADERSHIP_LOST: "Elect",
+    Reason.LEADERSHIP_RESIGNED: "Elect",
     Reason.CYCLE_COMPLETED: "Bill",
     Reason.CYCLE_FAILED: "Bill",
     Reason.DRAIN_STARTED: "Drain",
@@ -62,12 +64,12 @@ def event_name(pod: str, unique: str) -> str:
 
 def cycle_note(result: CycleResult) -> str | None:
     """What is to be said of a cycle; None for one that a drain stopped, which tells of itself, or a lost leadership."""
-    figures = result.figures
+    totals = result.totals
     charged = (
-        f"charged {figures.amount:.2f} for {figures.hours} hours of {figures.instances} instances"
+        f"charged {totals.amount:.2f} for {totals.hours} hours of {totals.instances} instances"
         f" in {result.seconds:.1f} s"
     )
-    left = f"; {figures.debts} in debt, {figures.failures} not charged" if figures.debts or figures.failures else ""
+    left = f"; {totals.debts} in debt, {totals.failures} not charged" if totals.debts or totals.failures else ""
     match result.outcome:
         case Outcome.COMPLETED:
             return charged[0].upper() + charged[1:] + left

@@ -1,8 +1,8 @@
-"""The control socket: how `containerstacks-billing drain`, run by a preStop hook, reaches the controller.
+"""The control socket, through which `containerstacks-billing drain` (run by a preStop hook) reaches the controller.
 
-A Unix socket in a folder that only this user can enter: unlike an HTTP path it can't be triggered from another pod, and
-it needs no shell. The protocol is a line of JSON each way: `{"drain": {"timeout_seconds": 270}}`, answered when the
-drain is done by `{"outcome": "completed"}`.
+It is a Unix socket in a directory that only this user can enter. Unlike an HTTP path, no other pod can reach it. The
+protocol is one line of JSON in each direction: the request `{"drain": {"timeout_seconds": 270}}` and, once the drain
+is over, the answer `{"outcome": "completed"}`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import structlog
 from controller.errors import BillingError
 from controller.lifecycle.drain import GRACE_SECONDS, Drain
 
-#: The reason of a drain that was asked for here.
+#: The reason given for a drain that was requested here.
 DRAIN_COMMAND = "drain command"
 MAX_LINE_BYTES = 4096
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -26,11 +26,16 @@ log = structlog.get_logger(part="lifecycle")
 
 
 class ControlError(BillingError):
-    """The controller can't be asked; exit status 1."""
+    """The controller can't be reached, or refused the request. Exit status 1."""
 
 
 class ControlSocket:
-    """Serves one request at a time; a drain is asked for once, however many ask."""
+    """Accepts requests and answers each on its own thread. All of them share the one drain.
+
+    Args:
+        path: of the socket; its directory is created if necessary.
+        drain: what a request starts.
+    """
 
     def __init__(self, path: Path, drain: Drain) -> None:
         self._path = path
@@ -39,7 +44,7 @@ class ControlSocket:
         self._listener: socket.socket | None = None
 
     def run(self) -> None:
-        """The loop, until `stop`. Without a socket (no folder, another system) it warns once and ends."""
+        """Serves requests until `stop` is called. If the socket can't be created, logs a warning and returns."""
         try:
             self._listener = self._listen()
         except (OSError, AttributeError) as error:
@@ -47,17 +52,17 @@ class ControlSocket:
                 "control.unavailable",
                 path=str(self._path),
                 error=str(error),
-                remedy="set BILLING_CONTROL_SOCKET to a path that this user can write; SIGTERM drains as well",
+                remedy="set BILLING_CONTROL_SOCKET to a path that this user can write to; SIGTERM still drains",
             )
             return
-        made = self._path.stat().st_ino
+        own_inode = self._path.stat().st_ino
         with self._listener:
             while not self._stopping.is_set():
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     peer, _ = self._listener.accept()
                     threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True).start()
         with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == made:  # and not a successor's
+            if self._path.stat().st_ino == own_inode:  # it may be a successor's by now
                 self._path.unlink()
 
     def stop(self) -> None:
@@ -68,9 +73,9 @@ class ControlSocket:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._path.exists():
             if not self._path.is_socket():
-                raise OSError("a file that is no socket is there")
+                raise OSError("a file that is not a socket exists at this path")
             if _answers(self._path):
-                raise OSError("another controller of this host listens there")
+                raise OSError("another controller on this host listens at this path")
             self._path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         previous = os.umask(0o177)
@@ -94,17 +99,24 @@ class ControlSocket:
             except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
                 peer.sendall(json.dumps({"error": f"not understood: {error}"}).encode() + b"\n")
                 return
-            self._drain.ask(DRAIN_COMMAND, timeout_seconds)
+            self._drain.request(DRAIN_COMMAND, timeout_seconds)
             while not self._drain.wait_until_done(1.0):
                 pass
             peer.sendall(json.dumps({"outcome": str(self._drain.outcome)}).encode() + b"\n")
 
 
-def ask_to_drain(path: Path, timeout_seconds: float | None) -> str:
-    """Asks the controller that listens at `path`, and waits until it has drained; gives the outcome.
+def request_drain(path: Path, timeout_seconds: float | None) -> str:
+    """Requests a drain of the controller that listens at `path`, and waits until it is over.
+
+    Args:
+        path: of the control socket.
+        timeout_seconds: allowed for the work in hand; None takes the controller's own setting, and waits for ever.
+
+    Returns:
+        The outcome, a value of `DrainOutcome`.
 
     Raises:
-        ControlError: nobody listens there, or no answer came in time.
+        ControlError: no controller listens there, it refused, or it did not answer in time.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
@@ -114,11 +126,13 @@ def ask_to_drain(path: Path, timeout_seconds: float | None) -> str:
             peer.settimeout(None if timeout_seconds is None else timeout_seconds + 2 * GRACE_SECONDS)
             answer = json.loads(_read_line(peer))
     except TimeoutError:
-        raise ControlError(f"the controller has not drained within {timeout_seconds:g} s and its grace") from None
+        raise ControlError(
+            f"the controller did not finish its drain within {timeout_seconds:g} s and its grace period"
+        ) from None
     except (OSError, AttributeError) as error:
         raise ControlError(
             f"no controller listens at {path} ({error.__class__.__name__});"
-            " is one running here, with the same BILLING_CONTROL_SOCKET?"
+            " check that one is running here with the same BILLING_CONTROL_SOCKET"
         ) from None
     except ValueError:
         raise ControlError("the controller ended before it answered") from None

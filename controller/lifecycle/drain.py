@@ -1,4 +1,4 @@
-"""The one way to stop: finish, resign, close. Idempotent, bounded, the same for every reason."""
+"""The drain: finish the work in hand, resign, report. There is no other way to stop, and it always ends in time."""
 
 import threading
 from collections.abc import Callable
@@ -7,11 +7,15 @@ from enum import StrEnum
 
 import structlog
 
+from controller.lifecycle.stop import StopToken
+
 Clock = Callable[[], float]
 
-#: What is left for the batch in hand once the deadline has passed, and for resigning; below the 30 seconds that the
-#: chart adds to the drain's timeout.
+#: Allowed for the batch in hand once the deadline has passed, and again for resigning. Together they fill the
+#: 30 seconds that the chart adds to the drain's timeout.
 GRACE_SECONDS = 15.0
+#: The longest wait before the drain looks again for an earlier deadline.
+RECHECK_SECONDS = 0.2
 
 log = structlog.get_logger(part="lifecycle")
 
@@ -25,97 +29,107 @@ class DrainOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class DrainSteps:
-    """What a drain does, in this order. The callables are given by the composition root.
+    """What a drain does, in this order; the composition root supplies the callables.
 
     Attributes:
-        refuse_traffic: not ready from now on.
-        finish_work: starts no new cycle, waits up to so many seconds for the one in hand; whether it has ended.
-        stop_after_batch: starts no new batch either.
-        resign: gives the leadership up, waits up to so many seconds.
+        announce: tells the outside world that a drain has begun, with its reason. Must return at once.
+        wait_for_work: waits up to the given seconds for the cycle in hand; returns True once it has ended.
+        resign: gives up the leadership and the lock session, within the given seconds; returns True once done.
     """
 
-    refuse_traffic: Callable[[], None]
-    finish_work: Callable[[float], bool]
-    stop_after_batch: Callable[[], None]
+    announce: Callable[[str], None]
+    wait_for_work: Callable[[float], bool]
     resign: Callable[[float], bool]
 
 
 class Drain:
-    """Asked for by signals, by the preStop hook, and by a crash; carried out once, by whoever calls `carry_out`.
+    """Requested by signals, the preStop hook or a crash; carried out once, by the thread that calls `carry_out`.
 
     Args:
+        stop: the token that the workers check before they start anything.
         steps: what to do.
-        timeout_seconds: for the work in hand, where whoever asks does not say.
+        timeout_seconds: allowed for the work in hand, unless a request says otherwise.
         clock: monotonic seconds.
-        on_asked: wakes whoever carries it out.
+        on_requested: called with every request, on its thread; wakes the thread that carries the drain out.
     """
 
     def __init__(
         self,
+        stop: StopToken,
         steps: DrainSteps,
         timeout_seconds: float,
         clock: Clock,
-        on_asked: Callable[[], None] = lambda: None,
+        on_requested: Callable[[], None] = lambda: None,
     ) -> None:
+        self._stop = stop
         self._steps = steps
         self._timeout_seconds = timeout_seconds
         self._clock = clock
-        self._on_asked = on_asked
-        self._asked = threading.Event()
-        self._hurry = threading.Event()
+        self._on_requested = on_requested
+        self._requested = threading.Event()
         self._done = threading.Event()
-        self.reason = ""
+        self._lock = threading.Lock()
         self._deadline = float("inf")
+        self.reason = ""
         self.outcome: DrainOutcome | None = None
 
     @property
-    def asked(self) -> bool:
-        """Whether this replica is to stop."""
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        """True once this replica has been told to stop."""
+        return self._requested.is_set()
 
-    def ask(self, reason: str, timeout_seconds: float | None = None) -> None:
-        """Asks for a drain; a further call can only bring its deadline forward. Any thread."""
+    def request(self, reason: str, timeout_seconds: float | None = None) -> None:
+        """Requests a drain. A further request keeps the first reason and can only bring the deadline forward.
+
+        Args:
+            reason: for the log and the Event.
+            timeout_seconds: allowed for the work in hand, from now; None takes the configured time.
+        """
         allowed = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        self._deadline = min(self._deadline, self._clock() + allowed)
+        self._bring_forward(self._clock() + allowed)
         self.reason = self.reason or reason
-        self._asked.set()
-        self._on_asked()
+        self._requested.set()
+        self._on_requested()
 
-    def hurry(self) -> None:
-        """A second signal: stop after the batch in hand."""
-        self._deadline = self._clock()
-        self._hurry.set()
+    def cut_short(self) -> None:
+        """Ends the time for the work in hand: it stops after its current batch. A second signal does this."""
+        self._bring_forward(self._clock())
 
     def wait_until_done(self, timeout_seconds: float) -> bool:
-        """Blocks; whether it is done."""
+        """Blocks for up to `timeout_seconds`; returns True once the drain is over."""
         return self._done.wait(timeout_seconds)
 
     def carry_out(self) -> DrainOutcome:
-        """Drains. Blocks until it is done, at most the timeout and twice GRACE_SECONDS."""
+        """Drains. Blocks for at most the timeout and twice GRACE_SECONDS."""
         began = self._clock()
         log.info(
             "drain.started",
             reason=self.reason,
             timeout_seconds=round(max(self._deadline - began, 0.0), 1),
         )
-        self._steps.refuse_traffic()
-        finished = self._finish_in_time()
+        self._stop.stop_cycles()
+        self._steps.announce(self.reason)
+        finished = self._work_ended_in_time()
         if not finished:
             log.warning(
                 "drain.timed_out",
-                detail="stopping after the batch in hand; the successor goes on from there",
+                detail="stopping after the batch in hand; the next leader continues from there",
             )
-            self._steps.stop_after_batch()
-            self._steps.finish_work(GRACE_SECONDS)
+            self._stop.stop_batches()
+            self._steps.wait_for_work(GRACE_SECONDS)
         self._steps.resign(GRACE_SECONDS)
         self.outcome = DrainOutcome.COMPLETED if finished else DrainOutcome.TIMED_OUT
         log.info("drain.completed", outcome=str(self.outcome), seconds=round(self._clock() - began, 3))
         self._done.set()
         return self.outcome
 
-    def _finish_in_time(self) -> bool:
-        """In short waits, since a second signal or a second request may bring the deadline forward."""
-        while (remaining := self._deadline - self._clock()) > 0 and not self._hurry.is_set():
-            if self._steps.finish_work(min(remaining, 0.2)):
+    def _bring_forward(self, deadline: float) -> None:
+        with self._lock:
+            self._deadline = min(self._deadline, deadline)
+
+    def _work_ended_in_time(self) -> bool:
+        """Waits in short steps, because the deadline can be brought forward at any moment."""
+        while (remaining := self._deadline - self._clock()) > 0:
+            if self._steps.wait_for_work(min(remaining, RECHECK_SECONDS)):
                 return True
-        return self._steps.finish_work(0)
+        return self._steps.wait_for_work(0)

@@ -1,7 +1,7 @@
-"""Signals, from the process's first instruction on. Imports nothing heavy: PID 1 has no default handlers.
+"""Catches signals from the start of the process. Imports nothing heavy, because PID 1 has no default handlers.
 
-A handler that took a lock could deadlock with the very code it interrupts, so nothing happens in one: the interpreter
-writes the signal's number to a socket, and the main thread reads it there.
+A signal handler that takes a lock can deadlock with the code it interrupts. So the handlers do nothing: the interpreter
+writes each signal's number to a socket, and the main thread reads it from there.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ _WAKE: Final = 0
 
 
 class Signals:
-    """What has arrived and not been read. Of the main thread, but for `wake`."""
+    """The signals that have arrived and have not been read yet. Only `wake` may be called from other threads."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -27,7 +27,11 @@ class Signals:
             signal.signal(number, lambda _number, _frame: None)
 
     def wait(self, timeout_seconds: float | None) -> list[signal.Signals]:
-        """Blocks until a signal arrives, `wake` is called or the time is over; gives the signals, in their order."""
+        """Blocks until a signal arrives, `wake` is called, or the time is over.
+
+        Returns:
+            The signals, in the order in which they arrived.
+        """
         select.select([self._reader], [], [], timeout_seconds)
         numbers = b""
         with contextlib.suppress(BlockingIOError):
@@ -40,12 +44,15 @@ class Signals:
             self._writer.send(bytes([_WAKE]))
 
     def ignore(self) -> None:
-        """At the end: an exiting interpreter gives the default handlers back, and a late signal would kill it."""
+        """Ignores all further signals.
+
+        Without this, an exiting interpreter restores the default handlers and a late signal kills it.
+        """
         for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
 
     def restore(self) -> None:
-        """Gives the handlers back, with what has arrived: for commands that end at once when they are interrupted."""
+        """Restores the previous handlers and raises what has arrived. For commands that a signal may simply end."""
         for number, handler in self._previous:
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)

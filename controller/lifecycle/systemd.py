@@ -1,13 +1,15 @@
-"""Tells systemd how it goes, for a unit of `Type=notify`. The protocol is a datagram; a library would be larger."""
+"""Notifies systemd of the process's state, for a unit of `Type=notify`. The protocol is one datagram."""
 
 import contextlib
 import socket
 
 
 def notify(address: str | None, state: str) -> None:
-    """Sends a state such as `READY=1` to the socket that systemd names; without one, or when it is gone, nothing.
+    """Sends a state such as `READY=1`. Does nothing if there is no socket, or if it is gone.
 
-    Source: sd_notify(3). A leading @ names an abstract socket.
+    Args:
+        address: the value of `NOTIFY_SOCKET`; a leading @ names an abstract socket.
+        state: as sd_notify(3) defines it.
     """
     if not address or not hasattr(socket, "AF_UNIX"):
         return

@@ -16,7 +16,7 @@ from psycopg.rows import DictRow, dict_row
 
 from controller import sql
 from controller.election import Bounds
-from controller.errors import DatabaseUnreachableError
+from controller.errors import DatabaseUnreachableError, one_line
 
 RV = TypeVar("RV")
 
@@ -185,13 +185,6 @@ def application_name(purpose: str, instance_id: str) -> str:
 def is_pooled(connection: sql.Connection) -> bool:
     """Whether something between us and the server answered the start-up for it (PgBouncer, Odyssey, pgcat)."""
     return bool(sql.row(connection, "backend_pid")["pid"] != connection.info.backend_pid)
-
-
-def one_line(error: BaseException) -> str:
-    """An error of libpq or the server without its line breaks, details and hints."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("HINT:", "LINE ", "^", "CONTEXT:", "QUERY:"))]
-    return "; ".join(kept) or type(error).__name__
 
 
 def _apply(connection: BoundedConnection, server: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ import psycopg
 
 from controller import sql
 from controller.election import Attempt, Bounds, Holder, LockSessionError, Ping
-from controller.errors import BillingError, SettingsError
+from controller.errors import BillingError, SettingsError, one_line
 from controller.postgres import migrations
 from controller.postgres.connections import (
     BoundedConnection,
@@ -19,7 +19,6 @@ from controller.postgres.connections import (
     application_name,
     is_pooled,
     lock_session_settings,
-    one_line,
 )
 
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"

@@ -19,8 +19,8 @@ import psycopg
 from psycopg import errors
 
 from controller import sql
-from controller.errors import BillingError
-from controller.postgres.connections import MIGRATION, BoundedConnection, Database, one_line
+from controller.errors import BillingError, one_line
+from controller.postgres.connections import MIGRATION, BoundedConnection, Database
 
 #: The advisory lock that serializes migrations. Election locks are hashes of names, so any constant is free.
 _LOCK_KEY: Final = 0x636F_6E73_6269_6C6D
@@ -135,7 +135,8 @@ def migrate(connection: BoundedConnection, progress: Progress = lambda _line: No
             if _apply(connection, migration, progress):
                 applied.append(migration.name)
         except psycopg.Error as error:
-            raise SchemaError(f"migration {migration.name} failed and was rolled back: {one_line(error)}") from error
+            detail = one_line(error, with_detail=True)
+            raise SchemaError(f"migration {migration.name} failed and was rolled back: {detail}") from error
     return applied
 
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from controller.election import Role
+from controller.errors import one_line
 
 #: While it connects, the elector's loop comes round at least this often: name servers that are away take their time.
-CONNECTING_SECONDS: Final = 300.0
+CONNECTING_LIVENESS_SECONDS: Final = 300.0
 #: Once it has joined, at least this often, or within LIVE_TIMEOUTS of the lock session's timeouts.
 JOINED_SECONDS: Final = 60.0
 LIVE_TIMEOUTS: Final = 3
@@ -44,7 +45,7 @@ def why_not_live(vitals: Vitals, session_timeout_seconds: float) -> list[str]:
     """
     reasons = []
     joined = max(JOINED_SECONDS, LIVE_TIMEOUTS * session_timeout_seconds)
-    bound = joined if vitals.role in _JOINED else max(joined, CONNECTING_SECONDS)
+    bound = joined if vitals.role in _JOINED else max(joined, CONNECTING_LIVENESS_SECONDS)
     if vitals.role is not Role.STOPPED and vitals.silent_seconds > bound:
         reasons.append(f"elector: its loop has not come round for {vitals.silent_seconds:.0f} s")
     if not vitals.draining:
@@ -68,15 +69,11 @@ def why_not_ready(vitals: Vitals, session_timeout_seconds: float, unproven: str 
     elif vitals.silent_seconds > session_timeout_seconds:
         reasons.append(f"database: the lock session has been silent for {vitals.silent_seconds:.0f} s")
     if unproven is not None:
-        reasons.append(f"database: not reached yet by the workers' address: {_one_line(unproven)}")
+        reasons.append(f"database: not reached yet by the workers' address: {one_line(unproven)}")
     return reasons + [f"{name}: its thread has ended" for name in vitals.ended if not vitals.draining]
 
 
 def _why_not_joined(vitals: Vitals) -> str:
     if vitals.role is Role.STOPPED:
         return "elector: stopped"
-    return f"database: {_one_line(vitals.trouble)}" if vitals.trouble else "elector: connecting to the database"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return f"database: {one_line(vitals.trouble)}" if vitals.trouble else "elector: connecting to the database"

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import structlog
 
+from controller.log import WarnOnce
 from controller.web.health import Vitals, why_not_live, why_not_ready
 from controller.web.status_cache import Snapshot, StatusCache
 from controller.web.status_page import STYLE_HASH, render
@@ -93,7 +94,7 @@ class Routes:
         self._metrics = metrics
         self._session_timeout_seconds = session_timeout_seconds
         self._workers_apart = workers_apart
-        self._failed: set[str] = set()
+        self._failures = WarnOnce(log, "page.failed", level="error")
         self._paths: dict[str, Callable[[], _Answer]] = {
             "/": self._page,
             "/livez": self._livez,
@@ -121,12 +122,12 @@ class Routes:
                 HTTPStatus.METHOD_NOT_ALLOWED, TEXT, "nothing can be changed here\n", (("Allow", "GET, HEAD"),)
             )
         try:
-            return answer()
+            response = answer()
         except Exception as error:  # noqa: BLE001 - a mistake in a page is no reason to stop billing
-            tell = log.debug if path in self._failed else log.error
-            self._failed.add(path)  # a known path: the set is small
-            tell("page.failed", path=path, exc_info=error)
+            self._failures.failed(path, path=path, exc_info=error)
             return _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, "this page has a mistake in it; see the log\n")
+        self._failures.worked(path)
+        return response
 
     def _livez(self) -> _Answer:
         return _probe(why_not_live(self._vitals(), self._session_timeout_seconds))

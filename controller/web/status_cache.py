@@ -8,7 +8,8 @@ from typing import Any, Final
 import structlog
 
 from controller.billing.status import Status
-from controller.errors import BillingError
+from controller.errors import BillingError, one_line
+from controller.log import WarnOnce
 
 #: A reading is good for so long; a failed one too, so that a database in trouble is left alone.
 FRESH_SECONDS: Final = 5.0
@@ -64,7 +65,7 @@ class StatusCache:
         self._finished = 0
         self._waiting = 0
         self._succeeded = False
-        self._told = False
+        self._failures = WarnOnce(log, "status.failed", level="error")
 
     def get(self) -> Snapshot:
         """A fresh reading where one can be had in time; otherwise one that says why not. Any thread; bounded."""
@@ -125,11 +126,10 @@ class StatusCache:
             reading = Snapshot(status, tuple(self._redacted(run) for run in runs), None, self._clock())
         except Exception as error:  # noqa: BLE001 - whatever it is, the next reading must be able to begin
             if not isinstance(error, BillingError):
-                tell = log.debug if self._told else log.error
-                self._told = True
-                tell("status.failed", exc_info=error)
-            text = self._redact(" ".join(str(error).split())) or type(error).__name__
-            reading = Snapshot(None, (), text, self._clock())
+                self._failures.failed(exc_info=error)
+            reading = Snapshot(None, (), self._redact(one_line(error)), self._clock())
+        else:
+            self._failures.worked()
         with self._changed:
             self._last = reading
             self._succeeded = self._succeeded or reading.status is not None

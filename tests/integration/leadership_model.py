@@ -118,7 +118,7 @@ class History(RuleBasedStateMachine):
             ("write", awake and at_work and actor.unit is None, 6),
             ("commit", awake and at_work, 3),
             ("ping", actor.leads, 4),
-            ("evict", actor.contends and actor.session and actor.silence.outlasted, 12),
+            ("evict", actor.contends and actor.session and actor.silence.expired_holder, 12),
             ("resign", actor.leads and not at_work, 1),
             ("server_ends_lock_session", actor.took_lock_at is not None, 6 if at_work else 2),
             ("server_ends_transaction", at_work, 1),
@@ -165,7 +165,7 @@ class History(RuleBasedStateMachine):
         self._say(f"{actor} pings" if actor.ping() else f"{actor} pings and finds itself deposed")
 
     def evict(self, actor: Actor) -> None:
-        holder = actor.silence.outlasted
+        holder = actor.silence.expired_holder
         assert holder is not None
         assert actor.session is not None
         actor.silence.observe(None)

@@ -228,7 +228,7 @@ def test_a_wallet_made_after_adoption_is_adopted_when_it_is_first_charged(billed
     billed.bill(NOON)
     billed.wallet(organization, "5.00")
     billed.top_up(organization, "3.00")
-    assert billed.bill(NOON).figures.amount == D("0.09")
+    assert billed.bill(NOON).totals.amount == D("0.09")
     (row,) = billed.rows(
         "select baseline, adopted_balance from billing_wallet_baselines where organization_id = %s", organization
     )

@@ -21,7 +21,7 @@ def test_a_charge_moves_wallet_transaction_period_and_instance_together(world: W
 
     result = world.bill(NOON)
 
-    assert result.figures == Totals(instances=1, hours=100, amount=cost)
+    assert result.totals == Totals(instances=1, hours=100, amount=cost)
     assert world.balance(organization) == D("10.00") - cost
     assert world.last_billed_at(instance) == NOON - timedelta(minutes=59)
     (period,) = world.rows("select * from vps_billing_cycles")
@@ -51,7 +51,7 @@ def test_nothing_is_written_when_nothing_is_due(world: World) -> None:
     world.instance(organization, plan, NOON - 99 * HOUR, last_billed_at=NOON - timedelta(minutes=59))
     money = ("wallets", "vps_instances", "payment_transactions", "vps_billing_cycles", "billing_wallet_baselines")
     before = world.dump(*money)
-    assert world.bill(NOON).figures == Totals()
+    assert world.bill(NOON).totals == Totals()
     assert world.dump(*money) == before
 
 
@@ -60,8 +60,8 @@ def test_a_second_cycle_at_the_same_moment_charges_nothing(world: World) -> None
     world.instance(organization, world.plan(), NOON - 9 * HOUR)
     world.bill(NOON)
     balance = world.balance(organization)
-    assert world.bill(NOON).figures == Totals()
-    assert world.bill(NOON + timedelta(minutes=59)).figures == Totals()
+    assert world.bill(NOON).totals == Totals()
+    assert world.bill(NOON + timedelta(minutes=59)).totals == Totals()
     assert world.balance(organization) == balance
 
 
@@ -91,7 +91,7 @@ def test_an_hour_that_costs_nothing_is_billed_without_a_transaction(world: World
     organization, plan = world.organization("0.00"), world.plan("0.00", "0.00")
     instance = world.instance(organization, plan, NOON - 5 * HOUR)
     updated_at = world.one("select updated_at from wallets")
-    assert world.bill(NOON).figures == Totals(instances=1, hours=5, amount=D(0))
+    assert world.bill(NOON).totals == Totals(instances=1, hours=5, amount=D(0))
     assert world.billed(instance) == [(NOON - 5 * HOUR, 5, D("0.00"))]
     assert world.one("select payment_transaction_id from vps_billing_cycles") is None
     assert world.one("select count(*) from payment_transactions") == 0
@@ -117,7 +117,7 @@ def test_an_instance_is_billed_whatever_its_power_state(world: World) -> None:
     for status in ("running", "stopped", "suspended", "deleting", "error"):
         instance = world.instance(organization, plan, NOON - 9 * HOUR)
         world.run("update vps_instances set status = %s where id = %s", status, instance)
-    assert world.bill(NOON).figures.instances == 5
+    assert world.bill(NOON).totals.instances == 5
 
 
 @pytest.mark.parametrize("label", [None, "", "x" * 255, "'; drop table wallets; --", '100% {"a"} \\ ümläut 🧾'])
@@ -132,7 +132,7 @@ def test_any_label_is_billed(world: World, label: str | None) -> None:
 def test_a_lowercase_currency_is_the_same_currency(world: World) -> None:
     organization = world.organization("10.00", "usd")
     world.instance(organization, world.plan(), NOON - 9 * HOUR)
-    assert world.bill(NOON).figures.instances == 1
+    assert world.bill(NOON).totals.instances == 1
     assert world.violations() == {}
 
 
@@ -193,7 +193,7 @@ def test_without_a_priced_plan_the_default_rate_holds(world: World, kind: str) -
 def test_a_default_rate_is_told_with_the_instance(world: World) -> None:
     told: list[dict[str, str]] = []
     instance = world.instance(world.organization(), "gone", NOON - 9 * HOUR, label="web")
-    world.cycle(NOON).run(world.lead(), on_charged=lambda charged: told.extend(charged.priced_by_default))
+    world.cycle(NOON).run(world.lead(), on_result=lambda result: told.extend(result.priced_by_default))
     assert told == [{"vps_instance_id": str(instance), "label": "web", "plan_id": "gone"}]
 
 
@@ -202,7 +202,7 @@ def test_years_of_hours_are_charged_in_one_period(world: World) -> None:
     start = NOON - 200_000 * HOUR
     instance = world.instance(organization, plan, start)
     cost = charge_of(D("100998.99"), start, 200_000)
-    assert world.bill(NOON).figures == Totals(instances=1, hours=200_000, amount=cost)
+    assert world.bill(NOON).totals == Totals(instances=1, hours=200_000, amount=cost)
     assert world.balance(organization) == D("99999999.99") - cost
     assert world.billed(instance) == [(start, 200_000, cost)]
     assert world.violations() == {}

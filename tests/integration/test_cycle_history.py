@@ -104,7 +104,7 @@ def test_a_run_records_who_when_and_what(world: World) -> None:
     (run,) = world.rows("select * from billing_runs")
     assert (run["term"], run["holder"], run["outcome"], run["error"]) == (leadership.term, "test-1", "completed", None)
     assert run["started_at"] <= run["finished_at"] <= world.one("select clock_timestamp()")
-    assert Totals.from_row(run) == result.figures
+    assert Totals.from_row(run) == result.totals
     assert result.run is not None
     assert result.run.id == run["id"]
 
@@ -146,7 +146,7 @@ def test_an_abandoned_run_is_closed_with_what_its_batches_committed(crashing: Wo
     crash_before(crashing, "charge_covered", 2, batch_size=1)
     (run,) = crashing.rows("select * from billing_runs")
     assert (run["outcome"], run["finished_at"]) == ("running", None)
-    assert crashing.bill(NOON, batch_size=1).figures == Totals(instances=2, hours=10, amount=D("0.10"))
+    assert crashing.bill(NOON, batch_size=1).totals == Totals(instances=2, hours=10, amount=D("0.10"))
     old, new = crashing.rows("select * from billing_runs order by id")
     assert (old["outcome"], Totals.from_row(old)) == ("abandoned", Totals(instances=2, hours=10, amount=D("0.10")))
     assert f"term {old['term']}" in old["error"]
@@ -157,13 +157,13 @@ def test_an_abandoned_run_is_closed_with_what_its_batches_committed(crashing: Wo
 def test_a_stopped_cycle_keeps_its_batches_and_is_followed_at_once(world: World) -> None:
     town(world)
     batches = [True, True]
-    result = world.cycle(NOON, batch_size=1, may_go_on=lambda: bool(batches and batches.pop())).run(world.lead())
+    result = world.cycle(NOON, batch_size=1, may_start_batch=lambda: bool(batches and batches.pop())).run(world.lead())
     assert result.outcome is Outcome.STOPPED
     (run,) = world.rows("select * from billing_runs")
-    assert (run["outcome"], run["instances"]) == ("stopped", result.figures.instances)
-    assert 0 < result.figures.instances < 4
+    assert (run["outcome"], run["instances"]) == ("stopped", result.totals.instances)
+    assert 0 < result.totals.instances < 4
     assert seconds_until_due(world) < 0
-    assert world.bill(NOON).figures.instances == 4 - result.figures.instances
+    assert world.bill(NOON).totals.instances == 4 - result.totals.instances
     assert world.violations() == {}
 
 
@@ -201,7 +201,7 @@ def test_results_do_not_depend_on_batches_and_workers(world: World, workers: int
         model |= dict(zip(instances, zip(owed, settle(D(balance), owed), strict=True), strict=True))
     for each, hours in model.values():
         expected += Totals(int(hours > 0), hours, each.cost(hours), int(hours < each.hours), 0)
-    assert world.bill(NOON, workers=workers, batch_size=batch_size).figures == expected
+    assert world.bill(NOON, workers=workers, batch_size=batch_size).totals == expected
     for instance, (each, hours) in model.items():
         assert world.billed(instance) == ([(each.start, hours, each.cost(hours))] if hours else [])
     assert world.violations() == {}

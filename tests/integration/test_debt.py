@@ -156,7 +156,7 @@ def test_a_debt_is_paid_in_parts(world: World) -> None:
         paid += part
         assert debts(world, t.first, t.second) == [(10 - paid, D(10 - paid).scaleb(-2)), (5, D("0.05"))]
     world.top_up(t.organization, "0.06")
-    assert world.bill(NOON).figures == Totals(instances=2, hours=6, amount=D("0.06"))
+    assert world.bill(NOON).totals == Totals(instances=2, hours=6, amount=D("0.06"))
     assert [hours for _, hours, _ in world.billed(t.first)] == [3, 4, 2, 1]
     assert debts(world, t.first, t.second) == [None, None]
     assert world.balance(t.organization) == 0
@@ -167,9 +167,9 @@ def test_figures_count_debts_apart_from_failures(world: World) -> None:
     tenant(world, "0.12")
     world.instance(world.organization(None), "p", NOON - 5 * HOUR)
     result = world.bill(NOON)
-    assert result.figures == Totals(instances=3, hours=15, amount=D("0.12"), debts=1, failures=1)
+    assert result.totals == Totals(instances=3, hours=15, amount=D("0.12"), debts=1, failures=1)
     (run,) = world.rows("select instances, hours, amount, debts, failures from billing_runs")
-    assert Totals.from_row(run) == result.figures
+    assert Totals.from_row(run) == result.totals
 
 
 def test_a_negative_wallet_pays_nothing_and_stays_as_it_is(world: World) -> None:
@@ -185,7 +185,7 @@ def test_a_deleted_instance_takes_its_debt_with_it(world: World) -> None:
     world.bill(NOON)
     world.run("delete from vps_instances where id = %s", t.first)
     world.top_up(t.organization, "1.00")
-    assert world.bill(NOON).figures.amount == D("0.05")
+    assert world.bill(NOON).totals.amount == D("0.05")
     assert world.violations() == {}
 
 

@@ -37,10 +37,10 @@ def test_figures_equal_the_real_runs_and_nothing_changes(world: World, batch_siz
     tried = dry(world, NOON, batch_size=batch_size, workers=workers)
     assert world.dump() == before
     real = world.bill(NOON, batch_size=batch_size, workers=workers)
-    assert tried.figures == real.figures
+    assert tried.totals == real.totals
     assert tried.failures_by_reason == real.failures_by_reason
-    assert real.figures.debts > 0
-    assert real.figures.failures > 0
+    assert real.totals.debts > 0
+    assert real.totals.failures > 0
     assert world.violations() == {}
 
 
@@ -50,8 +50,8 @@ def test_it_counts_a_debts_second_step_with_what_the_first_has_left(world: World
     for number in range(10):
         world.instance(organization, plan, NOON - (100 - number) * HOUR, NOON - 5 * HOUR)
     world.lead()
-    assert dry(world, NOON, batch_size=3).figures == Totals(5, 25, Decimal("0.25"), 5, 0)
-    assert world.bill(NOON, batch_size=3).figures == Totals(5, 25, Decimal("0.25"), 5, 0)
+    assert dry(world, NOON, batch_size=3).totals == Totals(5, 25, Decimal("0.25"), 5, 0)
+    assert world.bill(NOON, batch_size=3).totals == Totals(5, 25, Decimal("0.25"), 5, 0)
 
 
 def test_it_tells_the_same_of_the_sample_database(world: World) -> None:
@@ -63,7 +63,7 @@ def test_it_tells_the_same_of_the_sample_database(world: World) -> None:
     tried = dry(world, moment, workers=2, batch_size=20)
     assert world.dump() == before
     real = world.bill(moment, workers=2, batch_size=20)
-    assert (tried.figures, tried.failures_by_reason) == (real.figures, real.failures_by_reason)
+    assert (tried.totals, tried.failures_by_reason) == (real.totals, real.failures_by_reason)
     assert world.violations() == {}
 
 
@@ -83,8 +83,8 @@ def test_it_works_while_a_leader_is_in_the_middle_of_a_cycle(database: str) -> N
             Own.counted = 0
             Own.before[second] = lambda _ledger: found.append(dry(other, NOON))
             result = world.bill(NOON, batch_size=2)
-        assert result.figures.instances == 4
-        assert [each.figures.instances for each in found] == [2]
+        assert result.totals.instances == 4
+        assert [each.totals.instances for each in found] == [2]
         assert world.violations() == {}
 
 
@@ -97,8 +97,8 @@ def test_a_trigger_that_refuses_is_found_by_a_dry_run_too(world: World) -> None:
     before = world.dump()
     tried = dry(world, NOON)
     assert world.dump() == before
-    assert tried.figures == world.bill(NOON).figures
-    assert (tried.figures.instances, tried.figures.failures) == (4, 1)
+    assert tried.totals == world.bill(NOON).totals
+    assert (tried.totals.instances, tried.totals.failures) == (4, 1)
 
 
 def test_an_election_in_the_middle_of_it_does_not_end_it(touchy: World) -> None:
@@ -107,5 +107,5 @@ def test_an_election_in_the_middle_of_it_does_not_end_it(touchy: World) -> None:
     terms: list[int] = []
     kind.before = {kind.names.index("plan_cycle"): lambda _ledger: terms.append(touchy.lead().term)}
     kind.counted = 0
-    assert dry(touchy, NOON).figures.instances == 4
+    assert dry(touchy, NOON).totals.instances == 4
     assert terms == [touchy.term().term]

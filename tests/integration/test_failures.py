@@ -36,7 +36,7 @@ class Town:
         """Six are billed; the fourth has its one open row."""
         assert [self.world.reason(each) for each in self.instances] == [None] * 3 + [reason] + [None] * 3
         assert [len(self.world.billed(each)) for each in self.instances] == [1] * 3 + [0] + [1] * 3
-        assert result.figures == Totals(instances=6, hours=30, amount=D("0.30"), failures=1)
+        assert result.totals == Totals(instances=6, hours=30, amount=D("0.30"), failures=1)
         assert (result.failures_by_reason or {})[reason] == 1
         assert self.world.last_billed_at(self.victim) is None
 
@@ -44,7 +44,7 @@ class Town:
         """The next cycle bills the fourth, in its own row."""
         row = self.world.open_row(self.victim)
         assert row is not None
-        assert self.world.bill(NOON).figures == Totals(instances=1, hours=5, amount=D("0.05"))
+        assert self.world.bill(NOON).totals == Totals(instances=1, hours=5, amount=D("0.05"))
         assert self.world.one("select status from vps_billing_cycles where id = %s", row["id"]) == "billed"
         assert self.world.violations() == {}
 
@@ -99,7 +99,7 @@ def _again(town: Town) -> CycleResult:
     again = town.world.open_row(town.victim)
     assert again is not None
     assert (again["id"], again["metadata"]["since"]) == (row["id"], row["metadata"]["since"])
-    assert result.figures == Totals(failures=1)
+    assert result.totals == Totals(failures=1)
     return CycleResult(
         result.outcome, Totals(6, 30, D("0.30"), 0, 1), result.seconds, result.run, None, result.failures_by_reason
     )
@@ -130,7 +130,7 @@ def test_without_a_default_rate_a_missing_plan_is_a_failure(town: Town) -> None:
 def test_a_bad_price_leaves_the_other_instances_of_its_organization_billed(town: Town) -> None:
     negative = town.world.plan("-1.00")
     more = town.world.instance(town.bad, negative, NOON - 9 * HOUR)
-    assert town.world.bill(NOON).figures == Totals(instances=7, hours=35, amount=D("0.35"), failures=1)
+    assert town.world.bill(NOON).totals == Totals(instances=7, hours=35, amount=D("0.35"), failures=1)
     assert town.world.reason(more) == "price_negative"
     assert town.world.violations() == {}
 
@@ -176,7 +176,7 @@ def test_several_bad_organizations_are_each_found(town: Town) -> None:
     town.world.run(
         f"alter table wallets add constraint refuse check (balance = 10 or organization_id not in ({names}))"
     )
-    assert town.world.bill(NOON).figures == Totals(instances=4, hours=20, amount=D("0.20"), failures=3)
+    assert town.world.bill(NOON).totals == Totals(instances=4, hours=20, amount=D("0.20"), failures=3)
     assert [town.world.reason(each) for each in town.instances] == ["error", None, None, "error", None, None, "error"]
 
 
@@ -214,7 +214,7 @@ def test_rows_that_are_released_in_time_are_billed_in_the_same_cycle(town: Town)
             other.commit()
 
         result = town.world.bill(NOON, pause=pause)
-    assert result.figures == Totals(instances=7, hours=35, amount=D("0.35"))
+    assert result.totals == Totals(instances=7, hours=35, amount=D("0.35"))
     assert len(pauses) == 1
     assert town.world.balance(town.bad) == D("10.95")
     assert town.world.violations() == {}

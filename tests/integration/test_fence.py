@@ -74,7 +74,7 @@ def test_a_deposed_leader_cannot_begin(touchy: World) -> None:
     before = touchy.dump()
     result = touchy.cycle(NOON).run(old)
     assert result.outcome is Outcome.DEPOSED
-    assert result.figures == Totals()
+    assert result.totals == Totals()
     assert touchy.dump() == before
 
 
@@ -137,7 +137,7 @@ def test_a_batch_in_flight_delays_the_mint_and_commits_before_it(touchy: World) 
     (batch,) = touchy.rows("select * from billing_batches")
     assert (batch["term"], batch["amount"]) == (old.term, D("0.10"))
     assert batch["written_at"] < touchy.one("select minted_at from billing_terms where term = %s", new)
-    assert touchy.bill(NOON, Term(new)).figures == Totals(instances=2, hours=10, amount=D("0.10"))
+    assert touchy.bill(NOON, Term(new)).totals == Totals(instances=2, hours=10, amount=D("0.10"))
     assert touchy.violations() == {}
 
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from controller.billing import guard as guards
 from controller.billing.guard import Guard
 from controller.billing.values import Totals
-from tests.integration.world import LedgerAt, World
+from tests.integration.world import LedgerAt, ScriptedStop, World
 from tests.model import HOUR, NOON
 
 D = Decimal
@@ -34,8 +34,8 @@ MISHAPS = {
 HOURS = 'update vps_billing_cycles set metadata = metadata || \'{{"hours": "{}"}}\' where vps_instance_id = %s'
 
 
-def guard(world: World, may_go_on: Callable[[], bool] = lambda: True) -> Guard:
-    return Guard(world.ledger, may_go_on)
+def guard(world: World, may_continue: Callable[[], bool] = lambda: True) -> Guard:
+    return Guard(world.ledger, ScriptedStop(may_start_cycle=may_continue))
 
 
 def town(world: World) -> list[UUID]:
@@ -58,8 +58,8 @@ def organization_of(world: World, instance: UUID) -> UUID:
 def test_sound_charges_hold_nobody_and_are_looked_at_once(world: World) -> None:
     town(world)
     with capture_logs() as logs:
-        guard(world).look(world.term())
-        guard(world).look(world.term())
+        guard(world).check(world.term())
+        guard(world).check(world.term())
     assert [(line["event"], line["payments"]) for line in logs] == [("guard.passed", 3), ("guard.passed", 0)]
     assert held(world) == {}
 
@@ -69,7 +69,7 @@ def test_a_charge_that_breaks_an_invariant_holds_its_organization_alone(world: W
     broken, *_ = town(world)
     world.run(MISHAPS[invariant], broken)
     with capture_logs() as logs:
-        guard(world).look(world.term())
+        guard(world).check(world.term())
     assert held(world) == {organization_of(world, broken): invariant}
     assert [line["event"] for line in logs] == ["organization.suspended", "guard.passed"]
 
@@ -77,17 +77,17 @@ def test_a_charge_that_breaks_an_invariant_holds_its_organization_alone(world: W
 def test_an_hour_that_is_charged_again_holds_the_organization(world: World) -> None:
     """Somebody has set the instance's clock back: the cycle can't know, the guard does."""
     broken, *_ = town(world)
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     world.run("update vps_instances set last_billed_at = last_billed_at - interval '30 minutes' where id = %s", broken)
     world.bill(NOON)
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     assert held(world) == {organization_of(world, broken): "periods"}
 
 
 @pytest.mark.parametrize("filled", [True, False])
 def test_a_gap_is_a_violation_unless_the_applications_own_billing_has_filled_it(world: World, *, filled: bool) -> None:
     instance, *_ = town(world)
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     world.run("update vps_instances set last_billed_at = %s where id = %s", THEN + HOUR, instance)
     if filled:
         world.run(
@@ -99,7 +99,7 @@ def test_a_gap_is_a_violation_unless_the_applications_own_billing_has_filled_it(
             THEN + HOUR,
         )
     world.bill(NOON)
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     assert list(held(world).values()) == ([] if filled else ["periods"])
 
 
@@ -107,8 +107,8 @@ def test_a_held_organization_is_not_charged_until_its_audit_is_clean(world: Worl
     broken, *others = town(world)
     organization = organization_of(world, broken)
     world.run(MISHAPS["last_billed"], broken)
-    guard(world).look(world.term())
-    guard(world).release(world.term())
+    guard(world).check(world.term())
+    guard(world).unsuspend(world.term())
     assert held(world) == {organization: "last_billed"}, "nothing has been put right yet"
     world.bill(NOON - HOUR)
     assert world.reason(broken) == "audit_violation"
@@ -116,9 +116,9 @@ def test_a_held_organization_is_not_charged_until_its_audit_is_clean(world: Worl
     assert [hours for _, hours, _ in world.billed(others[0])] == [5, 1]
     world.run("update vps_instances set last_billed_at = last_billed_at + interval '1 hour' where id = %s", broken)
     with capture_logs() as logs:
-        guard(world).release(world.term())
+        guard(world).unsuspend(world.term())
     assert [line["event"] for line in logs] == ["organization.unsuspended"]
-    assert world.bill(NOON).figures == Totals(instances=3, hours=4, amount=D("0.04"))
+    assert world.bill(NOON).totals == Totals(instances=3, hours=4, amount=D("0.04"))
     assert held(world) == {}
     assert world.reason(broken) is None
     assert world.violations() == {}
@@ -128,26 +128,26 @@ def test_what_a_lost_leader_has_charged_is_looked_at_by_the_next(world: World) -
     broken, *_ = town(world)
     world.run(MISHAPS["terms"], broken)
     world.bill(NOON, world.lead())
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     assert list(held(world).values()) == ["terms"]
 
 
 def test_a_guard_that_is_interrupted_goes_on_next_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "PAYMENTS", 2)
+    monkeypatch.setattr(guards, "BATCH_SIZE", 2)
     town(world)
     last = "select vps_instance_id from vps_billing_cycles order by payment_transaction_id desc limit 1"
     world.run(MISHAPS["terms"], world.one(last))
     asked = iter((True, False))
     with capture_logs() as logs:
-        guard(world, lambda: next(asked)).look(world.term())
-        guard(world).look(world.term())
+        guard(world, lambda: next(asked)).check(world.term())
+        guard(world).check(world.term())
     assert [line["event"] for line in logs] == ["guard.interrupted", "organization.suspended", "guard.passed"]
 
 
 def test_an_instance_that_has_been_deleted_is_no_violation(world: World) -> None:
     deleted, *_ = town(world)
     world.run("delete from vps_instances where id = %s", deleted)
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     assert held(world) == {}
 
 
@@ -159,7 +159,7 @@ def test_a_refund_is_no_violation(world: World) -> None:
         " update payment_transactions t set status = 'refunded' from period where t.id = period.id",
         refunded,
     )
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     assert held(world) == {}
 
 
@@ -170,7 +170,7 @@ def test_payments_of_the_application_are_left_alone(world: World) -> None:
         " values (billing_time_ordered_uuid(clock_timestamp()), %s, -7, 'completed')",
         organization_of(world, instance),
     )
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     assert held(world) == {}
 
 
@@ -178,13 +178,13 @@ def test_payments_of_the_application_are_left_alone(world: World) -> None:
 def test_a_charge_that_cannot_be_read_holds_its_organization_alone(
     world: World, monkeypatch: pytest.MonkeyPatch, payments: int
 ) -> None:
-    monkeypatch.setattr(guards, "PAYMENTS", payments)
+    monkeypatch.setattr(guards, "BATCH_SIZE", payments)
     unreadable, broken, _ = town(world)
     world.run(HOURS.format("many"), unreadable)
     world.run(MISHAPS["last_billed"], broken)
     with capture_logs() as logs:
-        guard(world).look(world.term())
-        guard(world).look(world.term())
+        guard(world).check(world.term())
+        guard(world).check(world.term())
     assert held(world) == {
         organization_of(world, unreadable): "unreadable",
         organization_of(world, broken): "last_billed",
@@ -192,7 +192,7 @@ def test_a_charge_that_cannot_be_read_holds_its_organization_alone(
     assert "many" in next(line["detail"] for line in logs if line.get("invariant") == "unreadable")
     assert [line["payments"] for line in logs if line["event"] == "guard.passed"] == [3, 0]
     world.run(HOURS.format(5), unreadable)
-    guard(world).release(world.term())
+    guard(world).unsuspend(world.term())
     assert held(world) == {organization_of(world, broken): "last_billed"}
 
 
@@ -200,7 +200,7 @@ def test_an_organization_that_cannot_be_audited_keeps_nobody_else_held(world: Wo
     broken = town(world)[:2]
     for instance in broken:
         world.run(MISHAPS["last_billed"], instance)
-    guard(world).look(world.term())
+    guard(world).check(world.term())
     assert list(held(world)) == [organization_of(world, each) for each in broken]
     world.run(
         "update vps_instances set last_billed_at = last_billed_at + interval '1 hour' where id = any (%s)", broken
@@ -214,7 +214,7 @@ def test_an_organization_that_cannot_be_audited_keeps_nobody_else_held(world: Wo
         return ledger
 
     with capture_logs() as logs:
-        Guard(connect, lambda: True).release(world.term())
+        Guard(connect, ScriptedStop()).unsuspend(world.term())
     assert [(line["event"], line["organization"]) for line in logs] == [
         ("guard.failed", str(organization_of(world, broken[0]))),
         ("organization.unsuspended", str(organization_of(world, broken[1]))),
@@ -227,5 +227,5 @@ def test_a_deposed_leaders_guard_holds_and_releases_nobody(world: World) -> None
     world.run(MISHAPS["terms"], broken)
     old = world.term()
     world.lead("test-2")
-    guard(world).look(old)
+    guard(world).check(old)
     assert held(world) == {}

@@ -37,7 +37,7 @@ def test_a_large_organization_with_unknown_creation_times_is_charged_in_steps(wo
     for created_at in ("-infinity", NOON - 9 * HOUR, None, None, None):
         world.instance(organization, plan, created_at, NOON - 5 * HOUR)
     result = world.cycle(NOON, batch_size=batch_size).run(world.lead())
-    assert (result.outcome, result.figures.amount, result.figures.debts) == (Outcome.COMPLETED, D("0.12"), 3)
+    assert (result.outcome, result.totals.amount, result.totals.debts) == (Outcome.COMPLETED, D("0.12"), 3)
 
 
 def test_a_balance_that_became_null_is_a_violation(world: World) -> None:
@@ -59,8 +59,8 @@ def test_a_row_held_for_update_is_recorded_and_does_not_hold_up_the_others(world
     with psycopg.connect(world.url) as other:
         other.execute(FOR_UPDATE[held].encode(), (organizations[3],))
         result = world.bill(NOON)
-        assert result.figures.instances == 7
-        assert result.figures.failures == 1
+        assert result.totals.instances == 7
+        assert result.totals.failures == 1
         assert result.failures_by_reason == {"locked": 1}
         assert result.seconds < 3
         # the row itself may be impossible to write: its foreign keys need what the other transaction holds. The history
@@ -96,7 +96,7 @@ def test_an_instance_that_is_deleted_during_its_batch_spoils_nothing(database: s
         Own.before, Own.counted = {Own.names.index("charge_covered"): delete}, 0
         result = world.bill(NOON)
         threads[0].join(10)
-        assert result.figures == Totals(instances=1, hours=5, amount=D("0.05"))
+        assert result.totals == Totals(instances=1, hours=5, amount=D("0.05"))
         assert world.reason(stays) is None
 
 
@@ -115,7 +115,7 @@ def test_a_step_that_is_tried_again_counts_no_debt_twice(database: str, balance:
         Own.before = {
             third: lambda ledger: world.run("select pg_terminate_backend(%s, 2000)", ledger.connection.info.backend_pid)
         }
-        figures = world.bill(NOON, batch_size=2).figures
+        figures = world.bill(NOON, batch_size=2).totals
         assert figures.debts + figures.failures == 6  # got 10
 
 
@@ -153,4 +153,4 @@ def test_an_organization_whose_rows_refuse_even_the_reason_stops_nobody(world: W
     )
     world.run("create trigger refuse before insert on vps_billing_cycles for each row execute function refuse()")
     result = world.bill(NOON)
-    assert (result.outcome, result.figures.instances, result.figures.failures) == (Outcome.COMPLETED, 1, 1)
+    assert (result.outcome, result.totals.instances, result.totals.failures) == (Outcome.COMPLETED, 1, 1)

@@ -23,9 +23,9 @@ import pytest
 from controller.billing.status import Status, read_history, read_status
 from controller.demo.sample import Size, create_data
 from controller.election import Role
-from controller.errors import DatabaseUnreachableError
+from controller.errors import DatabaseUnreachableError, one_line
 from controller.metrics import Metrics
-from controller.postgres.connections import HEARTBEAT, Database, one_line
+from controller.postgres.connections import HEARTBEAT, Database
 from controller.postgres.lock_session import LockName
 from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
 

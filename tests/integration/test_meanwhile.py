@@ -38,7 +38,7 @@ def test_a_changed_instance_is_not_charged_over(touchy: World) -> None:
     statement = "update vps_instances set last_billed_at = %s where id = %s"
     kind.before = {kind.names.index("charge_covered"): interfering(touchy, statement, NOON - HOUR, moved)}
     kind.counted, pauses = 0, list[float]()
-    assert touchy.bill(NOON, pause=pauses.append).figures == Totals(instances=4, hours=16, amount=D("0.16"))
+    assert touchy.bill(NOON, pause=pauses.append).totals == Totals(instances=4, hours=16, amount=D("0.16"))
     assert len(pauses) == 1, "the first attempt was rolled back as a whole"
 
 
@@ -54,7 +54,7 @@ def test_a_wallet_that_is_spent_while_its_batch_is_charged_is_not_overdrawn(touc
         touchy.run("update wallets set balance = 0 where organization_id = %s", organization)
 
     kind.counted, kind.before, pauses = 0, {kind.names.index("charge_wallets"): spend}, list[float]()
-    assert touchy.bill(NOON, pause=pauses.append).figures == Totals(instances=3, hours=3, amount=D("0.03"), debts=1)
+    assert touchy.bill(NOON, pause=pauses.append).totals == Totals(instances=3, hours=3, amount=D("0.03"), debts=1)
     assert len(pauses) == 1, "the first attempt was rolled back as a whole"
     assert touchy.balance(organization) == 0
 
@@ -70,7 +70,7 @@ def test_a_top_up_does_not_wait_while_its_batch_is_charged(touchy: World) -> Non
             application.execute("update wallets set balance = balance + 1")
 
     kind.counted, kind.before = 0, {kind.names.index("charge_wallets"): top_up}
-    assert touchy.bill(NOON).figures == Totals(instances=4, hours=4, amount=D("0.04"))
+    assert touchy.bill(NOON).totals == Totals(instances=4, hours=4, amount=D("0.04"))
     assert touchy.one("select sum(balance) from wallets") == 8 - D("0.20")
 
 
@@ -87,7 +87,7 @@ def test_a_wallet_that_came_too_late_to_be_locked_is_not_overdrawn(touchy: World
 
     kind.counted, kind.before = 0, {kind.names.index("charge_ordered"): make_and_spend}
     expected = Totals(instances=4, hours=17, amount=D("0.17"), debts=1)
-    assert touchy.bill(NOON).figures == expected
+    assert touchy.bill(NOON).totals == expected
     assert touchy.balance(organization) == 0
     assert touchy.violations() == {}
 
@@ -106,7 +106,7 @@ def test_the_same_cycle_twice_at_once_charges_once(world: World) -> None:
 
     def bill() -> None:
         cycle = world.cycle(NOON, workers=2, batch_size=3, pause=pause)
-        results.append(cycle.run(leadership).figures)
+        results.append(cycle.run(leadership).totals)
 
     threads = [threading.Thread(target=bill) for _ in range(3)]
     for thread in threads:
@@ -119,7 +119,7 @@ def test_the_same_cycle_twice_at_once_charges_once(world: World) -> None:
         "select sum(amount) from payment_transactions"
     )
     before = world.dump(*MONEY)
-    assert world.bill(NOON).figures.amount == 0
+    assert world.bill(NOON).totals.amount == 0
     assert world.dump("wallets", "payment_transactions", "vps_instances") == {
         table: before[table] for table in ("wallets", "payment_transactions", "vps_instances")
     }

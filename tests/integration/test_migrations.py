@@ -202,7 +202,7 @@ def test_years_of_unclean_rows_do_not_stop_a_migration(unmigrated: str) -> None:
         migrate_url(unmigrated)
         assert world.one("select count(*) from billing_wallet_baselines") == 1
         assert world.violations() == {}
-        assert world.bill(NOON).figures == Totals(instances=1, hours=5, amount=Decimal("0.05"), failures=2)
+        assert world.bill(NOON).totals == Totals(instances=1, hours=5, amount=Decimal("0.05"), failures=2)
         assert [world.reason(each) for each in instances] == [None, "wallet_duplicate", "balance_null"]
         report = world.audit()
         assert report.clean
@@ -260,7 +260,7 @@ def test_everything_works_in_a_schema_of_another_name(empty_database: str) -> No
     assert cli(url, "migrate").returncode == 0
     with World(url) as world:
         instance = world.instance(world.organization("1.00"), world.plan("7.30"), NOON - 5 * HOUR)
-        assert world.bill(NOON, workers=2).figures.instances == 1
+        assert world.bill(NOON, workers=2).totals.instances == 1
         assert [hours for _, hours, _ in world.billed(instance)] == [5]
         assert world.violations() == {}
         assert world.rows("select from pg_tables where schemaname = 'public'") == []

@@ -138,7 +138,7 @@ class Money(RuleBasedStateMachine):
     def interrupted_cycle(self, batch_size: int, batches: int) -> None:
         left = [True] * batches
         self._calm()
-        cycle = self.world.cycle(self.now, batch_size=batch_size, may_go_on=lambda: bool(left and left.pop()))
+        cycle = self.world.cycle(self.now, batch_size=batch_size, may_start_batch=lambda: bool(left and left.pop()))
         outcome = cycle.run(self.leader).outcome
         assert outcome in {Outcome.STOPPED, Outcome.COMPLETED}
         self._follow(complete=outcome is Outcome.COMPLETED, batch_size=batch_size)

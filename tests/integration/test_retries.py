@@ -44,10 +44,10 @@ def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(
     for statements_before in range(len(batch)):
         before(touchy)[moment + statements_before] = terminate(touchy)
         moment += statements_before + 1  # the next attempt begins
-    assert touchy.bill(NOON, batch_size=2).figures == BILLED
+    assert touchy.bill(NOON, batch_size=2).totals == BILLED
     assert before(touchy) == {}
     assert touchy.violations() == {}
-    assert touchy.bill(NOON).figures == Totals()
+    assert touchy.bill(NOON).totals == Totals()
 
 
 def test_a_session_that_is_lost_before_the_commit_charges_once(touchy: World) -> None:
@@ -69,7 +69,7 @@ def test_a_session_that_is_lost_before_the_commit_charges_once(touchy: World) ->
 
     assert "charge_covered" in names
     world.ledger_class = Lost
-    assert world.bill(NOON, batch_size=2).figures == BILLED
+    assert world.bill(NOON, batch_size=2).totals == BILLED
     assert world.violations() == {}
 
 
@@ -86,7 +86,7 @@ def test_a_passing_error_of_the_server_is_tried_again(touchy: World, sqlstate: s
 
     before(touchy)[moment] = fail
     pauses: list[float] = []
-    assert touchy.bill(NOON, batch_size=2, pause=pauses.append).figures == BILLED
+    assert touchy.bill(NOON, batch_size=2, pause=pauses.append).totals == BILLED
     assert len(pauses) == 1
     assert touchy.violations() == {}
 
@@ -120,7 +120,7 @@ def test_a_real_deadlock_is_tried_again(touchy: World) -> None:
     before(touchy)[moment] = let_it_wait_for_us
     result = touchy.bill(NOON, batch_size=2, pause=lambda _seconds: bool(done.wait(10)))
     thread.join(10)
-    assert result.figures == BILLED
+    assert result.totals == BILLED
     assert touchy.violations() == {}
 
 
@@ -133,7 +133,7 @@ def test_a_statement_that_takes_too_long_is_halved(touchy: World) -> None:
         ledger.connection.execute("select pg_sleep(5)")
 
     before(touchy)[moment] = fail
-    assert touchy.bill(NOON, batch_size=4).figures == BILLED
+    assert touchy.bill(NOON, batch_size=4).totals == BILLED
     assert touchy.one("select count(*) from billing_batches") == 2
     assert touchy.violations() == {}
 
@@ -149,7 +149,7 @@ def test_an_error_that_is_nobodys_data_fails_the_cycle_and_the_next_goes_on(touc
     assert (result.outcome, result.error) == (Outcome.FAILED, "disk full")
     (run,) = touchy.rows("select outcome, error, instances from billing_runs")
     assert run == {"outcome": "failed", "error": "disk full", "instances": 2}
-    assert touchy.bill(NOON).figures == Totals(instances=2, hours=10, amount=D("0.10"))
+    assert touchy.bill(NOON).totals == Totals(instances=2, hours=10, amount=D("0.10"))
     assert touchy.violations() == {}
 
 

@@ -18,6 +18,7 @@ from controller.billing.audit import AuditReport, audit
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
 from controller.billing.values import CycleResult, Outcome, Pricing, Run
+from controller.lifecycle.stop import StopToken
 from controller.postgres.connections import FOREGROUND, WORKER, Database, SessionSettings
 from tests.model import DEFAULT_PRICE, HOUR, NOON
 
@@ -52,6 +53,31 @@ class Term:
     def still_leads(self) -> bool:
         """Asked before each step."""
         return self.leads()
+
+
+class ScriptedStop(StopToken):
+    """A stop token that asks the test before each batch, and calls the test instead of waiting."""
+
+    def __init__(
+        self,
+        *,
+        may_start_batch: Callable[[], bool] = lambda: True,
+        may_start_cycle: Callable[[], bool] = lambda: True,
+        wait: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        super().__init__()
+        self._may_start_batch = may_start_batch
+        self._may_start_cycle = may_start_cycle
+        self._wait = wait
+
+    def may_start_batch(self) -> bool:
+        return self._may_start_batch()
+
+    def may_start_cycle(self) -> bool:
+        return self._may_start_cycle()
+
+    def wait(self, seconds: float) -> None:
+        self._wait(seconds)
 
 
 class LedgerAt(Ledger):
@@ -247,16 +273,15 @@ class World:
         *,
         workers: int = 1,
         batch_size: int = 2000,
-        may_go_on: Callable[[], bool] = lambda: True,
+        may_start_batch: Callable[[], bool] = lambda: True,
         pause: Callable[[float], None] = lambda _seconds: None,
     ) -> Cycle:
-        """A real cycle, on sessions as a replica opens them; it does not really wait."""
+        """A real cycle, on sessions as a replica opens them. It doesn't wait, unless `pause` does."""
         return Cycle(
             lambda: self.ledger(FOREGROUND, as_of),
             lambda: self.ledger(WORKER, as_of),
             CycleSettings(workers, batch_size),
-            may_go_on,
-            pause,
+            ScriptedStop(may_start_batch=may_start_batch, wait=pause),
         )
 
     def bill(self, as_of: datetime | None = None, leadership: Term | None = None, **settings: Any) -> CycleResult:  # noqa: ANN401

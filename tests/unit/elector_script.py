@@ -25,7 +25,8 @@ class World:
     opened: int = 0
     terms: int = 0
     elected: list[Leadership] = field(default_factory=list)
-    deposed: list[Leadership] = field(default_factory=list)
+    ended: list[tuple[int, str | None]] = field(default_factory=list)
+    at_end: list[list[str]] = field(default_factory=list)
     led_when_told: list[bool] = field(default_factory=list)
     jitter: Callable[[], float] = lambda: -0.5  # a retry after a failure then waits no time
     evicts: bool = True
@@ -40,7 +41,7 @@ class World:
             bounds=Bounds(),
             clock=self.clock,
             on_elected=self._on_elected,
-            on_deposed=self.deposed.append,
+            on_ended=self._on_ended,
             evicts=self.evicts,
             on_evicted=self._on_evicted,
             jitter=self.jitter,
@@ -74,6 +75,16 @@ class World:
 
     def _on_evicted(self) -> None:
         self.evictions += 1
+
+    @property
+    def deposed(self) -> list[int]:
+        """The terms that ended involuntarily."""
+        return [term for term, reason in self.ended if reason is not None]
+
+    def _on_ended(self, leadership: Leadership, reason: str | None) -> None:
+        assert not leadership.still_leads()
+        self.ended.append((leadership.term, reason))
+        self.at_end.append(self.did(self.opened))
 
     def _on_elected(self, leadership: Leadership) -> None:
         self.elected.append(leadership)

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from controller.lifecycle.control import MAX_LINE_BYTES, ControlError, ControlSocket, ask_to_drain
+from controller.lifecycle.control import MAX_LINE_BYTES, ControlError, ControlSocket, request_drain
 from controller.lifecycle.drain import Drain, DrainSteps
+from controller.lifecycle.stop import StopToken
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
 
@@ -46,12 +47,11 @@ class Served:
         self.asked = threading.Event()
         self.steps: list[str] = []
         steps = DrainSteps(
-            refuse_traffic=lambda: self.steps.append("refuse"),
-            finish_work=lambda _seconds: True,
-            stop_after_batch=lambda: None,
+            announce=lambda _reason: self.steps.append("announce"),
+            wait_for_work=lambda _seconds: True,
             resign=lambda _seconds: True,
         )
-        self.drain = Drain(steps, 30.0, lambda: 0.0, self.asked.set)
+        self.drain = Drain(StopToken(), steps, 30.0, lambda: 0.0, self.asked.set)
         self.control = ControlSocket(path, self.drain)
         self.threads = [threading.Thread(target=self.control.run)]
         if carry_out:
@@ -95,15 +95,15 @@ def say(path: Path, request: bytes) -> bytes:
 
 
 def test_drain_is_answered_when_it_is_done(path: Path, served: Served) -> None:
-    assert ask_to_drain(path, 5.0) == "completed"
+    assert request_drain(path, 5.0) == "completed"
     assert served.drain.reason == "drain command"
-    assert served.steps == ["refuse"]
+    assert served.steps == ["announce"]
 
 
 def test_two_who_ask_are_both_answered_for_one_drain(path: Path, served: Served) -> None:
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda _: ask_to_drain(path, 5.0), range(8))) == {"completed"}
-    assert served.steps == ["refuse"]
+        assert set(pool.map(lambda _: request_drain(path, 5.0), range(8))) == {"completed"}
+    assert served.steps == ["announce"]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_two_who_ask_are_both_answered_for_one_drain(path: Path, served: Served)
 def test_garbage_is_refused_and_drains_nothing(path: Path, served: Served, request_bytes: bytes) -> None:
     answer = json.loads(say(path, request_bytes))
     assert answer["error"].startswith("not understood")
-    assert not served.drain.asked
-    assert ask_to_drain(path, 1.0) == "completed", "it still serves"
+    assert not served.drain.requested
+    assert request_drain(path, 1.0) == "completed", "it still serves"
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_garbage_is_refused_and_drains_nothing(path: Path, served: Served, reque
 def test_line_that_is_too_long_is_not_read_to_its_end(path: Path, served: Served, request_bytes: bytes) -> None:
     with contextlib.suppress(ConnectionError):  # it may be closed before it is answered
         assert b"not understood" in say(path, request_bytes)
-    assert not served.drain.asked
-    assert ask_to_drain(path, 1.0) == "completed", "it still serves"
+    assert not served.drain.requested
+    assert request_drain(path, 1.0) == "completed", "it still serves"
 
 
 def test_client_that_says_nothing_keeps_nobody_waiting(path: Path, served: Served) -> None:
     with socket.socket(socket.AF_UNIX) as mute:
         mute.connect(str(path))
-        assert ask_to_drain(path, 1.0) == "completed"
+        assert request_drain(path, 1.0) == "completed"
 
 
 def test_client_that_goes_away_during_the_drain_hurts_nobody(path: Path) -> None:
@@ -165,7 +165,7 @@ def test_client_that_goes_away_during_the_drain_hurts_nobody(path: Path) -> None
         hasty.sendall(b'{"drain": {"timeout_seconds": null}}\n')
         assert served.asked.wait(10)
     served.drain.carry_out()
-    assert ask_to_drain(path, 1.0) == "completed"
+    assert request_drain(path, 1.0) == "completed"
     served.stop()
 
 
@@ -193,7 +193,7 @@ def test_socket_that_a_killed_controller_left_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
     served = Served(path)
-    assert ask_to_drain(path, 1.0) == "completed"
+    assert request_drain(path, 1.0) == "completed"
     served.stop()
 
 
@@ -201,7 +201,7 @@ def test_path_of_a_running_controller_is_left_to_it(path: Path, served: Served) 
     with capture_logs() as logs:
         ControlSocket(path, served.drain).run()
     assert [line["event"] for line in logs] == ["control.unavailable"]
-    assert ask_to_drain(path, 1.0) == "completed", "the first one still answers"
+    assert request_drain(path, 1.0) == "completed", "the first one still answers"
 
 
 def test_file_that_is_no_socket_is_not_removed(folder: Path, served: Served) -> None:
@@ -237,7 +237,7 @@ def test_folder_that_can_not_be_written_is_one_warning(folder: Path, served: Ser
 
 def test_asking_nobody_is_one_line_with_the_path(path: Path) -> None:
     with pytest.raises(ControlError, match="no controller listens at") as refused:
-        ask_to_drain(path, 1.0)
+        request_drain(path, 1.0)
     assert str(path) in str(refused.value)
     assert refused.value.exit_status == 1
 
@@ -247,7 +247,7 @@ def test_controller_that_ends_without_an_answer_is_told(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(1)
-        asking = ThreadPoolExecutor(1).submit(ask_to_drain, path, 5.0)
+        asking = ThreadPoolExecutor(1).submit(request_drain, path, 5.0)
         peer, _ = listener.accept()
         peer.recv(4096)
         peer.close()

@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from controller.lifecycle.drain import GRACE_SECONDS, Drain, DrainOutcome, DrainSteps
+from controller.lifecycle.stop import StopToken
 
 
 @dataclass
@@ -27,25 +28,24 @@ class Replica:
 
     def __post_init__(self) -> None:
         self.ends_at = self.now + self.work_seconds
-        steps = DrainSteps(
-            refuse_traffic=lambda: self.did.append("refuse"),
-            finish_work=self._finish,
-            stop_after_batch=self._stop_after_batch,
-            resign=self._resign,
-        )
-        self.drain = Drain(steps, self.timeout_seconds, lambda: self.now, self._wake)
+        self.stop = StopToken()
+        steps = DrainSteps(announce=self._announce, wait_for_work=self._wait_for_work, resign=self._resign)
+        self.drain = Drain(self.stop, steps, self.timeout_seconds, lambda: self.now, self._wake)
 
-    def _finish(self, seconds: float) -> bool:
-        if self.did[-1] != "finish":
-            self.did.append("finish")
+    def _announce(self, reason: str) -> None:
+        self.did.append(f"announce {reason}")
+
+    def _wait_for_work(self, seconds: float) -> bool:
+        state = "finish batch" if not self.stop.may_start_batch() else "finish cycle"
+        assert not self.stop.may_start_cycle()
+        if state != self.did[-1]:
+            self.did.append(state)
+            if state == "finish batch":
+                self.ends_at = min(self.ends_at, self.now + self.batch_seconds)
         self.waits.append(seconds)
         self.during_work()
         self.now = min(self.now + seconds, max(self.ends_at, self.now))
         return self.now >= self.ends_at
-
-    def _stop_after_batch(self) -> None:
-        self.did.append("stop after batch")
-        self.ends_at = min(self.ends_at, self.now + self.batch_seconds)
 
     def _resign(self, seconds: float) -> bool:
         self.did.append("resign")
@@ -58,24 +58,25 @@ class Replica:
 
 def test_work_ends_before_the_leadership_does() -> None:
     replica = Replica(work_seconds=60)
-    replica.drain.ask("SIGTERM")
+    replica.drain.request("SIGTERM")
     assert replica.drain.carry_out() is DrainOutcome.COMPLETED
-    assert replica.did == ["refuse", "finish", "resign"]
+    assert replica.did == ["announce SIGTERM", "finish cycle", "resign"]
+    assert replica.stop.may_start_batch(), "the cycle in hand was not cut short"
     assert replica.now == pytest.approx(1060)
 
 
 def test_deadline_stops_the_work_after_the_batch_in_hand() -> None:
     replica = Replica(work_seconds=600, batch_seconds=1, timeout_seconds=270)
-    replica.drain.ask("SIGTERM")
+    replica.drain.request("SIGTERM")
     assert replica.drain.carry_out() is DrainOutcome.TIMED_OUT
-    assert replica.did == ["refuse", "finish", "stop after batch", "finish", "resign"]
+    assert replica.did == ["announce SIGTERM", "finish cycle", "finish batch", "resign"]
     assert replica.now == pytest.approx(1271)
 
 
 @pytest.mark.parametrize("timeout_seconds", [0.0, 0.1, 270.0])
 def test_whole_drain_is_bounded_even_when_nothing_ends(timeout_seconds: float) -> None:
     replica = Replica(work_seconds=1e9, batch_seconds=1e9, timeout_seconds=timeout_seconds)
-    replica.drain.ask("SIGTERM")
+    replica.drain.request("SIGTERM")
     replica.drain.carry_out()
     assert replica.did[-1] == "resign"
     assert replica.waits[-1] == GRACE_SECONDS
@@ -84,19 +85,19 @@ def test_whole_drain_is_bounded_even_when_nothing_ends(timeout_seconds: float) -
 
 def test_no_time_at_all_is_enough_for_work_that_has_ended() -> None:
     replica = Replica(timeout_seconds=0)
-    replica.drain.ask("SIGTERM")
+    replica.drain.request("SIGTERM")
     assert replica.drain.carry_out() is DrainOutcome.COMPLETED
 
 
 def test_second_signal_stops_after_the_batch_in_hand() -> None:
     replica = Replica(work_seconds=60, batch_seconds=1)
 
-    def hurry() -> None:
+    def cut_short() -> None:
         if replica.now > 1005:
-            replica.drain.hurry()
+            replica.drain.cut_short()
 
-    replica.during_work = hurry
-    replica.drain.ask("SIGTERM")
+    replica.during_work = cut_short
+    replica.drain.request("SIGTERM")
     assert replica.drain.carry_out() is DrainOutcome.TIMED_OUT
     assert 1005 < replica.now < 1008
 
@@ -105,28 +106,28 @@ def test_further_request_brings_the_deadline_forward_and_never_back() -> None:
     replica = Replica(work_seconds=600, timeout_seconds=270)
 
     def ask_again() -> None:
-        replica.drain.ask("drain command", 5)
-        replica.drain.ask("drain command", 3000)
+        replica.drain.request("drain command", 5)
+        replica.drain.request("drain command", 3000)
 
     replica.during_work = ask_again
-    replica.drain.ask("SIGTERM")
+    replica.drain.request("SIGTERM")
     replica.drain.carry_out()
     assert 1005 <= replica.now < 1007
 
 
 def test_request_without_a_time_takes_the_configured_one() -> None:
     replica = Replica(work_seconds=600, timeout_seconds=30)
-    replica.drain.ask("drain command", None)
+    replica.drain.request("drain command", None)
     replica.drain.carry_out()
     assert replica.now == pytest.approx(1030)
 
 
 def test_first_reason_stays_and_everyone_who_asks_wakes_the_main_thread() -> None:
     replica = Replica()
-    replica.drain.ask("SIGTERM")
-    replica.drain.ask("drain command")
+    replica.drain.request("SIGTERM")
+    replica.drain.request("drain command")
     assert replica.drain.reason == "SIGTERM"
-    assert replica.drain.asked
+    assert replica.drain.requested
     assert replica.woken == 2
 
 
@@ -134,7 +135,7 @@ def test_drain_is_done_only_when_the_leadership_is_given_up() -> None:
     replica = Replica()
     done_at_resigning: list[bool] = []
     assert not replica.drain.wait_until_done(0)
-    replica.drain.ask("SIGTERM")
+    replica.drain.request("SIGTERM")
     replica.during_work = lambda: done_at_resigning.append(replica.drain.wait_until_done(0))
     replica.drain.carry_out()
     assert done_at_resigning == [False]
@@ -143,7 +144,7 @@ def test_drain_is_done_only_when_the_leadership_is_given_up() -> None:
 
 def test_waiting_for_it_ends_with_it() -> None:
     replica = Replica()
-    replica.drain.ask("SIGTERM")
+    replica.drain.request("SIGTERM")
     ended: list[bool] = []
     waiting = threading.Thread(target=lambda: ended.append(replica.drain.wait_until_done(10)))
     waiting.start()
@@ -154,7 +155,7 @@ def test_waiting_for_it_ends_with_it() -> None:
 
 def test_each_step_is_told_once() -> None:
     replica = Replica(work_seconds=600, batch_seconds=1, timeout_seconds=10)
-    replica.drain.ask("SIGTERM")
+    replica.drain.request("SIGTERM")
     with capture_logs() as logs:
         replica.drain.carry_out()
     assert [line["event"] for line in logs] == ["drain.started", "drain.timed_out", "drain.completed"]

@@ -18,7 +18,7 @@ def test_first_to_come_leads_and_resigns_when_it_is_stopped() -> None:
     assert [leadership.term for leadership in world.elected] == [1]
     assert world.led_when_told == [True]
     assert not world.elected[0].still_leads()
-    assert world.deposed == []
+    assert world.ended == [(1, None)]
     assert world.elector.role is Role.STOPPED
 
 
@@ -78,7 +78,7 @@ def test_leadership_ends_by_its_deadline_while_a_ping_is_unanswered() -> None:
     world = World().run(Session(ping=[HELD, slow], wait=[None]))
     sent_at = world.calls[2][0]  # the first ping, which was good
     assert believed == [(moment, moment < sent_at + 6) for moment, _ in believed]
-    assert [leadership.term for leadership in world.deposed] == [1]
+    assert world.ended == [(1, "the last ping came back after the deadline")]
 
 
 def test_ping_that_comes_back_after_the_deadline_deposes() -> None:
@@ -123,7 +123,8 @@ def test_mint_that_outlasts_the_deadline_elects_nobody() -> None:
     """Whoever works under it has given up before it began, and would never look again."""
     world = World().run(Session(mint=[later(7.0, 1)], wait=[None, None]), Session())
     assert world.did(1)[-1] == "close"
-    assert all(leadership in world.deposed for leadership in world.elected if leadership.term == 1)
+    assert 1 not in [term for term, _ in world.ended]
+    assert 1 not in [leadership.term for leadership in world.elected]
     assert all(world.led_when_told)
 
 
@@ -152,7 +153,7 @@ def test_after_any_error_the_session_is_closed_and_a_new_one_contends(script: di
 
 def test_lock_is_never_taken_twice_on_a_session() -> None:
     world = World().run(
-        Session(ping=[NOT_HELD]), Session(wait=[lambda w: w.elector.step_down(0)]), Session(wait=[stop])
+        Session(ping=[NOT_HELD]), Session(wait=[lambda w: w.elected[-1].step_down(0)]), Session(wait=[stop])
     )
     for session in (1, 2, 3):
         assert world.did(session).count("mint") <= 1
@@ -166,34 +167,35 @@ def test_unexpected_exception_ends_the_leadership_and_the_session() -> None:
         world.run(Session(ping=[HELD, ZeroDivisionError()], wait=[None]))
     assert world.did()[-1] == "close"
     assert not world.elected[0].still_leads()
+    assert world.deposed == [1]
 
 
 def test_failing_resignation_still_closes() -> None:
     world = World().run(Session(wait=[stop], resign=[LockSessionError("gone")]))
     assert world.did()[-1] == "close"
-    assert world.deposed == []
+    assert world.ended == [(1, None)]
 
 
 def test_stepping_down_resigns_and_lets_others_try_for_a_while() -> None:
     world = World()
-    world.run(Session(wait=[lambda w: w.elector.step_down(60)]), Session(wait=[None] * 200))
+    world.run(Session(wait=[lambda w: w.elected[-1].step_down(60)]), Session(wait=[None] * 200))
     assert world.did(1)[-3:] == ["wake", "resign", "close"]
     stepped_down_at = next(moment for moment, _, call in world.calls if call == "resign")
     tried_again_at = next(moment for moment, number, call in world.calls if number > 1 and call == "try_lock")
     assert 60 <= tried_again_at - stepped_down_at <= 62
-    assert world.deposed == []
+    assert world.ended[0] == (1, None)
 
 
 def test_session_is_never_silent_for_as_long_as_the_server_bears() -> None:
     world = World()
-    world.run(Session(wait=[lambda w: w.elector.step_down(60)]), Session(wait=[None] * 100))
+    world.run(Session(wait=[lambda w: w.elected[-1].step_down(60)]), Session(wait=[None] * 100))
     spoken = [moment for moment, _, call in world.calls if call in {"try_lock", "mint", "ping", "resign"}]
     assert max(b - a for a, b in pairwise(spoken)) < Bounds().session_timeout_seconds
 
 
 def test_stepping_down_from_an_earlier_term_does_not_end_the_next() -> None:
     def step_down_late(world: World) -> bool:
-        world.elector.step_down(0)
+        world.elected[0].step_down(0)
         return True
 
     world = World()
@@ -202,6 +204,49 @@ def test_stepping_down_from_an_earlier_term_does_not_end_the_next() -> None:
         Session(try_lock=[step_down_late], wait=[None, None, stop]),
     )
     assert world.did(2).count("ping") == 3
+
+
+def test_stop_that_is_told_twice_ends_a_leadership_once() -> None:
+    def stop_twice(world: World) -> None:
+        stop(world)
+        stop(world)
+
+    assert World().run(Session(wait=[stop_twice])).ended == [(1, None)]
+
+
+def test_resignation_is_reported_once_the_lock_is_released_and_the_session_closed() -> None:
+    world = World().run(Session(wait=[stop]))
+    assert world.at_end == [["try_lock", "mint", "ping", "wait", "wake", "resign", "close"]]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ({"ping": [NOT_HELD]}, "the lock session no longer holds the lock"),
+        ({"ping": [LockSessionError("connection\nreset")]}, "connection; reset"),
+        ({"ping": [later(6.0)]}, "the last ping came back after the deadline"),
+        ({"wait": [later(10.0)]}, "no good ping before the deadline"),
+    ],
+)
+def test_deposed_leader_is_reported_with_the_reason_once_its_session_is_closed(
+    script: dict[str, list[Any]], reason: str
+) -> None:
+    world = World().run(Session(**script), Session(wait=[stop]))
+    assert world.ended == [(1, reason), (2, None)]
+    assert world.at_end[0][-1] == "close"
+
+
+def test_elector_knows_its_term_only_while_it_may_believe_in_it() -> None:
+    terms: list[int | None] = []
+
+    def look(world: World) -> None:
+        terms.append(world.elector.term)
+        world.now += 6.0
+        terms.append(world.elector.term)
+
+    world = World().run(Session(try_lock=[False], wait=[lambda w: terms.append(w.elector.term), look]), Session())
+    assert terms == [None, 1, None]
+    assert world.elector.term is None
 
 
 def test_stop_before_it_runs_means_that_it_never_connects() -> None:

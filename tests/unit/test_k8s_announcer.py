@@ -83,7 +83,7 @@ def test_replica_is_a_standby_until_it_leads_and_after(server: ApiServer) -> Non
         assert role(server.next("pods")) == ("standby", "0")
         announcer.elected(7)
         assert role(server.next("pods")) == ("leader", "100")
-        announcer.lost(7)
+        announcer.deposed(7, "no good ping")
         assert role(server.next("pods")) == ("standby", "0")
 
 
@@ -96,14 +96,14 @@ def test_events_tell_what_happened_in_its_order(server: ApiServer) -> None:
         announcer.resigned(7)
         announcer.drain_ended(DrainOutcome.COMPLETED)
         announcer.drain_ended(DrainOutcome.TIMED_OUT)
-        announcer.lost(7)
+        announcer.deposed(7, "no good ping")
         told = [server.next("events").body for _ in range(8)]
     assert [(body["reason"], body["type"]) for body in told] == [
         ("LeaderElected", "Normal"),
         ("CycleCompleted", "Normal"),
         ("CycleFailed", "Warning"),
         ("DrainStarted", "Normal"),
-        ("LeadershipLost", "Normal"),
+        ("LeadershipResigned", "Normal"),
         ("DrainCompleted", "Normal"),
         ("DrainTimedOut", "Warning"),
         ("LeadershipLost", "Warning"),
@@ -112,6 +112,26 @@ def test_events_tell_what_happened_in_its_order(server: ApiServer) -> None:
     assert told[3]["note"] == "billing-7d4-x2 drains: SIGTERM"
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", body["eventTime"]) for body in told)
     assert len({body["metadata"]["name"] for body in told}) == 8
+
+
+def test_standbys_drain_is_not_announced(server: ApiServer) -> None:
+    with running(server.url) as announcer:
+        announcer.drain_started("SIGTERM")
+        announcer.drain_ended(DrainOutcome.COMPLETED)
+        announcer.elected(7)
+        assert server.next("events").body["reason"] == "LeaderElected"
+
+
+def test_replica_that_was_deposed_drains_as_a_standby(server: ApiServer) -> None:
+    with running(server.url) as announcer:
+        announcer.elected(7)
+        announcer.deposed(7, "no good ping")
+        announcer.drain_started("SIGTERM")
+        announcer.drain_ended(DrainOutcome.COMPLETED)
+    assert [request.body["reason"] for request in server.all() if request.kind == "events"] == [
+        "LeaderElected",
+        "LeadershipLost",
+    ]
 
 
 def test_deployment_is_looked_up_once_for_all_events(server: ApiServer) -> None:
@@ -170,7 +190,7 @@ def test_no_permission_costs_one_warning_a_resource(server: ApiServer) -> None:
         made.thread.start()
         for term in range(5):
             made.announcer.elected(term)
-            made.announcer.lost(term)
+            made.announcer.deposed(term, "no good ping")
         server.next("events")
         made.end()
     assert sorted(resource for resource, _ in untold(logged)) == ["deployments", "events", "pods"]
@@ -184,7 +204,7 @@ def test_label_becomes_true_once_the_api_server_is_back(server: ApiServer) -> No
         announcer.elected(7)
         server.status.pop("pods")
         assert role(server.next("pods")) == ("leader", "100")
-        announcer.lost(7)
+        announcer.deposed(7, "no good ping")
         assert role(server.next("pods")) == ("standby", "0")
     assert untold(logged) == [("pods", "the API server does not answer, or is too busy")]
 
@@ -219,7 +239,7 @@ def test_api_server_that_hangs_holds_no_caller_and_no_exit(server: ApiServer) ->
     began = time.monotonic()
     for term in range(1000):
         made.announcer.elected(term)
-        made.announcer.lost(term)
+        made.announcer.deposed(term, "no good ping")
     assert time.monotonic() - began < 1.0
     began = time.monotonic()
     made.end()
@@ -245,12 +265,13 @@ def test_what_happened_last_gets_out_before_the_end(server: ApiServer) -> None:
     made.announcer.elected(7)
     server.next("events")
     server.status = {}
+    made.announcer.drain_started("SIGTERM")
     made.announcer.resigned(7)
     made.announcer.drain_ended(DrainOutcome.COMPLETED)
     made.end()
     left = server.all()
     assert [request.body["reason"] for request in left if request.kind == "events"][-2:] == [
-        "LeadershipLost",
+        "LeadershipResigned",
         "DrainCompleted",
     ]
     assert role([request for request in left if request.kind == "pods"][-1]) == ("standby", "0")
@@ -276,7 +297,7 @@ def test_outside_a_cluster_there_is_one_line_at_debug_and_nothing_else() -> None
         made = Running("http://127.0.0.1:1", "not in a cluster")
         made.announcer.elected(7)
         made.announcer.run()
-        made.announcer.lost(7)
+        made.announcer.deposed(7, "no good ping")
         made.announcer.stop()
     assert [(line["event"], line["log_level"], line["reason"]) for line in logged] == [
         ("cluster.skipped", "debug", "not in a cluster")

@@ -14,6 +14,7 @@ import pytest
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from controller import log
 
@@ -148,3 +149,35 @@ def test_what_psycopg_tells_python_is_no_line_of_ours() -> None:
     )
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, check=True, timeout=30)
     assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def reported(report: Callable[[log.WarnOnce], object], level: Literal["warning", "error"] = "warning") -> list[str]:
+    """The levels of what a reporter logs."""
+    with capture_logs() as logs:
+        report(log.WarnOnce(structlog.get_logger(), "thing.failed", level))
+    assert {line["event"] for line in logs} <= {"thing.failed"}
+    return [line["log_level"] for line in logs]
+
+
+def test_failure_is_a_warning_once_until_it_works_again() -> None:
+    def report(failures: log.WarnOnce) -> None:
+        failures.failed(error="x")
+        failures.failed(error="x")
+        failures.worked()
+        failures.failed(error="x")
+
+    assert reported(report) == ["warning", "debug", "warning"]
+    assert reported(report, "error") == ["error", "debug", "error"]
+
+
+def test_kinds_of_failures_are_reported_and_forgotten_apart() -> None:
+    def report(failures: log.WarnOnce) -> None:
+        failures.failed("pods", "forbidden")
+        failures.failed("pods", "missing")
+        failures.failed("events", "forbidden")
+        failures.worked("pods")
+        failures.failed("pods", "forbidden")
+        failures.failed("pods", "missing")
+        failures.failed("events", "forbidden")
+
+    assert reported(report) == ["warning", "warning", "warning", "warning", "warning", "debug"]

@@ -21,7 +21,10 @@ def wait(event: threading.Event) -> None:
 
 def services(*made: Service, crashes: list[tuple[str, BaseException]] | None = None) -> Services:
     kept = crashes if crashes is not None else []
-    return Services(made, lambda name, error: kept.append((name, error)))
+    running = Services(lambda name, error: kept.append((name, error)))
+    for service in made:
+        running.add(service)
+    return running
 
 
 def test_each_service_runs_on_a_thread_of_its_name() -> None:
@@ -54,6 +57,16 @@ def test_service_that_does_not_end_in_time_is_not_waited_for_longer() -> None:
     assert not running.stop("stuck", 0.01)
     free.set()
     assert running.stop("stuck", 10)
+
+
+def test_join_waits_for_the_end_and_does_not_ask_for_it() -> None:
+    one, stopping = loop("one")
+    running = services(one)
+    running.start()
+    assert not running.join("one", 0.01)
+    assert not stopping.is_set()
+    stopping.set()
+    assert running.join("one", 10)
 
 
 def test_service_that_was_never_started_has_ended() -> None:

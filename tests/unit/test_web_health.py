@@ -3,7 +3,7 @@
 import pytest
 
 from controller.election import Role
-from controller.web.health import CONNECTING_SECONDS, JOINED_SECONDS, Vitals, why_not_live, why_not_ready
+from controller.web.health import CONNECTING_LIVENESS_SECONDS, JOINED_SECONDS, Vitals, why_not_live, why_not_ready
 
 SESSION_TIMEOUT = 10.0
 
@@ -17,7 +17,7 @@ def test_whoever_has_joined_is_ready_whether_it_leads_or_not(role: Role) -> None
 
 def test_replica_that_can_not_join_says_why_in_one_line_and_is_alive() -> None:
     vitals = Vitals(Role.CONNECTING, None, 1.0, trouble="password authentication failed\n for user billing")
-    assert why_not_ready(vitals, SESSION_TIMEOUT) == ["database: password authentication failed for user billing"]
+    assert why_not_ready(vitals, SESSION_TIMEOUT) == ["database: password authentication failed; for user billing"]
     assert why_not_live(vitals, SESSION_TIMEOUT) == []
 
 
@@ -50,8 +50,8 @@ def test_elector_that_hangs_is_not_alive() -> None:
 
 
 def test_connecting_may_take_longer_than_a_round_of_a_joined_elector() -> None:
-    assert why_not_live(Vitals(Role.CONNECTING, None, CONNECTING_SECONDS - 1), SESSION_TIMEOUT) == []
-    assert why_not_live(Vitals(Role.CONNECTING, None, CONNECTING_SECONDS + 1), SESSION_TIMEOUT) != []
+    assert why_not_live(Vitals(Role.CONNECTING, None, CONNECTING_LIVENESS_SECONDS - 1), SESSION_TIMEOUT) == []
+    assert why_not_live(Vitals(Role.CONNECTING, None, CONNECTING_LIVENESS_SECONDS + 1), SESSION_TIMEOUT) != []
 
 
 def test_long_session_timeout_lengthens_the_patience_with_an_elector() -> None:

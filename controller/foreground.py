@@ -1,0 +1,151 @@
+"""`containerstacks-billing bill`: one cycle in the foreground, under the lock, with pings and heartbeats."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, Queue
+from typing import Final
+
+import structlog
+
+from controller import sql
+from controller.app import STOP_SECONDS, Application
+from controller.billing.values import BatchResult, CycleResult
+from controller.election import Elector, Leadership
+from controller.errors import AnotherLeaderError, DatabaseUnreachableError
+from controller.lifecycle.services import Service, Services
+from controller.lifecycle.signals import Signals
+from controller.lifecycle.stop import StopToken
+from controller.postgres import migrations
+
+#: How long `bill` waits for a lock that was free a moment ago.
+ELECTION_SECONDS: Final = 5.0
+
+log = structlog.get_logger(part="app")
+
+
+class DryRunLeadership:
+    """A dry run needs no leadership, because everything it writes is rolled back."""
+
+    def __init__(self, term: int) -> None:
+        self.term = term
+
+    def still_leads(self) -> bool:
+        return True
+
+
+def bill(
+    application: Application,
+    signals: Signals,
+    *,
+    dry: bool,
+    on_planned: Callable[[int], None],
+    on_result: Callable[[BatchResult], None],
+) -> CycleResult:
+    """Runs one cycle. A signal stops it after the batch in hand.
+
+    Args:
+        application: whose database it bills.
+        signals: of this process.
+        dry: True needs no lock and rolls everything back.
+        on_planned: called with the number of due instances.
+        on_result: called with the result of each transaction, on a worker's thread.
+
+    Raises:
+        AnotherLeaderError: a replica leads already.
+        DatabaseUnreachableError: PostgreSQL can't be reached.
+        SchemaError: the database has not been migrated.
+    """
+    stop = StopToken()
+    cycle = application.cycle(stop)
+    if dry:
+        leadership = DryRunLeadership(application.current_term())
+        with _stopped_by(signals, stop):
+            return cycle.run(leadership, dry=True, on_planned=on_planned, on_result=on_result)
+    guard = application.guard(stop)
+    with _leading(application) as leading, _stopped_by(signals, stop):
+        guard.unsuspend(leading)
+        result = cycle.run(leading, on_planned=on_planned, on_result=on_result)
+        guard.check(leading)
+        return result
+
+
+@contextmanager
+def _leading(application: Application) -> Iterator[Leadership]:
+    """Leads for the length of a block, with the pings and heartbeats of a replica."""
+    _refuse_if_led(application)
+    elected: Queue[Leadership | BaseException] = Queue()
+    elector = Elector(
+        connect=application.open_lock_session,
+        bounds=application.settings.bounds,
+        clock=time.monotonic,
+        on_elected=elected.put,
+        on_ended=lambda _leadership, _reason: None,  # the cycle checks `still_leads` before each transaction
+    )
+    heartbeat = application.heartbeat()
+    services = Services(lambda _name, error: elected.put(error))
+    services.add(Service("elector", elector.run, elector.stop))
+    services.add(Service("heartbeat", heartbeat.run, heartbeat.stop))
+    services.start()
+    try:
+        leadership = _wait_for_election(elected, elector)
+        ledger = application.ledger()
+        with ledger.connection:
+            with ledger.fenced(leadership.term):
+                takeover = ledger.begin_term(application.settings.interval_minutes, takeover_delay_seconds=0)
+            if takeover:
+                log.warning(
+                    "takeover.undelayed",
+                    remedy="there has been no heartbeat for 90 minutes: make sure that the application's own billing"
+                    " is not running",
+                )
+        heartbeat.start(leadership)
+        yield leadership
+        heartbeat.mark_stopped()
+    finally:
+        services.stop("elector", STOP_SECONDS)
+        services.stop("heartbeat", STOP_SECONDS)
+
+
+def _refuse_if_led(application: Application) -> None:
+    with application.direct.connect() as connection:
+        migrations.check(connection)
+        holder = sql.optional_row(connection, "lock_holder", **application.lock.catalog_key)
+    if holder is not None:
+        raise AnotherLeaderError(
+            f"{holder['application_name'].rpartition(' ')[2]} leads and bills already;"
+            " see `containerstacks-billing status`"
+        )
+
+
+def _wait_for_election(elected: "Queue[Leadership | BaseException]", elector: Elector) -> Leadership:
+    try:
+        leadership = elected.get(timeout=ELECTION_SECONDS)
+    except Empty:
+        if elector.trouble:
+            raise DatabaseUnreachableError(elector.trouble) from None
+        raise AnotherLeaderError("another replica took the lock first; see `containerstacks-billing status`") from None
+    if isinstance(leadership, BaseException):
+        raise leadership
+    return leadership
+
+
+@contextmanager
+def _stopped_by(signals: Signals, stop: StopToken) -> Iterator[None]:
+    """Stops batches when a signal arrives within the block."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if signals.wait(None):
+                stop.stop_batches()
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signals.wake()
+        watcher.join(STOP_SECONDS)
