@@ -92,10 +92,10 @@ class Heartbeat:
             }
             try:
                 for name in statements:
-                    if name == "heartbeat" and sql.optional_row(self._session(), name, **parameters) is None:
-                        return False  # the fence: a newer term has begun
                     if name != "heartbeat":
                         sql.run(self._session(), name, **parameters)
+                    elif sql.optional_row(self._session(), name, **parameters) is None:
+                        return False  # a newer term has begun
             except (psycopg.Error, BillingError) as error:
                 self._disconnect()
                 self._failures.failed(error=one_line(error))

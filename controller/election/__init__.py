@@ -91,8 +91,9 @@ Use the database other than through its `LockSession`; read the wall clock; slee
 leads, or as unhealthy because it doesn't.
 """
 
-from controller.election.bounds import Bounds, BoundsError, Deadline
-from controller.election.elector import Elector, Leadership, Role
+from controller.election.bounds import Bounds, BoundsError
+from controller.election.elector import Elector, Role
+from controller.election.leadership import Leadership
 from controller.election.session import Attempt, Holder, LockSession, LockSessionError, Ping
 from controller.election.silence import Silence
 
@@ -100,7 +101,6 @@ __all__ = [
     "Attempt",
     "Bounds",
     "BoundsError",
-    "Deadline",
     "Elector",
     "Holder",
     "Leadership",

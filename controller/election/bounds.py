@@ -1,4 +1,4 @@
-"""Time in an election: the three bounds and their order, and a deadline on a monotonic clock. Pure."""
+"""The three bounds of a leadership, and their order. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,31 +45,3 @@ class Bounds:
                 f" BILLING_LEADER_DEADLINE_SECONDS={self.leader_deadline_seconds:g} by at least a second; otherwise"
                 " the server could free the lock while the leader still believes that it holds it"
             )
-
-
-class Deadline:
-    """The moment until which a leader may believe that it leads.
-
-    Args:
-        clock: monotonic seconds.
-        seconds: how long a good ping counts.
-        since: when the statement that took the lock was sent.
-    """
-
-    def __init__(self, clock: Clock, seconds: float, since: float) -> None:
-        self._clock = clock
-        self._seconds = seconds
-        self._expires_at = since + seconds
-
-    def extend(self, sent_at: float) -> None:
-        """Counts a good ping from the moment it was sent, because the lock may have been lost after the answer."""
-        self._expires_at = max(self._expires_at, sent_at + self._seconds)
-
-    def remaining_seconds(self) -> float:
-        """Seconds until the deadline; negative once it has passed."""
-        return self._expires_at - self._clock()
-
-    @property
-    def passed(self) -> bool:
-        """True once the deadline has passed."""
-        return self.remaining_seconds() <= 0

@@ -9,7 +9,8 @@ from enum import StrEnum
 
 import structlog
 
-from controller.election.bounds import Bounds, Clock, Deadline
+from controller.election.bounds import Bounds, Clock
+from controller.election.leadership import Leadership
 from controller.election.session import LockSession, LockSessionError
 from controller.election.silence import Silence
 from controller.errors import one_line
@@ -30,68 +31,6 @@ class Role(StrEnum):
     STANDBY = "standby"
     LEADER = "leader"
     STOPPED = "stopped"
-
-
-class Leadership:
-    """One term of this replica. Everything that works under it asks `still_leads()` before each step.
-
-    Args:
-        term: the term that was minted for it.
-        deadline: until when it may be believed without another ping.
-        wake: ends the elector's wait between two pings.
-    """
-
-    def __init__(self, term: int, deadline: Deadline, wake: Callable[[], None] = lambda: None) -> None:
-        self.term = term
-        #: How long this replica must not contend after the end.
-        self.back_off_seconds = 0.0
-        self._deadline = deadline
-        self._wake = wake
-        self._over = False
-        self._stepping_down = threading.Event()
-        self._lock = threading.Lock()
-
-    def still_leads(self) -> bool:
-        """True until the deadline passes or the leadership ends; then False for ever.
-
-        It turns False at the deadline even while the elector's thread is blocked.
-        """
-        with self._lock:
-            self._over = self._over or self._deadline.passed
-            return not self._over
-
-    def step_down(self, back_off_seconds: float) -> None:
-        """Asks the elector to resign, and then not to contend for `back_off_seconds`. The work must have stopped."""
-        self.back_off_seconds = back_off_seconds
-        self._stepping_down.set()
-        self._wake()
-
-    @property
-    def stepping_down(self) -> bool:
-        """True once `step_down` has been called."""
-        return self._stepping_down.is_set()
-
-    def end(self) -> None:
-        """Ends it for good."""
-        with self._lock:
-            self._over = True
-
-    def extend(self, sent_at: float) -> bool:
-        """Counts a good ping that was sent at `sent_at`. A ping that came back too late revives nothing.
-
-        Returns:
-            True if it came back in time.
-        """
-        with self._lock:
-            self._over = self._over or self._deadline.passed
-            if not self._over:
-                self._deadline.extend(sent_at)
-            return not self._over
-
-    @property
-    def remaining_seconds(self) -> float:
-        """How long it may be believed without another ping."""
-        return self._deadline.remaining_seconds()
 
 
 class Elector:
@@ -225,8 +164,7 @@ class Elector:
     def _win(self, session: LockSession, sent_at: float) -> Leadership:
         """Mints a term. `sent_at`: when the statement that took the lock was sent."""
         term = session.mint()
-        deadline = Deadline(self._clock, self._bounds.leader_deadline_seconds, sent_at)
-        leadership = Leadership(term, deadline, self._wake)
+        leadership = Leadership(term, self._clock, self._bounds.leader_deadline_seconds, sent_at, self._wake)
         if not leadership.still_leads():
             raise LockSessionError("minting the term took longer than a leader may go without a ping")
         return leadership

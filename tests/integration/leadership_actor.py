@@ -16,7 +16,7 @@ import psycopg
 from controller.billing.errors import DeposedError
 from controller.billing.ledger import Ledger
 from controller.billing.values import Pricing
-from controller.election import Bounds, Deadline, Leadership, LockSessionError, Silence
+from controller.election import Bounds, Leadership, LockSessionError, Silence
 from controller.postgres.connections import BoundedConnection, Database, SessionSettings
 from controller.postgres.lock_session import LockName, PostgresLockSession
 from tests.integration.intercept import intercept
@@ -133,9 +133,7 @@ class Actor:
         except LockSessionError:
             self.leave()
             return None
-        self.leadership = Leadership(
-            self.term, Deadline(self._clock, BOUNDS.leader_deadline_seconds, self.took_lock_at)
-        )
+        self.leadership = Leadership(self.term, self._clock, BOUNDS.leader_deadline_seconds, self.took_lock_at)
         return self.term
 
     def ping(self) -> bool:

@@ -1,4 +1,4 @@
-"""The three bounds are in their order or refused, and a deadline counts from before the ping was sent."""
+"""The three bounds keep their order, and a leadership ends at its deadline, counted from when a ping was sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.election import Bounds, BoundsError, Deadline
+from controller.election import Bounds, BoundsError, Leadership
 
 seconds = st.floats(0.1, 700, allow_nan=False)
 
@@ -45,22 +45,30 @@ def test_wrong_order_is_one_line_that_names_both_settings(
     assert refused.value.exit_status == 2
 
 
-def test_deadline_passes_at_its_moment_and_not_before() -> None:
-    moments = iter([105.999, 106.0, 106.0])
-    deadline = Deadline(lambda: next(moments), 6.0, since=100.0)
-    assert [deadline.passed, deadline.passed] == [False, True]
-    assert deadline.remaining_seconds() == 0
+def test_leadership_is_over_at_its_deadline_and_not_before() -> None:
+    now = [105.999]
+    leadership = Leadership(1, lambda: now[0], 6.0, since=100.0)
+    assert leadership.still_leads()
+    now[0] = 106.0
+    assert not leadership.still_leads()
 
 
 def test_deadline_counts_from_when_the_ping_was_sent() -> None:
-    now = [100.0]
-    deadline = Deadline(lambda: now[0], 6.0, since=100.0)
-    now[0] = 103.0  # a ping that was sent at 101 comes back
-    deadline.extend(101.0)
-    assert deadline.remaining_seconds() == 4.0
+    leadership = Leadership(1, lambda: 103.0, 6.0, since=100.0)
+    assert leadership.extend(101.0), "sent at 101, back at 103"
+    assert leadership.deadline == 107.0
 
 
 def test_older_ping_does_not_shorten_a_deadline() -> None:
-    deadline = Deadline(lambda: 100.0, 6.0, since=100.0)
-    deadline.extend(90.0)
-    assert deadline.remaining_seconds() == 6.0
+    leadership = Leadership(1, lambda: 100.0, 6.0, since=100.0)
+    leadership.extend(90.0)
+    assert leadership.deadline == 106.0
+
+
+def test_leadership_that_was_seen_to_be_over_stays_over_when_its_clock_goes_back() -> None:
+    now = [106.0]
+    leadership = Leadership(1, lambda: now[0], 6.0, since=100.0)
+    assert not leadership.still_leads()
+    now[0] = 101.0
+    assert not leadership.still_leads()
+    assert not leadership.extend(101.0)

@@ -59,7 +59,7 @@ def test_leadership_is_believed_from_before_the_lock_was_asked_for() -> None:
     moments: list[float] = []
 
     def look(world: World) -> Ping:
-        moments.append(world.elected[0].remaining_seconds)
+        moments.append(world.elected[0].deadline - world.now)
         return HELD
 
     World().run(Session(try_lock=[later(1.0, True)], mint=[later(2.0, 1)], ping=[look]))
@@ -91,7 +91,7 @@ def test_ping_that_comes_back_in_time_counts_from_when_it_was_sent() -> None:
     remaining: list[float] = []
 
     def look(world: World) -> None:
-        remaining.append(world.elected[0].remaining_seconds)
+        remaining.append(world.elected[0].deadline - world.now)
         stop(world)
 
     World().run(Session(ping=[later(5.0)], wait=[look]))

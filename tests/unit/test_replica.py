@@ -1,0 +1,129 @@
+"""A replica announces what its elector reports: after the fact, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from controller import replica as replicas
+from controller import settings
+from controller.app import Application
+from controller.election import Attempt, Holder, LockSession, LockSessionError, Ping
+from controller.lifecycle.signals import Signals
+from controller.replica import Replica
+
+
+class Announcements:
+    """Stands in for the announcer and keeps what it is told."""
+
+    made: list[str]
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        Announcements.made = []
+
+    def elected(self, term: int) -> None:
+        self.made.append(f"elected in {term}")
+
+    def deposed(self, term: int, reason: str) -> None:
+        self.made.append(f"deposed in {term}: {reason}")
+
+    def resigned(self, term: int) -> None:
+        self.made.append(f"resigned from {term}")
+
+    def drain_started(self, reason: str) -> None: ...
+
+    def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclasses.dataclass
+class Session:
+    """A lock session that wins term 7, and does what the test says when the elector waits for the next ping."""
+
+    during_wait: Callable[[], None]
+    announced_before_release: list[str] = dataclasses.field(default_factory=list)
+
+    def try_lock(self) -> Attempt:
+        return Attempt(taken=True)
+
+    def evict(self, holder: Holder) -> bool:
+        raise AssertionError(holder)
+
+    def mint(self) -> int:
+        return 7
+
+    def ping(self) -> Ping:
+        return Ping(held=True)
+
+    def wait(self, timeout_seconds: float) -> None:
+        assert timeout_seconds > 0
+        self.during_wait()
+
+    def wake(self) -> None: ...
+
+    def resign(self) -> None: ...
+
+    def close(self) -> None:
+        self.announced_before_release = list(Announcements.made)
+
+
+class Program(Application):
+    """An application whose lock session is scripted; it needs no database."""
+
+    session: Session
+
+    def open_lock_session(self) -> LockSession:
+        return self.session
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    made = Signals()
+    yield made
+    made.restore()
+    made._reader.close()
+    made._writer.close()
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.setattr(replicas, "Announcer", Announcements)
+    for name, value in {
+        "DATABASE_URL": "postgresql://user@127.0.0.1:1/nowhere",
+        "BILLING_CONTROL_SOCKET": "none",
+        "BILLING_HTTP_ADDRESS": "none",
+        "BILLING_KUBERNETES": "off",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return Program(settings.load())
+
+
+def test_resignation_is_announced_once_the_lock_is_released(program: Program, signals: Signals) -> None:
+    replica = Replica(program, signals)
+
+    def step_down() -> None:
+        leadership = replica._biller._leadership
+        assert leadership is not None
+        leadership.step_down(0)
+        replica._elector.stop()
+
+    program.session = Session(step_down)
+    replica._elector.run()
+    assert program.session.announced_before_release == ["elected in 7"]
+    assert Announcements.made == ["elected in 7", "resigned from 7"]
+
+
+def test_deposed_leader_is_announced_with_the_reason(program: Program, signals: Signals) -> None:
+    replica = Replica(program, signals)
+
+    def lose_the_session() -> None:
+        replica._elector.stop()
+        raise LockSessionError("connection reset")
+
+    program.session = Session(lose_the_session)
+    replica._elector.run()
+    assert program.session.announced_before_release == ["elected in 7"]
+    assert Announcements.made == ["elected in 7", "deposed in 7: connection reset"]
