@@ -1,4 +1,4 @@
-"""A scripted lock session, and a clock of the test's own, for the elector."""
+"""A scripted lock session and a simulated clock, for tests of the elector."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NOT_HELD = Ping(held=False)
 
 @dataclass
 class World:
-    """A clock, sessions in the order in which they are opened, and everything that was done with them.
+    """An elector with a simulated clock, the sessions that it opens in order, and a record of what it did with them.
 
-    When the sessions are used up the elector is stopped, so that `run` returns.
+    When no session is left, the elector is stopped, so that `run` returns.
     """
 
     sessions: list[Session | Exception] = field(default_factory=list)
@@ -27,8 +27,8 @@ class World:
     elected: list[Leadership] = field(default_factory=list)
     ended: list[tuple[int, str | None]] = field(default_factory=list)
     at_end: list[list[str]] = field(default_factory=list)
-    led_when_told: list[bool] = field(default_factory=list)
-    jitter: Callable[[], float] = lambda: -0.5  # a retry after a failure then waits no time
+    led_when_elected: list[bool] = field(default_factory=list)
+    jitter: Callable[[], float] = lambda: -0.5  # makes the wait after a failure zero
     evicts: bool = True
     evictions: int = 0
     freeze_at: int = 0
@@ -48,7 +48,7 @@ class World:
         )
 
     def clock(self) -> float:
-        """At the read that a test names, the process has been frozen for seven seconds."""
+        """Read number `freeze_at` finds that the process was frozen for seven seconds."""
         self.reads += 1
         self.now += 7 * (self.reads == self.freeze_at)
         return self.now
@@ -70,7 +70,7 @@ class World:
         return self
 
     def did(self, session: int = 1) -> list[str]:
-        """What was asked of a session, in order."""
+        """The calls made on a session, in order."""
         return [call for _, number, call in self.calls if number == session]
 
     def _on_evicted(self) -> None:
@@ -88,13 +88,13 @@ class World:
 
     def _on_elected(self, leadership: Leadership) -> None:
         self.elected.append(leadership)
-        self.led_when_told.append(leadership.still_leads())
+        self.led_when_elected.append(leadership.still_leads())
 
 
 class Session:
-    """A lock session that answers from a script: values, errors to raise, or callables; then as if all were well.
+    """A lock session that answers from a script of values, errors to raise and callables; then as a healthy one would.
 
-    A `wait` beyond the script stops the elector. A try answers with an Attempt, or with whether it has taken the lock.
+    A `wait` beyond the script stops the elector. For `try_lock`, True and False stand for an Attempt.
     """
 
     def __init__(self, **script: list[Any]) -> None:
@@ -149,7 +149,7 @@ class Session:
 
 
 def later(seconds: float, answer: object = HELD) -> Callable[[World], object]:
-    """An answer that takes so long."""
+    """An answer that arrives after this time."""
 
     def answered(world: World) -> object:
         world.now += seconds

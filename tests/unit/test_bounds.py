@@ -11,13 +11,13 @@ from controller.election import Bounds, BoundsError, Leadership
 seconds = st.floats(0.1, 700, allow_nan=False)
 
 
-def test_defaults_are_two_six_and_ten_seconds() -> None:
+def test_default_bounds_are_two_six_and_ten_seconds() -> None:
     bounds = Bounds()
     assert (bounds.ping_interval_seconds, bounds.leader_deadline_seconds, bounds.session_timeout_seconds) == (2, 6, 10)
 
 
 @given(seconds, seconds, seconds)
-def test_bounds_that_are_not_refused_leave_room_in_their_order(ping: float, deadline: float, timeout: float) -> None:
+def test_accepted_bounds_keep_their_order_with_room_in_between(ping: float, deadline: float, timeout: float) -> None:
     try:
         Bounds(ping, deadline, timeout)
     except BoundsError:
@@ -34,7 +34,7 @@ def test_bounds_that_are_not_refused_leave_room_in_their_order(ping: float, dead
         ((2.0, 6.0, 6.0), "BILLING_SESSION_TIMEOUT_SECONDS=6", "BILLING_LEADER_DEADLINE_SECONDS=6"),
     ],
 )
-def test_wrong_order_is_one_line_that_names_both_settings(
+def test_wrong_order_is_refused_in_one_line_that_names_both_settings(
     bounds: tuple[float, float, float], wrong: str, other: str
 ) -> None:
     with pytest.raises(BoundsError) as refused:
@@ -59,13 +59,13 @@ def test_deadline_counts_from_when_the_ping_was_sent() -> None:
     assert leadership.deadline == 107.0
 
 
-def test_older_ping_does_not_shorten_a_deadline() -> None:
+def test_older_ping_does_not_shorten_the_deadline() -> None:
     leadership = Leadership(1, lambda: 100.0, 6.0, since=100.0)
     leadership.extend(90.0)
     assert leadership.deadline == 106.0
 
 
-def test_leadership_that_was_seen_to_be_over_stays_over_when_its_clock_goes_back() -> None:
+def test_leadership_seen_to_be_over_stays_over() -> None:
     now = [106.0]
     leadership = Leadership(1, lambda: now[0], 6.0, since=100.0)
     assert not leadership.still_leads()

@@ -1,4 +1,4 @@
-"""The control socket: one request, one answer, and nothing that arrives there can hurt the controller."""
+"""The control socket answers each request once, and no input can harm the controller."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this sys
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short one: a socket's path has at most 104 bytes on macOS."""
+    """A short path, because macOS allows 104 bytes for a socket's path."""
     with tempfile.TemporaryDirectory(prefix="csb-") as name:
         yield Path(name)
 
@@ -41,7 +41,7 @@ def listens(path: Path) -> bool:
 
 
 class Served:
-    """A control socket on its thread, and a drain that is carried out when it is asked for."""
+    """A control socket on its own thread, with a drain that is carried out when it is requested."""
 
     def __init__(self, path: Path, *, carry_out: bool = True) -> None:
         self.asked = threading.Event()
@@ -82,7 +82,7 @@ def served(path: Path) -> Iterator[Served]:
 
 
 def say(path: Path, request: bytes) -> bytes:
-    """What is answered to raw bytes."""
+    """Sends raw bytes and returns the answer."""
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(10)
         peer.connect(str(path))
@@ -94,13 +94,13 @@ def say(path: Path, request: bytes) -> bytes:
         return answer
 
 
-def test_drain_is_answered_when_it_is_done(path: Path, served: Served) -> None:
+def test_request_is_answered_when_the_drain_is_done(path: Path, served: Served) -> None:
     assert request_drain(path, 5.0) == "completed"
     assert served.drain.reason == "drain command"
     assert served.steps == ["announce"]
 
 
-def test_two_who_ask_are_both_answered_for_one_drain(path: Path, served: Served) -> None:
+def test_concurrent_requests_are_all_answered_by_one_drain(path: Path, served: Served) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: request_drain(path, 5.0), range(8))) == {"completed"}
     assert served.steps == ["announce"]
@@ -130,7 +130,7 @@ def test_two_who_ask_are_both_answered_for_one_drain(path: Path, served: Served)
     ids=lambda request: repr(request[:40]),
 )
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_garbage_is_refused_and_drains_nothing(path: Path, served: Served, request_bytes: bytes) -> None:
+def test_garbage_is_refused_and_starts_no_drain(path: Path, served: Served, request_bytes: bytes) -> None:
     answer = json.loads(say(path, request_bytes))
     assert answer["error"].startswith("not understood")
     assert not served.drain.requested
@@ -145,20 +145,20 @@ def test_garbage_is_refused_and_drains_nothing(path: Path, served: Served, reque
     ],
     ids=["noise", "JSON"],
 )
-def test_line_that_is_too_long_is_not_read_to_its_end(path: Path, served: Served, request_bytes: bytes) -> None:
+def test_overlong_line_is_not_read_to_its_end(path: Path, served: Served, request_bytes: bytes) -> None:
     with contextlib.suppress(ConnectionError):  # it may be closed before it is answered
         assert b"not understood" in say(path, request_bytes)
     assert not served.drain.requested
     assert request_drain(path, 1.0) == "completed", "it still serves"
 
 
-def test_client_that_says_nothing_keeps_nobody_waiting(path: Path, served: Served) -> None:
+def test_silent_client_does_not_delay_others(path: Path, served: Served) -> None:
     with socket.socket(socket.AF_UNIX) as mute:
         mute.connect(str(path))
         assert request_drain(path, 1.0) == "completed"
 
 
-def test_client_that_goes_away_during_the_drain_hurts_nobody(path: Path) -> None:
+def test_client_that_disconnects_during_the_drain_does_no_harm(path: Path) -> None:
     served = Served(path, carry_out=False)
     with socket.socket(socket.AF_UNIX) as hasty:
         hasty.connect(str(path))
@@ -178,17 +178,17 @@ def test_request_may_arrive_in_pieces(path: Path, served: Served) -> None:
         assert json.loads(peer.recv(4096)) == {"outcome": "completed"}
 
 
-def test_socket_and_its_folder_are_for_this_user_alone(path: Path, served: Served) -> None:
+def test_only_this_user_can_enter_the_sockets_directory(path: Path, served: Served) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_socket_is_gone_after_the_stop(path: Path) -> None:
+def test_socket_is_removed_on_stop(path: Path) -> None:
     Served(path).stop()
     assert not path.exists()
 
 
-def test_socket_that_a_killed_controller_left_is_replaced(path: Path) -> None:
+def test_socket_of_a_killed_controller_is_replaced(path: Path) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -197,14 +197,14 @@ def test_socket_that_a_killed_controller_left_is_replaced(path: Path) -> None:
     served.stop()
 
 
-def test_path_of_a_running_controller_is_left_to_it(path: Path, served: Served) -> None:
+def test_socket_of_a_running_controller_is_left_alone(path: Path, served: Served) -> None:
     with capture_logs() as logs:
         ControlSocket(path, served.drain).run()
     assert [line["event"] for line in logs] == ["control.unavailable"]
     assert request_drain(path, 1.0) == "completed", "the first one still answers"
 
 
-def test_file_that_is_no_socket_is_not_removed(folder: Path, served: Served) -> None:
+def test_file_that_is_not_a_socket_is_not_removed(folder: Path, served: Served) -> None:
     file = folder / "precious"
     file.write_text("data")
     with capture_logs() as logs:
@@ -217,7 +217,7 @@ def test_file_that_is_no_socket_is_not_removed(folder: Path, served: Served) -> 
 
 
 @pytest.mark.parametrize("name", ["file/control.sock", "x" * 200])
-def test_impossible_path_is_one_warning_with_the_remedy(folder: Path, served: Served, name: str) -> None:
+def test_impossible_path_is_one_warning_with_a_remedy(folder: Path, served: Served, name: str) -> None:
     (folder / "file").touch()
     with capture_logs() as logs:
         ControlSocket(folder / name, served.drain).run()
@@ -227,7 +227,7 @@ def test_impossible_path_is_one_warning_with_the_remedy(folder: Path, served: Se
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_that_can_not_be_written_is_one_warning(folder: Path, served: Served) -> None:
+def test_unwritable_directory_is_one_warning(folder: Path, served: Served) -> None:
     closed = folder / "closed"
     closed.mkdir(0o500)
     with capture_logs() as logs:
@@ -235,14 +235,14 @@ def test_folder_that_can_not_be_written_is_one_warning(folder: Path, served: Ser
     assert [line["event"] for line in logs] == ["control.unavailable"]
 
 
-def test_asking_nobody_is_one_line_with_the_path(path: Path) -> None:
+def test_request_without_a_controller_is_one_line_with_the_path(path: Path) -> None:
     with pytest.raises(ControlError, match="no controller listens at") as refused:
         request_drain(path, 1.0)
     assert str(path) in str(refused.value)
     assert refused.value.exit_status == 1
 
 
-def test_controller_that_ends_without_an_answer_is_told(path: Path) -> None:
+def test_controller_that_ends_without_answering_is_an_error(path: Path) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

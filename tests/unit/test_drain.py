@@ -1,4 +1,4 @@
-"""A drain: one path whoever asks, work before leadership, every wait with a bound."""
+"""A drain takes one path for every reason, ends the work before the leadership, and bounds every wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from controller.lifecycle.stop import StopToken
 
 @dataclass
 class Replica:
-    """Work that ends `work_seconds` after a drain has begun, or with the batch in hand, on a clock of our own."""
+    """A replica whose cycle ends after `work_seconds` and whose batch after `batch_seconds`, on a simulated clock."""
 
     work_seconds: float = 0.0
     batch_seconds: float = 0.0
@@ -83,7 +83,7 @@ def test_whole_drain_is_bounded_even_when_nothing_ends(timeout_seconds: float) -
     assert replica.now - 1000 <= timeout_seconds + GRACE_SECONDS + 0.01
 
 
-def test_no_time_at_all_is_enough_for_work_that_has_ended() -> None:
+def test_drain_without_time_completes_if_the_work_has_ended() -> None:
     replica = Replica(timeout_seconds=0)
     replica.drain.request("SIGTERM")
     assert replica.drain.carry_out() is DrainOutcome.COMPLETED
@@ -102,7 +102,7 @@ def test_second_signal_stops_after_the_batch_in_hand() -> None:
     assert 1005 < replica.now < 1008
 
 
-def test_further_request_brings_the_deadline_forward_and_never_back() -> None:
+def test_further_request_can_only_bring_the_deadline_forward() -> None:
     replica = Replica(work_seconds=600, timeout_seconds=270)
 
     def ask_again() -> None:
@@ -115,14 +115,14 @@ def test_further_request_brings_the_deadline_forward_and_never_back() -> None:
     assert 1005 <= replica.now < 1007
 
 
-def test_request_without_a_time_takes_the_configured_one() -> None:
+def test_request_without_a_timeout_takes_the_configured_one() -> None:
     replica = Replica(work_seconds=600, timeout_seconds=30)
     replica.drain.request("drain command", None)
     replica.drain.carry_out()
     assert replica.now == pytest.approx(1030)
 
 
-def test_first_reason_stays_and_everyone_who_asks_wakes_the_main_thread() -> None:
+def test_first_reason_stays_and_each_request_wakes_the_main_thread() -> None:
     replica = Replica()
     replica.drain.request("SIGTERM")
     replica.drain.request("drain command")
@@ -131,7 +131,7 @@ def test_first_reason_stays_and_everyone_who_asks_wakes_the_main_thread() -> Non
     assert replica.woken == 2
 
 
-def test_drain_is_done_only_when_the_leadership_is_given_up() -> None:
+def test_drain_is_done_only_after_resigning() -> None:
     replica = Replica()
     done_at_resigning: list[bool] = []
     assert not replica.drain.wait_until_done(0)
@@ -142,7 +142,7 @@ def test_drain_is_done_only_when_the_leadership_is_given_up() -> None:
     assert replica.drain.wait_until_done(0)
 
 
-def test_waiting_for_it_ends_with_it() -> None:
+def test_waiting_for_a_drain_ends_with_it() -> None:
     replica = Replica()
     replica.drain.request("SIGTERM")
     ended: list[bool] = []
@@ -153,7 +153,7 @@ def test_waiting_for_it_ends_with_it() -> None:
     assert ended == [True]
 
 
-def test_each_step_is_told_once() -> None:
+def test_each_step_of_a_drain_is_logged_once() -> None:
     replica = Replica(work_seconds=600, batch_seconds=1, timeout_seconds=10)
     replica.drain.request("SIGTERM")
     with capture_logs() as logs:

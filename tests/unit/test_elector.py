@@ -1,4 +1,4 @@
-"""The elector keeps its specification (the docstring of `controller.election`), on a clock of the test's own."""
+"""The elector follows its specification, the docstring of `controller.election`. The clock is simulated."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from controller.election import Bounds, LockSessionError, Ping, Role
 from tests.unit.elector_script import HELD, NOT_HELD, Session, World, later, stop
 
 
-def test_first_to_come_leads_and_resigns_when_it_is_stopped() -> None:
+def test_first_replica_leads_and_resigns_when_stopped() -> None:
     world = World().run(Session(wait=[None, stop]))
     assert world.did() == ["try_lock", "mint", "ping", "wait", "ping", "wait", "wake", "resign", "close"]
     assert [leadership.term for leadership in world.elected] == [1]
-    assert world.led_when_told == [True]
+    assert world.led_when_elected == [True]
     assert not world.elected[0].still_leads()
     assert world.ended == [(1, None)]
     assert world.elector.role is Role.STOPPED
 
 
-def test_standby_polls_and_never_resigns_what_it_does_not_hold() -> None:
+def test_standby_polls_and_never_resigns() -> None:
     world = World().run(Session(try_lock=[False, False, False], wait=[None, None, stop]))
     assert world.did() == ["try_lock", "wait", "try_lock", "wait", "try_lock", "wait", "wake", "close"]
     assert world.elected == []
 
 
-def test_standby_tries_again_at_once_when_a_resignation_ends_its_wait() -> None:
+def test_standby_tries_again_immediately_after_a_resignation() -> None:
     world = World().run(Session(try_lock=[False], wait=[None, stop]))
     assert world.did()[:4] == ["try_lock", "wait", "try_lock", "mint"]
 
 
 @pytest.mark.parametrize(("jitter", "seconds"), [(0.0, 0.8), (0.5, 1.0), (1.0, 1.2)])
-def test_polls_are_about_a_second_apart_with_jitter(jitter: float, seconds: float) -> None:
+def test_polls_are_a_second_apart_with_jitter(jitter: float, seconds: float) -> None:
     world = World(jitter=lambda: jitter)
     world.run(Session(try_lock=[False, False], wait=[None, stop]))
     first, second = [moment for moment, _, call in world.calls if call == "try_lock"]
@@ -55,7 +55,7 @@ def test_roles_follow_the_states() -> None:
     assert seen == [Role.STANDBY, Role.LEADER, Role.LEADER]
 
 
-def test_leadership_is_believed_from_before_the_lock_was_asked_for() -> None:
+def test_deadline_counts_from_before_the_lock_was_requested() -> None:
     moments: list[float] = []
 
     def look(world: World) -> Ping:
@@ -66,7 +66,7 @@ def test_leadership_is_believed_from_before_the_lock_was_asked_for() -> None:
     assert moments == [pytest.approx(6.0 - 3.0)]
 
 
-def test_leadership_ends_by_its_deadline_while_a_ping_is_unanswered() -> None:
+def test_leadership_ends_at_its_deadline_while_a_ping_is_unanswered() -> None:
     believed: list[tuple[float, bool]] = []
 
     def slow(world: World) -> Ping:
@@ -81,13 +81,13 @@ def test_leadership_ends_by_its_deadline_while_a_ping_is_unanswered() -> None:
     assert world.ended == [(1, "the last ping came back after the deadline")]
 
 
-def test_ping_that_comes_back_after_the_deadline_deposes() -> None:
+def test_ping_answered_after_the_deadline_deposes_the_leader() -> None:
     world = World().run(Session(ping=[later(6.0)]))
     assert world.did() == ["try_lock", "mint", "ping", "close"]
     assert len(world.deposed) == 1
 
 
-def test_ping_that_comes_back_in_time_counts_from_when_it_was_sent() -> None:
+def test_ping_answered_in_time_counts_from_when_it_was_sent() -> None:
     remaining: list[float] = []
 
     def look(world: World) -> None:
@@ -104,28 +104,28 @@ def test_pings_are_an_interval_apart() -> None:
     assert [later - earlier for earlier, later in pairwise(pings)] == [2.0, 2.0]
 
 
-def test_wait_that_outlasts_the_deadline_deposes_without_another_ping() -> None:
+def test_wait_past_the_deadline_deposes_the_leader_without_another_ping() -> None:
     world = World().run(Session(wait=[later(10.0)]))
     assert world.did() == ["try_lock", "mint", "ping", "wait", "close"]
     assert len(world.deposed) == 1
 
 
 @pytest.mark.parametrize("freeze_at", range(1, 40))
-def test_leadership_that_is_over_never_comes_back(freeze_at: int) -> None:
-    """A process may be frozen at any point, also between its look at the clock and the next ping."""
+def test_leadership_that_is_over_never_resumes(freeze_at: int) -> None:
+    """A process may be frozen at any point, even between reading the clock and sending the next ping."""
     world = World(freeze_at=freeze_at).run(Session(wait=[None] * 4 + [stop]), Session(wait=[None, stop]))
     for leadership in world.elected:
         states = [led for term, led in world.seen if term == leadership.term]
-        assert states == sorted(states, reverse=True), "it believed again after others had seen its end"
+        assert states == sorted(states, reverse=True), "it led again after another thread had seen its end"
 
 
-def test_mint_that_outlasts_the_deadline_elects_nobody() -> None:
-    """Whoever works under it has given up before it began, and would never look again."""
+def test_mint_past_the_deadline_elects_no_leader() -> None:
+    """Its work would stop before it started, and would never start again."""
     world = World().run(Session(mint=[later(7.0, 1)], wait=[None, None]), Session())
     assert world.did(1)[-1] == "close"
     assert 1 not in [term for term, _ in world.ended]
     assert 1 not in [leadership.term for leadership in world.elected]
-    assert all(world.led_when_told)
+    assert all(world.led_when_elected)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_after_any_error_the_session_is_closed_and_a_new_one_contends(script: di
     assert not any(leadership.still_leads() for leadership in world.elected)
 
 
-def test_lock_is_never_taken_twice_on_a_session() -> None:
+def test_session_never_takes_the_lock_twice() -> None:
     world = World().run(
         Session(ping=[NOT_HELD]), Session(wait=[lambda w: w.elected[-1].step_down(0)]), Session(wait=[stop])
     )
@@ -170,13 +170,13 @@ def test_unexpected_exception_ends_the_leadership_and_the_session() -> None:
     assert world.deposed == [1]
 
 
-def test_failing_resignation_still_closes() -> None:
+def test_session_is_closed_even_if_resigning_fails() -> None:
     world = World().run(Session(wait=[stop], resign=[LockSessionError("gone")]))
     assert world.did()[-1] == "close"
     assert world.ended == [(1, None)]
 
 
-def test_stepping_down_resigns_and_lets_others_try_for_a_while() -> None:
+def test_replica_that_steps_down_resigns_and_backs_off() -> None:
     world = World()
     world.run(Session(wait=[lambda w: w.elected[-1].step_down(60)]), Session(wait=[None] * 200))
     assert world.did(1)[-3:] == ["wake", "resign", "close"]
@@ -186,14 +186,14 @@ def test_stepping_down_resigns_and_lets_others_try_for_a_while() -> None:
     assert world.ended[0] == (1, None)
 
 
-def test_session_is_never_silent_for_as_long_as_the_server_bears() -> None:
+def test_lock_session_is_never_silent_for_the_session_timeout() -> None:
     world = World()
     world.run(Session(wait=[lambda w: w.elected[-1].step_down(60)]), Session(wait=[None] * 100))
     spoken = [moment for moment, _, call in world.calls if call in {"try_lock", "mint", "ping", "resign"}]
     assert max(b - a for a, b in pairwise(spoken)) < Bounds().session_timeout_seconds
 
 
-def test_stepping_down_from_an_earlier_term_does_not_end_the_next() -> None:
+def test_stepping_down_from_an_earlier_term_does_not_end_the_next_one() -> None:
     def step_down_late(world: World) -> bool:
         world.elected[0].step_down(0)
         return True
@@ -206,7 +206,7 @@ def test_stepping_down_from_an_earlier_term_does_not_end_the_next() -> None:
     assert world.did(2).count("ping") == 3
 
 
-def test_stop_that_is_told_twice_ends_a_leadership_once() -> None:
+def test_stopping_twice_ends_a_leadership_once() -> None:
     def stop_twice(world: World) -> None:
         stop(world)
         stop(world)
@@ -214,7 +214,7 @@ def test_stop_that_is_told_twice_ends_a_leadership_once() -> None:
     assert World().run(Session(wait=[stop_twice])).ended == [(1, None)]
 
 
-def test_resignation_is_reported_once_the_lock_is_released_and_the_session_closed() -> None:
+def test_resignation_is_reported_after_the_session_is_closed() -> None:
     world = World().run(Session(wait=[stop]))
     assert world.at_end == [["try_lock", "mint", "ping", "wait", "wake", "resign", "close"]]
 
@@ -228,7 +228,7 @@ def test_resignation_is_reported_once_the_lock_is_released_and_the_session_close
         ({"wait": [later(10.0)]}, "no good ping before the deadline"),
     ],
 )
-def test_deposed_leader_is_reported_with_the_reason_once_its_session_is_closed(
+def test_deposed_leader_is_reported_with_a_reason_after_its_session_is_closed(
     script: dict[str, list[Any]], reason: str
 ) -> None:
     world = World().run(Session(**script), Session(wait=[stop]))
@@ -236,7 +236,7 @@ def test_deposed_leader_is_reported_with_the_reason_once_its_session_is_closed(
     assert world.at_end[0][-1] == "close"
 
 
-def test_elector_knows_its_term_only_while_it_may_believe_in_it() -> None:
+def test_elector_has_a_term_only_until_the_deadline() -> None:
     terms: list[int | None] = []
 
     def look(world: World) -> None:
@@ -249,7 +249,7 @@ def test_elector_knows_its_term_only_while_it_may_believe_in_it() -> None:
     assert world.elector.term is None
 
 
-def test_stop_before_it_runs_means_that_it_never_connects() -> None:
+def test_elector_stopped_before_it_runs_never_connects() -> None:
     world = World()
     world.elector.stop()
     world.run(Session())
@@ -257,7 +257,7 @@ def test_stop_before_it_runs_means_that_it_never_connects() -> None:
     assert world.elector.role is Role.STOPPED
 
 
-def test_outage_is_told_once_however_long_it_lasts() -> None:
+def test_outage_is_one_warning() -> None:
     away = LockSessionError("connection refused")
     with capture_logs() as logs:
         World().run(away, away, Session(mint=[away]), away, Session(wait=[None, away]), away, away)
@@ -266,14 +266,14 @@ def test_outage_is_told_once_however_long_it_lasts() -> None:
     assert {level for level, _ in told} == {"warning", "debug"}
 
 
-def test_another_reason_for_being_unable_to_contend_is_told_too() -> None:
+def test_each_reason_of_an_outage_is_a_warning() -> None:
     with capture_logs() as logs:
         World().run(LockSessionError("connection refused"), LockSessionError("migrations not applied"))
     told = [line["error"] for line in logs if line["log_level"] == "warning"]
     assert told[:2] == ["connection refused", "migrations not applied"]
 
 
-def test_events_are_those_of_a_term() -> None:
+def test_log_shows_each_change_of_state() -> None:
     with capture_logs() as logs:
         World().run(Session(ping=[NOT_HELD]), Session(try_lock=[False], wait=[None, stop]))
     events = [line["event"] for line in logs if line["log_level"] != "debug"]

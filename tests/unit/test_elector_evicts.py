@@ -1,4 +1,4 @@
-"""A standby evicts a holder that has outlasted its own deadline, and nobody else; on a clock of the test's own."""
+"""A standby evicts a holder that is silent past its own deadline, and no other. The clock is simulated."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.unit.elector_script import Session, World, stop
 
 
 def heard(second: int = 0, *, pid: int = 7, deadline_seconds: float = 6.0) -> Attempt:
-    """A try that fails, and finds that the holder last spoke at this second."""
+    """A failed try which finds that the holder's last statement ended at this second."""
     moment = datetime(2026, 11, 22, 12, 0, second, tzinfo=UTC)
     return Attempt(taken=False, holder=Holder(pid, moment, moment, deadline_seconds, "other-1"))
 
 
-def test_silent_holder_is_evicted_once_its_own_deadline_has_passed_by_our_clock() -> None:
+def test_silent_holder_is_evicted_after_its_deadline_by_the_standbys_clock() -> None:
     world, standby = World(), Session(try_lock=[heard()] * 30, wait=[None] * 29 + [stop])
     with capture_logs() as logs:
         world.run(standby)
@@ -32,7 +32,7 @@ def test_silent_holder_is_evicted_once_its_own_deadline_has_passed_by_our_clock(
     assert world.evictions == len(standby.evicted)
 
 
-def test_lock_is_tried_at_once_after_an_eviction_and_then_ever_more_slowly() -> None:
+def test_tries_after_an_eviction_start_immediately_and_slow_down() -> None:
     world = World(jitter=lambda: 0.5)
     world.run(Session(try_lock=[heard()] * 20, wait=[None] * 19 + [stop]))
     evicted_at = next(moment for moment, _, call in world.calls if call == "evict")
@@ -40,28 +40,28 @@ def test_lock_is_tried_at_once_after_an_eviction_and_then_ever_more_slowly() -> 
     assert tries[:6] == pytest.approx([0.05, 0.15, 0.35, 0.75, 1.55, 2.55])
 
 
-def test_holder_that_speaks_is_never_evicted() -> None:
-    tries = [heard(second // 6) for second in range(240)]  # a word about every five seconds: late, and in time
+def test_holder_that_pings_is_never_evicted() -> None:
+    tries = [heard(second // 6) for second in range(240)]  # a ping every five seconds: late, but in time
     world = World()
     world.run(Session(try_lock=tries, wait=[None] * 239 + [stop]))
     assert "evict" not in world.did()
 
 
 @pytest.mark.parametrize("interruption", [Attempt(taken=False), heard(pid=8), heard(second=9)])
-def test_whatever_is_seen_of_another_begins_the_silence_anew(interruption: Attempt) -> None:
+def test_seeing_another_holder_restarts_the_silence(interruption: Attempt) -> None:
     world = World(jitter=lambda: 0.5)
     world.run(Session(try_lock=[*[heard()] * 6, interruption, *[heard()] * 7], wait=[None] * 13 + [stop]))
     assert "evict" not in world.did()
 
 
-def test_holder_is_given_the_deadline_that_it_states() -> None:
-    """Replicas with other settings, as in the middle of a rollout, do not evict each other."""
+def test_holder_is_evicted_by_its_own_deadline() -> None:
+    """Replicas with different settings don't evict each other during a rollout."""
     world = World(jitter=lambda: 0.5)
     world.run(Session(try_lock=[heard(deadline_seconds=300.0)] * 300, wait=[None] * 299 + [stop]))
     assert "evict" not in world.did()
 
 
-def test_holder_that_was_faster_is_watched_anew() -> None:
+def test_holder_that_pings_just_before_its_eviction_is_spared() -> None:
     world = World(jitter=lambda: 0.5)
     with capture_logs() as logs:
         world.run(Session(try_lock=[heard()] * 14, evict=[False], wait=[None] * 13 + [stop]))
@@ -70,35 +70,35 @@ def test_holder_that_was_faster_is_watched_anew() -> None:
     assert not [line for line in logs if line["event"] == "leader.evicted"]
 
 
-def test_nobody_is_evicted_where_that_is_switched_off() -> None:
+def test_no_holder_is_evicted_when_eviction_is_off() -> None:
     world = World(evicts=False)
     world.run(Session(try_lock=[heard()] * 60, wait=[None] * 59 + [stop]))
     assert "evict" not in world.did()
     assert min(b - a for a, b in pairwise([at for at, _, call in world.calls if call == "try_lock"])) > 0
 
 
-def test_replica_that_has_stepped_down_evicts_nobody() -> None:
+def test_replica_that_has_stepped_down_evicts_no_holder() -> None:
     world = World(jitter=lambda: 0.5)
     world.run(Session(wait=[lambda w: w.elected[0].step_down(60)]), Session(try_lock=[heard()] * 3, wait=[None] * 100))
     assert world.did(2).count("try_lock") == 4
     assert "evict" not in world.did(2)
 
 
-def test_hidden_holder_is_told_of_once() -> None:
+def test_holder_of_another_role_is_logged_once() -> None:
     hidden = Attempt(taken=False, other_role=True)
     with capture_logs() as logs:
         World().run(Session(try_lock=[hidden, hidden, heard(), hidden], wait=[None, None, None, stop]))
     assert [line["log_level"] for line in logs if line["event"] == "eviction.excluded"] == ["info", "info"]
 
 
-def test_eviction_that_fails_closes_the_session() -> None:
+def test_failed_eviction_closes_the_session() -> None:
     world = World().run(Session(try_lock=[heard()] * 30, evict=[LockSessionError("x")], wait=[None] * 29))
     assert world.did()[-2:] == ["evict", "close"]
 
 
 @pytest.mark.parametrize("frozen_seconds", [0.0, 5.0, 3600.0])
-def test_silence_is_never_longer_than_the_holders_own(frozen_seconds: float) -> None:
-    """Also when the standby was frozen between the server's answer and its look at the clock."""
+def test_silence_is_never_longer_than_the_holders_real_silence(frozen_seconds: float) -> None:
+    """This holds even if the standby was frozen between the server's answer and reading its clock."""
     now = 100.0
     silence = Silence(lambda: now)
     assert silence.remaining_seconds == math.inf

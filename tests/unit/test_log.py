@@ -1,4 +1,4 @@
-"""A log line is JSON for machines and one line for people; no password gets through, in whatever it hides."""
+"""A log line is JSON for machines or one line for people, and never contains a password."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PASSWORD = "s3cr%t p@ss/w?rd"
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """The configuration of structlog is the process's: later tests find it as it was."""
+    """Restores structlog's configuration, which belongs to the whole process."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)
@@ -36,7 +36,7 @@ def lines(
     style: Literal["json", "console"] | None = "json",
     secrets: Callable[[], list[str]] = lambda: [PASSWORD],
 ) -> list[str]:
-    """What is written when `tell` logs."""
+    """The lines written while `tell` logs."""
     stream = io.StringIO()
     log.configure(level, style, "host-1", secrets, stream)
     tell(structlog.get_logger(part="test"))
@@ -60,7 +60,7 @@ def test_time_is_utc_to_the_microsecond() -> None:
 
 
 @pytest.mark.parametrize(("level", "told"), [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)])
-def test_level_leaves_out_what_is_below(level: str, told: int) -> None:
+def test_level_filters_lower_levels(level: str, told: int) -> None:
     def tell(logger: Any) -> None:  # noqa: ANN401 - structlog's
         for each in (logger.error, logger.warning, logger.info, logger.debug):
             each("x.done")
@@ -72,12 +72,12 @@ def test_text_with_line_breaks_stays_one_json_line() -> None:
     assert len(lines(lambda logger: logger.error("x.failed", error="one\ntwo\r\nthree"))) == 1
 
 
-def test_without_a_terminal_it_is_json() -> None:
+def test_log_is_json_without_a_terminal() -> None:
     (line,) = lines(lambda logger: logger.info("x.done"), style=None)
     assert json.loads(line)["event"] == "x.done"
 
 
-def test_console_line_is_for_people_and_without_colours_in_a_file() -> None:
+def test_console_line_has_no_colours_in_a_file() -> None:
     (line,) = lines(lambda logger: logger.info("x.done", term=3), style="console")
     assert "x.done" in line
     assert "term=3" in line
@@ -105,7 +105,7 @@ def raised(text: str) -> Exception:
     ],
     ids=["text", "exception", "traceback", "reason", "list"],
 )
-def test_password_in_text_from_elsewhere_becomes_stars(
+def test_password_in_text_from_elsewhere_is_replaced(
     tell: Callable[[Any], object], style: Literal["json", "console"]
 ) -> None:
     written = "\n".join(lines(tell, style=style))
@@ -113,7 +113,7 @@ def test_password_in_text_from_elsewhere_becomes_stars(
     assert "***" in written
 
 
-def test_password_that_a_file_has_had_since_is_hidden_too() -> None:
+def test_password_that_changed_since_is_hidden_too() -> None:
     now = ["first-secret"]
 
     def tell(logger: Any) -> None:  # noqa: ANN401 - structlog's
@@ -124,7 +124,7 @@ def test_password_that_a_file_has_had_since_is_hidden_too() -> None:
     assert [json.loads(line)["error"] for line in lines(tell, secrets=lambda: list(now))] == ["***", "*** and ***"]
 
 
-def test_longer_password_is_hidden_whole_when_another_is_a_part_of_it() -> None:
+def test_password_that_contains_another_is_hidden_whole() -> None:
     (line,) = lines(
         lambda logger: logger.error("x.failed", error="hunter2-extended"),
         secrets=lambda: ["hunter2", "hunter2-extended"],
@@ -134,7 +134,7 @@ def test_longer_password_is_hidden_whole_when_another_is_a_part_of_it() -> None:
 
 @given(st.text(st.characters(codec="utf-8"), min_size=4, max_size=30), st.text(max_size=30), st.text(max_size=30))
 @settings(max_examples=150, deadline=None)
-def test_no_password_survives_wherever_it_stands(password: str, before: str, after: str) -> None:
+def test_password_is_hidden_wherever_it_stands(password: str, before: str, after: str) -> None:
     (line,) = lines(
         lambda logger: logger.error("x.failed", error=before + password + after), secrets=lambda: [password]
     )
@@ -142,7 +142,7 @@ def test_no_password_survives_wherever_it_stands(password: str, before: str, aft
     assert password not in shown or password in "***"
 
 
-def test_what_psycopg_tells_python_is_no_line_of_ours() -> None:
+def test_messages_of_psycopg_are_not_printed() -> None:
     told = (
         "import logging; from controller import log; log.configure('info', 'json', 'i', list);"
         " logging.getLogger('psycopg').warning('error ignored in rollback: server closed the connection')"
@@ -170,7 +170,7 @@ def test_failure_is_a_warning_once_until_it_works_again() -> None:
     assert reported(report, "error") == ["error", "debug", "error"]
 
 
-def test_kinds_of_failures_are_reported_and_forgotten_apart() -> None:
+def test_kinds_of_failures_are_reported_and_forgotten_separately() -> None:
     def report(failures: log.WarnOnce) -> None:
         failures.failed("pods", "forbidden")
         failures.failed("pods", "missing")

@@ -1,4 +1,4 @@
-"""Named threads: none dies in silence, every wait for one is bounded."""
+"""No service dies unnoticed, and every wait for one is bounded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_each_service_runs_on_a_thread_of_its_name() -> None:
     assert sorted(names) == ["one", "two"]
 
 
-def test_stop_waits_for_the_end_and_says_so() -> None:
+def test_stop_waits_until_the_service_has_ended() -> None:
     one, stopping = loop("one")
     running = services(one)
     running.start()
@@ -49,7 +49,7 @@ def test_stop_waits_for_the_end_and_says_so() -> None:
     assert running.stop("one", 0), "a second time is harmless"
 
 
-def test_service_that_does_not_end_in_time_is_not_waited_for_longer() -> None:
+def test_stop_gives_up_on_a_stuck_service_in_time() -> None:
     free = threading.Event()
     stuck, _ = loop("stuck", partial(wait, free))
     running = services(stuck)
@@ -59,7 +59,7 @@ def test_service_that_does_not_end_in_time_is_not_waited_for_longer() -> None:
     assert running.stop("stuck", 10)
 
 
-def test_join_waits_for_the_end_and_does_not_ask_for_it() -> None:
+def test_join_waits_without_stopping_the_service() -> None:
     one, stopping = loop("one")
     running = services(one)
     running.start()
@@ -69,12 +69,12 @@ def test_join_waits_for_the_end_and_does_not_ask_for_it() -> None:
     assert running.join("one", 10)
 
 
-def test_service_that_was_never_started_has_ended() -> None:
+def test_service_that_was_never_started_counts_as_ended() -> None:
     one, _ = loop("one")
     assert services(one).stop("one", 10)
 
 
-def test_crash_is_told_with_its_name_once_and_the_others_run_on() -> None:
+def test_crash_is_reported_once_and_the_other_services_keep_running() -> None:
     crashes: list[tuple[str, BaseException]] = []
     error = ZeroDivisionError("by hand")
 
@@ -90,7 +90,7 @@ def test_crash_is_told_with_its_name_once_and_the_others_run_on() -> None:
     assert running.stop("other", 10)
 
 
-def test_even_an_exit_out_of_a_thread_is_told() -> None:
+def test_exit_from_a_thread_is_reported_as_a_crash() -> None:
     crashes: list[tuple[str, BaseException]] = []
 
     def leave() -> None:

@@ -1,4 +1,4 @@
-"""Signals are caught from the first instruction on, kept in order, and given back to commands that end at once."""
+"""Signals are caught from the start of the process, kept in order, and restored for commands that simply end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from controller.lifecycle.signals import Signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 
-#: Stands between the signals and everything heavy, so that a test can tell how far a process has come.
+#: Reports when the signals are caught and before anything heavy is imported, so that a test can act in between.
 MARKED_START = """
 import os, sys
 from controller.lifecycle import signals
@@ -33,7 +33,7 @@ entry.main()
 """
 
 
-#: When the interpreter has given its default handlers back, which it does before the last objects go.
+#: Sends a signal after the interpreter has restored its default handlers, while it destroys the last objects.
 SIGNALLED_AT_THE_END = """
 import os, signal, sys
 from controller.lifecycle.signals import Signals
@@ -54,19 +54,19 @@ def signals() -> Iterator[Signals]:
     made._writer.close()
 
 
-def test_signal_ends_the_wait_and_is_given(signals: Signals) -> None:
+def test_signal_ends_the_wait_and_is_returned(signals: Signals) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     assert signals.wait(10) == [signal.SIGTERM]
 
 
-def test_signals_are_kept_until_they_are_read_in_their_order(signals: Signals) -> None:
+def test_signals_are_kept_in_order_until_they_are_read(signals: Signals) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
         signal.raise_signal(number)
     assert signals.wait(None) == [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]
     assert signals.wait(0) == []
 
 
-def test_wait_without_a_signal_ends_in_time(signals: Signals) -> None:
+def test_wait_without_a_signal_times_out(signals: Signals) -> None:
     assert signals.wait(0.01) == []
 
 
@@ -77,21 +77,21 @@ def test_another_thread_ends_the_wait(signals: Signals) -> None:
     waker.join(10)
 
 
-def test_any_number_of_wakes_never_blocks_nor_hides_a_signal(signals: Signals) -> None:
+def test_many_wakes_neither_block_nor_hide_a_signal(signals: Signals) -> None:
     signal.raise_signal(signal.SIGTERM)
     for _ in range(5000):
         signals.wake()
     assert signals.wait(10) == [signal.SIGTERM]
 
 
-def test_restored_interrupt_interrupts(signals: Signals) -> None:
+def test_restored_handler_interrupts(signals: Signals) -> None:
     signals.restore()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_during_the_exit_does_not_change_its_status(number: signal.Signals) -> None:
+def test_signal_during_exit_does_not_change_the_status(number: signal.Signals) -> None:
     done = subprocess.run([sys.executable, "-c", SIGNALLED_AT_THE_END, str(int(number))], check=False, timeout=30)
     assert done.returncode == 0
 
@@ -109,7 +109,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_during_the_imports_drains(number: signal.Signals) -> None:
+def test_signal_during_imports_drains(number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", MARKED_START], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
@@ -124,7 +124,7 @@ def test_signal_during_the_imports_drains(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("attempt", range(12))
 def test_signal_at_any_moment_after_exec_ends_a_replica_cleanly(attempt: int) -> None:
-    """Before Python itself has started nobody can catch it: then, and only then, the signal itself is the end."""
+    """Before Python has started, no program can catch a signal. Only then may the signal itself end the process."""
     delay_seconds = random.Random(attempt).uniform(0.0, 0.6)
     never = threading.Event()
     with subprocess.Popen(
