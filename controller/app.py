@@ -56,11 +56,7 @@ def instance_id() -> str:
 
 
 class Application:
-    """Builds what needs a database. It opens no connection before one is used.
-
-    Attributes:
-        on_fenced: called for each transaction that the fence refuses.
-    """
+    """Builds what needs a database. It opens no connection before one is used."""
 
     def __init__(self, settings: Settings) -> None:
         settings.require_database()
@@ -70,6 +66,7 @@ class Application:
         self.database = Database(settings.read_url, "DATABASE_URL", self.instance_id)
         self.direct = Database(settings.read_direct_url, settings.direct_url_setting, self.instance_id)
         self.pricing = Pricing(settings.default_monthly_price, settings.currency)
+        #: Called for each transaction that the fence refuses.
         self.on_fenced: Callable[[], None] = lambda: None
 
     # --- the parts of a replica

@@ -43,14 +43,7 @@ def bill(
     on_planned: Callable[[int], None],
     on_result: Callable[[BatchResult], None],
 ) -> CycleResult:
-    """Runs one cycle. A signal stops it after the batch in hand.
-
-    Args:
-        application: whose database it bills.
-        signals: of this process.
-        dry: True needs no lock and rolls everything back.
-        on_planned: called with the number of due instances.
-        on_result: called with the result of each transaction, on a worker's thread.
+    """Runs one cycle. A signal stops it after the batch in hand. A dry run needs no lock and rolls everything back.
 
     Raises:
         AnotherLeaderError: a replica leads already.

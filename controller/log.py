@@ -83,11 +83,6 @@ class WarnOnce:
     """Logs a failure that repeats: once as a warning, then at debug level until the operation has worked again.
 
     Not synchronized. A race between two threads costs one more warning.
-
-    Args:
-        logger: of the module that reports.
-        event: the event's name.
-        level: of the first report.
     """
 
     def __init__(
@@ -102,12 +97,7 @@ class WarnOnce:
         self._reported: set[tuple[str, ...]] = set()
 
     def failed(self, *kind: str, **values: object) -> None:
-        """Reports a failure.
-
-        Args:
-            kind: failures of different kinds are reported separately. Their number must be bounded.
-            values: the event's key-values.
-        """
+        """Reports a failure with the event's key-values. Kinds are reported separately."""
         level = "debug" if kind in self._reported else self._level
         self._reported.add(kind)
         getattr(self._logger, level)(self._event, **values)

@@ -40,8 +40,6 @@ class CycleContext:
     """What all batches of a cycle share.
 
     Attributes:
-        run: the cycle.
-        batch_size: instances in one transaction.
         connect: opens a worker's session.
         stop: ends the waits between two tries.
         check: called before each transaction; raises if no further one may start.

@@ -29,13 +29,7 @@ log = structlog.get_logger(part="billing")
 
 @dataclass(frozen=True)
 class CycleSettings:
-    """Settings of a cycle.
-
-    Attributes:
-        workers: threads that charge batches, each on its own session.
-        batch_size: instances in one transaction.
-        retention_days: how long the batches of finished runs are kept.
-    """
+    """Threads that charge batches, instances in one transaction, and how long the batches of finished runs are kept."""
 
     workers: int = 2
     batch_size: int = 3000

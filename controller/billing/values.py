@@ -45,14 +45,10 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over what has been committed.
+    """What has been committed.
 
-    Attributes:
-        instances: charged instances.
-        hours: charged hours.
-        amount: charged, in the wallets' currency.
-        debts: instances with an open debt.
-        failures: instances that could not be charged for a reason other than their balance.
+    Charged instances, their hours and the amount in the wallets' currency; instances with an open debt; and instances
+    that could not be charged for a reason other than their balance.
     """
 
     instances: int = 0
@@ -84,13 +80,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Run:
-    """A cycle in progress.
-
-    Attributes:
-        id: of its row in `billing_runs`.
-        term: the term it works under.
-        as_of: its start, by the database's clock. It charges what was due at this time.
-    """
+    """A cycle in progress: its row in `billing_runs`. It charges what was due at `as_of`, by the database's clock."""
 
     id: int
     term: int
@@ -102,8 +92,6 @@ class Batch:
     """A range of organizations, both ends included.
 
     Attributes:
-        first_organization: in the order of their ids.
-        last_organization: likewise.
         instances: due in this range, as planned.
         large: True for a single organization that is charged in several transactions.
         locked_by_others: True if another session held locks on its rows when it was last tried.
@@ -120,9 +108,7 @@ class Batch:
 class ResumePoint:
     """The last instance of a large organization that has been processed, in charging order.
 
-    Attributes:
-        created_at: as the server prints it, since Python can't represent infinity or years BC.
-        id: of the instance.
+    `created_at` is text as the server prints it, since Python can't represent infinity or years BC.
     """
 
     created_at: str
@@ -134,7 +120,6 @@ class BatchResult:
     """What one transaction did.
 
     Attributes:
-        totals: what it charged and recorded.
         due: instances that it looked at.
         locked_by_others: organizations left out because another session holds a lock on one of their rows.
         failures_by_reason: number of instances that could not be charged, by reason.
@@ -167,9 +152,6 @@ class CycleResult:
     """A cycle that has ended.
 
     Attributes:
-        outcome: how it ended.
-        totals: what it has committed.
-        seconds: its duration.
         run: None if it failed before its row was written.
         error: one line; None if it completed.
         failures_by_reason: number of instances that could not be charged, by reason.

@@ -82,7 +82,7 @@ Each interval is measured by one monotonic clock, and the second begins later th
 believe is never evicted, however loaded the machines are and whatever the wall clocks say. Four kinds of session are
 never ended: one that is executing a statement, one of another role, one that has stated no deadline, and one that has
 sent something in the meantime. The statement that ends a session compares its backend, its latest statement and the
-lock once more. So if several standbys try at once, a slow one can't hit the new leader. `evicts=False` disables
+lock once more. So if several standbys try simultaneously, a slow one can't hit the new leader. `evicts=False` disables
 eviction.
 
 What it must not do

@@ -36,7 +36,7 @@ class Role(StrEnum):
 class Elector:
     """Contends for the lock until it is stopped.
 
-    Every callback runs on the elector's thread and must return at once.
+    Every callback runs on the elector's thread and must not block.
 
     Args:
         connect: opens a lock session; raises LockSessionError if it can't.

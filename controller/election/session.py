@@ -11,11 +11,7 @@ class LockSessionError(Exception):
 
 @dataclass(frozen=True)
 class Ping:
-    """Answer to a ping.
-
-    Attributes:
-        held: True if the backend that took the lock still holds it.
-    """
+    """Answer to a ping: True if the backend that took the lock still holds it."""
 
     held: bool
 
@@ -27,8 +23,7 @@ class Holder:
     Two equal values mean that the holder has sent nothing in between.
 
     Attributes:
-        pid: process id of its backend, which only `began_at` makes unique.
-        began_at: when its session began.
+        pid: process id of its backend; unique only together with `began_at`.
         spoke_at: when the server finished its last statement, by the server's wall clock. Compared, never subtracted.
         deadline_seconds: how long after sending its last ping it may believe that it leads, as the ping states it.
         instance: `hostname-pid` of the replica; the beginning may be cut off.

@@ -30,12 +30,7 @@ class ControlError(BillingError):
 
 
 class ControlSocket:
-    """Accepts requests and answers each on its own thread. All of them share the one drain.
-
-    Args:
-        path: of the socket; its directory is created if necessary.
-        drain: what a request starts.
-    """
+    """Accepts requests and answers each on its own thread. All of them share the one drain."""
 
     def __init__(self, path: Path, drain: Drain) -> None:
         self._path = path
@@ -106,14 +101,11 @@ class ControlSocket:
 
 
 def request_drain(path: Path, timeout_seconds: float | None) -> str:
-    """Requests a drain of the controller that listens at `path`, and waits until it is over.
+    """Requests a drain of the controller that listens at `path`, waits until it is over, and returns its outcome.
 
     Args:
         path: of the control socket.
         timeout_seconds: allowed for the work in hand; None takes the controller's own setting, and waits for ever.
-
-    Returns:
-        The outcome, a value of `DrainOutcome`.
 
     Raises:
         ControlError: no controller listens there, it refused, or it did not answer in time.

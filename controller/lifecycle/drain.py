@@ -32,7 +32,7 @@ class DrainSteps:
     """What a drain does, in this order; the composition root supplies the callables.
 
     Attributes:
-        announce: tells the outside world that a drain has begun, with its reason. Must return at once.
+        announce: tells the outside world that a drain has begun, with its reason. Must not block.
         wait_for_work: waits up to the given seconds for the cycle in hand; returns True once it has ended.
         resign: gives up the leadership and the lock session, within the given seconds; returns True once done.
     """
@@ -79,12 +79,7 @@ class Drain:
         return self._requested.is_set()
 
     def request(self, reason: str, timeout_seconds: float | None = None) -> None:
-        """Requests a drain. A further request keeps the first reason and can only bring the deadline forward.
-
-        Args:
-            reason: for the log and the Event.
-            timeout_seconds: allowed for the work in hand, from now; None takes the configured time.
-        """
+        """Requests a drain. A further request keeps the first reason and can only bring the deadline forward."""
         allowed = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         self._bring_forward(self._clock() + allowed)
         self.reason = self.reason or reason

@@ -39,7 +39,7 @@ class StopToken:
         self.stop_cycles()
 
     def on_stop_cycles(self, callback: Callable[[], None]) -> None:
-        """Calls `callback` once, when cycles stop; immediately if they already have. It must return at once."""
+        """Calls `callback` once, when cycles stop; immediately if they already have. It must not block."""
         with self._lock:
             if self.may_start_cycle():
                 self._callbacks.append(callback)
