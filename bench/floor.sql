@@ -47,7 +47,7 @@ insert into payment_transactions
     (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata)
 select charge_id, organization_id, -amount, currency, 'wallet_debit', 'internal', 'completed',
     'VPS ' || coalesce(label, id::text) || ', ' || hours || ' h',
-    '{"controller": "containerstacks-billing", "term": 1, "run": 1}'::jsonb
+    '{"controller": "vps-billing", "term": 1, "run": 1}'::jsonb
         || jsonb_build_object('vps_instance_id', id, 'hours', hours)
 from charge
 where amount > 0;
@@ -57,6 +57,6 @@ insert into vps_billing_cycles
      status, payment_transaction_id, metadata)
 select charge_id, id, organization_id, period_start, period_end,
     round(monthly_price / 730, 4), amount, 'billed', case when amount > 0 then charge_id end,
-    '{"controller": "containerstacks-billing", "term": 1, "run": 1}'::jsonb
+    '{"controller": "vps-billing", "term": 1, "run": 1}'::jsonb
         || jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', source)
 from charge

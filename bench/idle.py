@@ -79,8 +79,8 @@ def idle(server: Server, rounds: int, window_seconds: float) -> Section:
         psycopg.connect(url, autocommit=True) as connection,
         ExitStack() as stack,
     ):
-        books = LedgerProbe(connection)
-        books.add()
+        ledger = LedgerProbe(connection)
+        ledger.add()
         for _ in range(rounds):
             with _started(url) as (replica, seconds, _port):
                 ready.append(seconds)
@@ -88,7 +88,7 @@ def idle(server: Server, rounds: int, window_seconds: float) -> Section:
         leader, _, leader_port = stack.enter_context(_started(url))
         leader.wait_for("leader.elected")
         standby, _, standby_port = stack.enter_context(_started(url))
-        wait_until_standing_by(books, standby)
+        wait_until_standing_by(ledger, standby)
         for port in (leader_port, standby_port):
             stack.enter_context(_probed(port))
         for number in range(rounds + 1):  # the first window is the warm-up
