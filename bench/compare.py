@@ -1,8 +1,8 @@
 """Compares the throughput of this checkout with another one's: `python -m bench compare OTHER_CHECKOUT`.
 
-Both checkouts run on one server, from the same seeded rows, with this Python. Each is driven only by its own `migrate`
-and `bill --json` commands, so the comparison works across commits that share no internal name. The checkouts run in
-turn, and each round reverses their order.
+Both checkouts run on one server, from the same seeded rows, with this Python. The comparison calls only their `migrate`
+and `bill --json` commands, so it works across commits that share no internal name. The checkouts run in turn, and each
+round reverses their order.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ RATIO_AIM: Final = Aim(0.97, at_least=True)
 
 @dataclass(frozen=True)
 class Checkout:
-    """A folder with the project's sources, and the template database that its own migrations have been applied to."""
+    """A folder with the project's sources, and the name of the template database that it has migrated."""
 
     name: str
     folder: Path
     template: str
 
     def run(self, url: str, *words: str, **settings: str) -> str:
-        """Runs one of its commands and returns the output.
+        """Runs a command of this checkout and returns the output.
 
         Raises:
             SystemExit: the command failed. It has printed the reason.

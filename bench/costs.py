@@ -91,7 +91,7 @@ VARIANTS: Final = (
         (_NO_DUE_INDEX, "alter table vps_instances set (fillfactor = 50)", "vacuum full vps_instances"),
     ),
     Variant("instances clustered by organization", _BY_ORGANIZATION),
-    Variant("an old snapshot open, so that nothing can be pruned", snapshot=True),
+    Variant("an old snapshot open, which prevents pruning", snapshot=True),
     Variant("random ids instead of time-ordered ones", (_RANDOM_IDS,)),
     Variant("jit on", session={"jit": "on"}),
     Variant("custom plans", session={"plan_cache_mode": "force_custom_plan"}),

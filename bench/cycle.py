@@ -1,9 +1,9 @@
-"""Runs cycles in a child process, so that memory and processor time are the controller's alone.
+"""Runs cycles in a child process, which keeps the benchmark out of the controller's memory and processor time.
 
     python -m bench.cycle '{"url": ..., "as_of": ..., ...}'      prints a JSON list with one CycleRun per cycle
 
-The cycle is the controller's own, with its sessions, fence and history. It differs in one thing: it bills what was due
-when the template was made, so that every round does the same work.
+The cycle is the controller's, with its sessions, fence and history. It differs in one thing: it bills what was due when
+the template was made. Every round therefore does the same work.
 """
 
 from __future__ import annotations

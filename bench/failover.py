@@ -17,7 +17,7 @@ from tests.support.timings import handover_seconds, seconds_to_next_charge, seco
 
 KILLED_AIM: Final = Aim(2.0, judged_by="worst")
 HANDOVER_AIM: Final = Aim(300.0, judged_by="worst")
-#: Starts a cycle as soon as something is due, so that the new leader has something to charge.
+#: Starts a cycle as soon as something is due. The new leader then has something to charge.
 ALWAYS_DUE: Final = {"BILLING_INTERVAL_MINUTES": "0.003"}
 
 

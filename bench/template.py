@@ -99,7 +99,7 @@ def vacuum(url: str) -> None:
 def fresh_copy(server: Server, template: str) -> Iterator[str]:
     """The URL of a copy that is dropped after the block.
 
-    A checkpoint first writes the pages that copying has left dirty, so that the round doesn't pay for them.
+    A checkpoint first writes the pages that copying has left dirty. The round would pay for them otherwise.
     """
     url = server.create_database("round", template)
     try:
