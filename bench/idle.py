@@ -22,6 +22,7 @@ from bench.measurement import Aim, Measurement, Section
 from bench.server import LogTail, changed_settings
 from controller.demo.process import ControllerProcess
 from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import terminate
 from tests.support.servers import Server, migrated_database
 from tests.support.sessions import wait_until_standing_by
 
@@ -84,7 +85,7 @@ def idle(server: Server, rounds: int, window_seconds: float) -> Section:
         for _ in range(rounds):
             with _started(url) as (replica, seconds, _port):
                 ready.append(seconds)
-                replica.terminate()
+                terminate(replica)
         leader, _, leader_port = stack.enter_context(_started(url))
         leader.wait_for("leader.elected")
         standby, _, standby_port = stack.enter_context(_started(url))

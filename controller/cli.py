@@ -186,18 +186,22 @@ def seed(
 @demo_app.command(name="run")
 def run_demo() -> None:
     """Runs one controller until Ctrl-C, on DATABASE_URL or else on sample data in a PostgreSQL of its own."""
-    from controller.demo.sample import sample_settings  # noqa: PLC0415
-    from controller.demo.story import program  # noqa: PLC0415
+    from controller.demo import sample, server  # noqa: PLC0415
 
     loaded = settings.load()
     with ExitStack() as stack:
         if loaded.database_url is None and loaded.database_url_file is None:
-            loaded = stack.enter_context(sample_settings(loaded))
+            postgres = stack.enter_context(server.EphemeralServer())
+            url = postgres.create_database("containerstacks")
+            loaded = loaded.for_sample(url, postgres.folder / "control.sock")
+            with _application(loaded).connect() as connection:
+                sample.seed(connection, sample.Size())
+            output.line(f"One controller on sample data, on {postgres.installation.title}, until Ctrl-C.")
+            output.line(f"In another terminal: export DATABASE_URL={url}")
         for command in ("status", "history", "audit"):
-            output.line(f"  {program()} {command}")
-        application = _application(
-            loaded.model_copy(update={"log_format": loaded.log_format or "console"}), one_off=False
-        )
+            output.line(f"  {sys.argv[0]} {command}")
+        readable = loaded.model_copy(update={"log_format": loaded.log_format or "console"})
+        application = _application(readable, one_off=False)
         application.migrate()
         raise typer.Exit(Replica(application, Signals()).run())
 

@@ -373,6 +373,13 @@ class Settings(BaseSettings):
         direct = self.database_direct_url or self.database_direct_url_file
         return "DATABASE_DIRECT_URL" if direct else "DATABASE_URL"
 
+    def for_sample(self, url: str, control_socket: Path) -> Self:
+        """A copy for the sample at `url`. Unless they are set, a cycle runs every minute, and the first one at once."""
+        defaults = {"interval_minutes": 1.0, "takeover_delay_seconds": 0.0, "control_socket": control_socket}
+        unset = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        elsewhere = dict.fromkeys(("database_url_file", "database_direct_url", "database_direct_url_file"))
+        return self.model_copy(update={**unset, **elsewhere, "database_url": SecretStr(url)})
+
     def secrets(self) -> list[str]:
         """The current passwords of the connection strings. The log masks them."""
         found = set()

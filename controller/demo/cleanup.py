@@ -17,34 +17,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows
 GRACE_SECONDS = 5.0
+_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows
 
 
 def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":  # noqa: ANN401 - Popen's
     """Starts a child without input, which Ctrl-C on the terminal doesn't reach."""
     options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **options}
-    return subprocess.Popen(command, start_new_session=True, creationflags=GROUP, **options)
+    return subprocess.Popen(command, start_new_session=True, creationflags=_GROUP, **options)
 
 
-def end_with_us(pid: int) -> None:
-    """Once this process is gone, the companion ends `pid` with SIGQUIT."""
-    _tell(f"+{pid}")
+def end_with_us(child: int | Path) -> None:
+    """Once this process is gone, the companion ends this process or removes this folder."""
+    with suppress(OSError):
+        os.write(_companion(), f"{child}\n".encode())  # one write, so threads don't mix their lines
 
 
 def has_ended(pid: int) -> None:
     """Call this promptly: the system may give the process id to another process."""
-    _tell(f"-{pid}")
-
-
-def remove_with_us(folder: Path) -> None:
-    """Once this process is gone, the companion removes the folder."""
-    _tell(str(folder))
-
-
-def _tell(line: str) -> None:
-    with suppress(OSError):
-        os.write(_companion(), f"{line}\n".encode())  # one write, so threads don't mix their lines
+    end_with_us(-pid)
 
 
 @cache
@@ -57,9 +48,9 @@ def _companion() -> int:
 
 
 def clean_up(lines: list[str]) -> None:
-    """Does what `lines`, in the order in which `_tell` sent them, ask for."""
-    newest = {line.lstrip("+-"): line for line in lines}
-    pids = [int(line) for line in newest.values() if line.startswith("+")]
+    """Ends the processes and removes the folders of `lines`. A negative process id says that the process has ended."""
+    newest = {line.lstrip("-"): line for line in lines}
+    pids = [int(line) for line in newest.values() if line.isdecimal()]
     for name in ("SIGQUIT", "SIGCONT"):  # a frozen process acts on its signals when it continues
         for pid in pids:
             with suppress(OSError):
@@ -70,9 +61,8 @@ def clean_up(lines: list[str]) -> None:
             while time.monotonic() < deadline:
                 os.kill(pid, 0)
                 time.sleep(0.02)  # the system has no wait for another process's child
-    for line in lines:
-        if not line.startswith(("+", "-")):
-            shutil.rmtree(line, ignore_errors=True)
+    for folder in filter(os.path.isabs, lines):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

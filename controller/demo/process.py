@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 import controller
-from controller.demo.cleanup import end_with_us, has_ended, remove_with_us, start
+from controller.demo.cleanup import end_with_us, has_ended, start
 from controller.errors import BillingError
 
 COMMAND: Final = (sys.executable, "-m", "controller")
 WAIT_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 0.005
 #: What a controller or libpq reads. A process started here gets only those variables that its caller names.
 _PREFIXES: Final = ("BILLING_", "DATABASE_", "KUBERNETES_", "LOG_", "NODE_NAME", "NOTIFY_", "PG", "POD_")
-#: No delay before the first cycle, no HTTP port that two processes would contend for, and a log that can be parsed.
-_SETTINGS: Final = {"TAKEOVER_DELAY_SECONDS": "0", "HTTP_ADDRESS": "none", "KUBERNETES": "off"}
+#: No delay before the first cycle, and no port that two processes would contend for.
+_SETTINGS: Final = {"BILLING_TAKEOVER_DELAY_SECONDS": "0", "BILLING_HTTP_ADDRESS": "none", "BILLING_KUBERNETES": "off"}
 
 
 class ExpectationError(BillingError):
@@ -66,38 +67,27 @@ def run_command(*arguments: str, folder: Path, **settings: str) -> subprocess.Co
 
 
 class ControllerProcess:
-    """`containerstacks-billing run`, started at once. It never outlives this process, even after `kill -9`.
+    """`containerstacks-billing run` on the database at `url`. It never outlives this process, even after `kill -9`.
 
-    Args:
-        url: DATABASE_URL.
-        launcher: a command that becomes the controller, such as one that enters a network namespace.
-        settings: more environment variables.
+    `launcher` is a command that becomes the controller, such as one that enters a network namespace. `settings` are
+    environment variables.
     """
 
     def __init__(self, url: str, *launcher: str, **settings: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="csb-"))  # it holds no .env
-        remove_with_us(self.folder)
-        billing = {**_SETTINGS, "CONTROL_SOCKET": str(self.folder / "control.sock") if os.name == "posix" else "none"}
-        defaults = {f"BILLING_{name}": text for name, text in billing.items()} | {"LOG_FORMAT": "json"}
-        self.environment = clean_environment({**defaults, "DATABASE_URL": url, **settings})
+        end_with_us(self.folder)
+        socket_path = str(self.folder / "control.sock") if os.name == "posix" else "none"
+        defaults = {**_SETTINGS, "LOG_FORMAT": "json", "DATABASE_URL": url, "BILLING_CONTROL_SOCKET": socket_path}
+        self.environment = clean_environment(defaults | settings)
         self.log: list[LogLine] = []
         self.other_output: list[str] = []
-        self._news = threading.Condition()
-        self._ended = False
         command = [*launcher, *COMMAND, "run"]
         self._process = start(command, stdout=subprocess.PIPE, cwd=self.folder, env=self.environment)
+        self.pid = self._process.pid
+        self.instance = f"{socket.gethostname()}-{self.pid}"  # its name in the log and in the status table
         end_with_us(self.pid)
         self._reader = threading.Thread(target=self._read, name=f"log of {self.pid}", daemon=True)
         self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def instance(self) -> str:
-        """`hostname-pid`, its name in the log and in the status table."""
-        return f"{socket.gethostname()}-{self.pid}"
 
     @property
     def running(self) -> bool:
@@ -119,21 +109,19 @@ class ControllerProcess:
             ExpectationError: the process ended first, or `within` seconds passed.
         """
         deadline = time.monotonic() + within
-        with self._news:
-            while True:
-                begin = self.log.index(after) + 1 if after else 0
-                if found := next((line for line in self.log[begin:] if wanted(line)), None):
-                    return found
-                remaining = deadline - time.monotonic()
-                if self._ended or remaining <= 0:
-                    why = "it ended" if self._ended else f"not within {within:g} s"
-                    raise ExpectationError(f"{self.instance} logs {what}: {why}; its log: {self.tail()}", self)
-                self._news.wait(remaining)
+        while True:
+            ended = not self._reader.is_alive()  # asked first: then the log is complete
+            lines = self.log[self.log.index(after) + 1 if after else 0 :]
+            if found := next(filter(wanted, lines), None):
+                return found
+            if ended or time.monotonic() > deadline:
+                why = "it ended" if ended else f"not within {within:g} s"
+                raise ExpectationError(f"{self.instance} logs {what}: {why}; its log: {self.tail()}", self)
+            self._reader.join(LOOK_SECONDS)
 
     def events(self, *names: str) -> list[LogLine]:
         """The lines logged so far, under these names if any are given."""
-        with self._news:
-            return [line for line in self.log if not names or line.event in names]
+        return [line for line in self.log if not names or line.event in names]
 
     def tail(self, lines: int = 25) -> str:
         """The end of the log, then of everything else that the process printed."""
@@ -155,17 +143,10 @@ class ControllerProcess:
 
     def wait(self, within: float = WAIT_SECONDS) -> int:
         """The exit status, once the process has ended and its log has been read. Raises: ExpectationError."""
-        try:
-            status = self._process.wait(within)
-        except subprocess.TimeoutExpired:
-            raise ExpectationError(f"{self.instance} ends: not within {within:g} s", self) from None
-        self._reader.join(WAIT_SECONDS)
-        return status
-
-    def terminate(self, within: float = WAIT_SECONDS) -> int:
-        """Sends SIGTERM, which asks for a drain; returns the exit status. Raises: ExpectationError."""
-        self.signal(signal.SIGTERM)
-        return self.wait(within)
+        self._reader.join(within)
+        if self._reader.is_alive():
+            raise ExpectationError(f"{self.instance} ends: not within {within:g} s", self)
+        return self._process.wait()
 
     def remove(self) -> None:
         """Kills the process if it runs, and leaves nothing behind."""
@@ -179,15 +160,8 @@ class ControllerProcess:
                 read_at = time.monotonic()
                 try:
                     fields = json.loads(line)
-                    logged = LogLine(fields.pop("event"), fields, read_at)
+                    self.log.append(LogLine(fields.pop("event"), fields, read_at))
                 except (ValueError, KeyError, TypeError, AttributeError):
                     self.other_output.append(line.decode(errors="replace").rstrip())
-                    continue
-                with self._news:
-                    self.log.append(logged)
-                    self._news.notify_all()
         self._process.wait()
         has_ended(self.pid)
-        with self._news:
-            self._ended = True
-            self._news.notify_all()

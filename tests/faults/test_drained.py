@@ -13,7 +13,7 @@ from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import count_for, drain
+from tests.support.processes import count_for, drain, terminate
 from tests.support.sessions import lock_holders, status_row, wait_until_standing_by
 from tests.support.waiting import eventually, through
 
@@ -76,7 +76,7 @@ def test_drained_standby_never_leads(database: str, start: StartReplica, ledger:
     assert command.communicate(timeout=10) == ("drain completed\n", "")
     leader.kill()
     assert count_for(standby, 1.5, "election.joined", "leader.elected") == 0
-    assert standby.terminate() == 0
+    assert terminate(standby) == 0
     assert not standby.events("leader.elected")
 
 
@@ -90,7 +90,7 @@ def test_drain_without_time_stops_after_the_batch_and_says_so(
         leader.wait_for("drain.timed_out")
     out, _ = command.communicate(timeout=10)
     assert (command.returncode, out) == (1, "drain timed out\n")
-    assert leader.terminate() == 0
+    assert terminate(leader) == 0
     assert leader.events("cycle.stopped")
 
 

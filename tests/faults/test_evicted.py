@@ -20,7 +20,7 @@ from tests.faults.pooler import PROGRAM, Pooler
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import LOW_BOUNDS, count_for, freeze, thaw
+from tests.support.processes import LOW_BOUNDS, count_for, freeze, terminate, thaw
 from tests.support.servers import Server
 from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_term
@@ -237,7 +237,7 @@ def test_healthy_leader_is_never_evicted_with_every_core_at_its_limit(
                 eventually(lambda: ledger.all_billed, "everything is billed")
             assert not standby.events("leader.evicted"), leader.tail()
             for replica in (standby, leader):
-                assert replica.terminate() == 0
+                assert terminate(replica) == 0
                 replica.remove()
     ledger.judge()
 

@@ -13,7 +13,7 @@ from controller.demo.server import Installation
 from tests.faults.conftest import StartReplica
 from tests.faults.lossy import LossyLink, lossy_link
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY, LOW_BOUNDS
+from tests.support.processes import BUSY, LOW_BOUNDS, terminate
 from tests.support.servers import Server, create_template
 from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
@@ -93,4 +93,4 @@ def test_leader_whose_link_loses_everything_is_unplugged(
             timings.record("link loses everything, low bounds", seconds, ledger.judge(), bound=UNPLUGGED_SECONDS)
             leader.kill()
             link.lose(0)
-            assert standby.terminate() == 0
+            assert terminate(standby) == 0

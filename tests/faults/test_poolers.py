@@ -13,7 +13,7 @@ from controller.demo.process import run_command
 from tests.faults.conftest import StartReplica
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY
+from tests.support.processes import BUSY, terminate
 from tests.support.servers import Server
 from tests.support.sessions import lock_holders, wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_term
@@ -95,5 +95,5 @@ def test_session_mode_elects_bills_and_fails_over(
         seconds = seconds_to_next_term(ledger, killed_at)
         timings.record("PgBouncer, session mode: leader killed", seconds, ledger.judge(), bound=KILLED_SECONDS)
         leader = standby
-    assert leader.terminate() == 0
+    assert terminate(leader) == 0
     assert lock_holders(ledger) == 0

@@ -23,7 +23,7 @@ from tests.faults.standby import StandbyServer
 from tests.faults.test_server_restarts import reconnected
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe, assert_audit_clean
-from tests.support.processes import BUSY
+from tests.support.processes import BUSY, terminate
 from tests.support.servers import Server, create_template
 from tests.support.sessions import end_sessions
 from tests.support.timings import Timings, seconds_to_next_term
@@ -200,7 +200,7 @@ def test_leader_left_behind_by_a_promotion_writes_nothing_under_a_term_that_is_a
         ledger.add(organizations=6)
         eventually(lambda: ledger.all_billed, "the one left behind leads here now")
         ledger.judge()
-    assert left_behind.terminate() == 0
+    assert terminate(left_behind) == 0
 
 
 def _wait_for_cycle(replicas: list[ControllerProcess], pair: Pair, ledger: LedgerProbe) -> None:

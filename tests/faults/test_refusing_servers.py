@@ -14,7 +14,7 @@ import pytest
 from controller.demo.process import ControllerProcess
 from controller.demo.server import Installation
 from tests.faults.conftest import StartReplica
-from tests.faults.disk import Disk, small_disk
+from tests.faults.disk import Disk, own, small_disk
 from tests.faults.proxy import Proxy
 from tests.faults.test_server_restarts import reconnected
 from tests.faults.test_sessions_lost import starts_with
@@ -84,7 +84,7 @@ def test_full_disk_of_the_write_ahead_log_is_a_crash_like_any_other(
         shutil.copytree(log, disk.path / "pg_wal")
         shutil.rmtree(log)
         log.symlink_to(disk.path / "pg_wal")
-        server._account.own(disk.path)
+        own(server._account, disk.path)
         server.start()
         proxy = stack.enter_context(Proxy(("127.0.0.1", server.port)))
         with psycopg.connect(url, autocommit=True) as conn:

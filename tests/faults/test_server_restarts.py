@@ -16,7 +16,7 @@ from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY, count_for
+from tests.support.processes import BUSY, count_for, terminate
 from tests.support.servers import Server, StopMode
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually, through
@@ -162,6 +162,6 @@ def test_replica_without_a_server_stops_at_once(own_server: Server, own_database
     try:
         replica = start(own_database)
         replica.wait_for("session.failed")
-        assert replica.terminate(within=5) == 0
+        assert terminate(replica, within=5) == 0
     finally:
         own_server.start()

@@ -13,6 +13,7 @@ from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import terminate
 from tests.support.timings import Timings, seconds_to_next_charge
 from tests.support.waiting import eventually, through
 
@@ -38,7 +39,7 @@ def test_two_replicas_started_at_the_same_instant_and_stopped_again(
             since = datetime.now(UTC)
         eventually(lambda: ledger.all_billed, "everything is billed")
         seconds = seconds_to_next_charge(ledger, since)
-        assert [replica.terminate() for replica in replicas] == [0, 0]
+        assert [terminate(replica) for replica in replicas] == [0, 0]
         for replica in replicas:
             terms.update(line["term"] for line in replica.events("leader.elected"))
             replica.remove()

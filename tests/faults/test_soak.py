@@ -29,6 +29,7 @@ from tests.faults.soak_model import Model
 from tests.faults.soak_slots import Slot
 from tests.faults.soak_traffic import Customers
 from tests.faults.soak_verdict import LeftOut, Verdict
+from tests.support.processes import terminate
 from tests.support.servers import Server, prepare_template
 from tests.support.waiting import eventually, through
 
@@ -160,7 +161,7 @@ def _bill_what_is_left(url: str, slots: list[Slot]) -> None:
     """By a healthy pair, until a cycle that began after the last fault has left nobody out; then nobody bills."""
     *pair, spare = [slot.replica for slot in slots]
     spare.wait_for("controller.started")
-    assert spare.terminate() == 0, spare.tail()
+    assert terminate(spare) == 0, spare.tail()
     since = datetime.now(UTC)
     whole = "select from billing_runs where outcome = 'completed' and failures = 0 and started_at > %s"
     with psycopg.connect(url, autocommit=True) as conn:
@@ -169,7 +170,7 @@ def _bill_what_is_left(url: str, slots: list[Slot]) -> None:
         except AssertionError:
             print(*(replica.tail() for replica in pair), sep="\n\n")  # noqa: T201 - as above
             raise
-    assert [replica.terminate() for replica in pair] == [0, 0], [replica.tail() for replica in pair]
+    assert [terminate(replica) for replica in pair] == [0, 0], [replica.tail() for replica in pair]
 
 
 def _left_out(slots: list[Slot]) -> list[LeftOut]:

@@ -13,7 +13,7 @@ from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy, When
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import count_for, freeze, thaw
+from tests.support.processes import count_for, freeze, terminate, thaw
 from tests.support.sessions import lock_holders, status_row, wait_until_standing_by
 from tests.support.timings import Timings, handover_seconds, seconds_to_next_term
 from tests.support.waiting import eventually, through
@@ -222,4 +222,4 @@ def test_replica_that_waits_for_a_server_which_never_answers_stops(start: StartR
         peer, _ = mute.accept()
         with peer:
             assert peer.recv(1024)
-            assert replica.terminate(within=12) == 0
+            assert terminate(replica, within=12) == 0

@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
-from controller.demo.process import COMMAND, ControllerProcess, ExpectationError
+from controller.demo.process import COMMAND, WAIT_SECONDS, ControllerProcess, ExpectationError
 
 #: The lowest bounds in their order, so that a test of them takes seconds.
 LOW_BOUNDS: Final[Mapping[str, str]] = {
@@ -35,6 +35,12 @@ def freeze(process: ControllerProcess) -> datetime:
 def thaw(process: ControllerProcess) -> None:
     """Sends SIGCONT."""
     process.signal(signal.SIGCONT)
+
+
+def terminate(process: ControllerProcess, within: float = WAIT_SECONDS) -> int:
+    """Sends SIGTERM, which asks for a drain; returns the exit status."""
+    process.signal(signal.SIGTERM)
+    return process.wait(within)
 
 
 def count_for(process: ControllerProcess, seconds: float, *events: str) -> int:

@@ -34,12 +34,12 @@ class Server(EphemeralServer):
 
     Args:
         installation: the programs to use; by default the first that is found.
-        options: server settings on top of the demo's.
+        options: server settings on top of the demo's and of UTC as the time zone.
     """
 
     def __init__(self, installation: Installation | None = None, options: Mapping[str, str] | None = None) -> None:
         super().__init__(installation)
-        self.options |= options or {}
+        self.options |= {"timezone": "UTC", "log_timezone": "UTC", **(options or {})}
 
     @property
     def log_path(self) -> Path:
@@ -68,7 +68,7 @@ class Server(EphemeralServer):
 
     def start(self) -> None:
         """Starts the server; after `stop` on the same port and with the same data."""
-        if self._folder is None:
+        if not self.folder.name:
             super().start()
         elif not self.running:
             self._launch()

@@ -337,11 +337,3 @@ def test_sample_of_one_seed_is_always_the_same(server: Server, template: str) ->
     first = fingerprint(7)
     assert fingerprint(7) == first
     assert fingerprint(8) != first
-
-
-@pytest.mark.parametrize(
-    ("organizations", "instances", "skew"), [(3, 400, 1.0), (10, 9, 1.0), (10, 10, 0.5)], ids=["few", "without", "skew"]
-)
-def test_sample_of_impossible_size_is_refused(organizations: int, instances: int, skew: float) -> None:
-    with pytest.raises(SampleError, match="4 organizations, an instance for each, and a skew of at least 1"):
-        Size(organizations, instances, skew)

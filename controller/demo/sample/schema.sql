@@ -4,18 +4,14 @@
 -- The application relies on uuid-ossp. Some servers come without it.
 do $$
 begin
-    if exists (select from pg_available_extensions where name = 'uuid-ossp') then
-        create extension if not exists "uuid-ossp";
-    elsif to_regprocedure('uuid_generate_v4()') is null then
-        create function uuid_generate_v4() returns uuid
-            language sql volatile parallel safe as 'select gen_random_uuid()';
-    end if;
+    create extension if not exists "uuid-ossp";
+exception when undefined_file or feature_not_supported then
+    create function uuid_generate_v4() returns uuid language sql volatile parallel safe as 'select gen_random_uuid()';
 end
 $$;
 
 create function update_updated_at_column() returns trigger
     language plpgsql as 'begin new.updated_at = now(); return new; end';
-
 create table users (
     id uuid primary key default uuid_generate_v4(), email varchar(255) not null unique,
     password_hash varchar(255) not null, name varchar(255),
@@ -82,7 +78,6 @@ begin
     end loop;
 end
 $$;
-
 create index idx_organizations_owner_id on organizations (owner_id);
 create index idx_wallets_organization_id on wallets (organization_id);
 create index idx_vps_instances_organization_id on vps_instances (organization_id);
@@ -96,5 +91,4 @@ create index idx_vps_billing_cycles_organization_id on vps_billing_cycles (organ
 create index idx_vps_billing_cycles_period on vps_billing_cycles (billing_period_start, billing_period_end);
 create index idx_vps_billing_cycles_status on vps_billing_cycles (status);
 create index idx_vps_billing_cycles_payment_transaction_id on vps_billing_cycles (payment_transaction_id);
-
 comment on table organizations is 'containerstacks-billing sample';
