@@ -125,7 +125,7 @@ class Story:
         self.say(f"{name} bills: {self._due:,} instances are due", chapter="crash")
         begun = self._until_charged(SHARE * self._due)
         killed_at = first.kill()
-        self.say(f"{name} is killed (-9) in mid-cycle, with {begun.instances / self._due:.0%} of it charged")
+        self.say(f"{name} is killed (-9) in mid-cycle, with {begun.charged / self._due:.0%} of it charged")
         elected = self._next_leader()
         query: LiteralString = "select written_at as moment from billing_batches where term = %s order by 1 limit 1"
         batch = self._until(lambda: self._row(query, self._term), f"{self._name} commits a batch")
@@ -136,8 +136,8 @@ class Story:
         self._expect((begun.outcome, finished.outcome), ("abandoned", "completed"), "outcomes of the two cycles")
         for each in (begun, finished):
             periods = self._row("select count(*) from period where status = 'billed' and run = %s", each.id).count
-            self._expect(periods, each.instances, f"billed periods of cycle {each.id}")
-        shares = f"{begun.instances:,} instances charged by {name}, {finished.instances:,} by {self._name}"
+            self._expect(periods, each.charged, f"billed periods of cycle {each.id}")
+        shares = f"{begun.charged:,} instances charged by {name}, {finished.charged:,} by {self._name}"
         self._verified(f"{self._name} finishes: {shares}")
         self._check_every_hour()
         self._verified("no hour is charged twice, none is left out")
@@ -157,7 +157,7 @@ class Story:
         elected = self._next_leader()
         self._check_drained(second)
         charged = completed["instances"]
-        self._expect(charged > cut.instances, True, f"{charged:,} instances are more than {cut.instances:,}")
+        self._expect(charged > cut.charged, True, f"{charged:,} instances are more than {cut.charged:,}")
         self._verified(f"{name} finishes it, {charged:,} instances charged, and ends: status 0")
         taken = _milliseconds(datetime.fromisoformat(completed["time"]), elected)
         self._verified(f"{self._name} leads {taken} after the end of that cycle (term {self._term})")
@@ -229,7 +229,7 @@ class Story:
         def charged() -> Any:  # noqa: ANN401 - as above
             query: LiteralString = "select * from cycle where term = %s and id > %s order by id desc limit 1"
             cycle = self._row(query, self._term, after)
-            return cycle if cycle and cycle.instances >= instances else None
+            return cycle if cycle and cycle.charged >= instances else None
 
         cycle = self._until(charged, f"{self._name} charges {instances:,.0f} instances")
         self._expect(cycle.outcome, "running", f"state of cycle {cycle.id}")

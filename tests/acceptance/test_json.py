@@ -90,7 +90,7 @@ def test_audit_has_a_finding_for_each_invariant(program: Program) -> None:
     assert report["clean"] is True
     assert {finding["invariant"] for finding in report["findings"]} == INVARIANTS
     for finding in report["findings"]:
-        assert finding.keys() == {"invariant", "meaning", "violations", "apart", "examples"}
+        assert finding.keys() == {"invariant", "meaning", "violations", "exempt", "examples"}
     assert isinstance(report["older_rows"], int)
 
 

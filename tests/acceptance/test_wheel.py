@@ -52,8 +52,9 @@ def test_wheel_has_migrations_statements_licence_and_types_and_no_tests(wheel: P
         names = archive.namelist()
     for wanted in (
         "controller/migrations/012_billing_daemon_status.sql",
-        "controller/postgres/sql/cycle.sql",
-        "controller/demo/sample/schema.sql",
+        "controller/billing/sql/cycle.sql",
+        "controller/postgres/sql/election.sql",
+        "controller/demo/sample/ledger.sql",
         "controller/py.typed",
     ):
         assert wanted in names

@@ -1,5 +1,4 @@
--- Plausible ContainerStacks rows. Everything but the time of day follows from the parameters that sample.py sets for the
--- transaction: sample.seed, sample.organizations, sample.instances, sample.skew.
+-- Plausible ContainerStacks rows. Everything but the time of day follows from the parameters that sample.py sets.
 
 -- A number in [0, 1) for a row, the same in every run with one seed. `salt` tells uses apart.
 create function pg_temp.chance(row_number bigint, salt text) returns double precision

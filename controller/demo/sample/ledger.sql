@@ -1,4 +1,4 @@
--- The demo's independent check of the books, in temporary objects of its session. It shares nothing with the controller.
+-- The demo's independent check of the books, in temporary objects of its session.
 
 -- Where billing stood for each instance when the story began. A new one starts at its creation.
 create temporary table before as select id, coalesce(last_billed_at, created_at) as since from vps_instances;
@@ -10,20 +10,18 @@ select c.*, label, plan, total_amount as amount, note.*, monthly_price * hours /
 from vps_billing_cycles c join instance i on i.id = c.vps_instance_id, jsonb_to_record(c.metadata)
     as note (hours bigint, run bigint, price_source text, reason text, owed numeric, monthly_price numeric);
 create temporary view cycle as
-select id, term, outcome, (select coalesce(sum(instances), 0)::bigint from billing_batches where run_id = r.id) instances
+select *, (select coalesce(sum(instances), 0)::bigint from billing_batches where run_id = r.id) as charged
 from billing_runs r;
 -- Instances whose charged hours are not those between where they stood before and where they stand now.
 create temporary view wrongly_charged as
 select id from instance i left join (
     select vps_instance_id as id, sum(hours) as hours from period where status = 'billed' group by 1
-) billed using (id)
-where 3600 * coalesce(hours, 0) <> extract(epoch from coalesce(last_billed_at, created_at) - since);
+) billed using (id) where 3600 * coalesce(hours, 0) <> extract(epoch from coalesce(last_billed_at, created_at) - since);
 create temporary view totals as
 select (select sum(balance) from wallets) as wallets,
     (select -sum(amount) from payment_transactions where payment_method = 'wallet_debit') as debits,
-    (select sum(floor(extract(epoch from moment - since) / 3600))::bigint from instance, (
-        select max(started_at) as moment from billing_runs where outcome = 'completed'
-    ) as_of where since <= moment) as due,
+    (select sum(floor(extract(epoch from moment - since) / 3600))::bigint from instance,
+        (select max(started_at) moment from billing_runs where outcome = 'completed') as_of where since <= moment) as due,
     sum(amount) filter (where status = 'billed') as charges,
     count(*) filter (where status = 'billed') as periods,
     count(*) filter (where status = 'billed' and abs(amount - by_hand) >= 0.01) as off_price,
