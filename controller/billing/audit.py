@@ -17,7 +17,7 @@ INVARIANTS: Final = {
     "whole_hours": "only whole and past hours are billed",
     "transactions": "every billed amount has its transaction of the same organization, and the other way round",
     "price_clock": "every amount is the price clock's",
-    "open_debts": "an instance has at most one open debt",
+    "open_rows": "the open rows of an instance are contiguous",
     "overdue": "nothing is overdue without a recorded reason",
     "terms": "nothing was written under a term that was not the newest",
 }

@@ -198,6 +198,8 @@ class _CycleState:
             self._price_warnings += len(unpriced)
         for instance in unpriced:
             log.warning("instance.priced_by_default", **instance)
+        for instance in result.rewound:
+            log.warning("instance.rewound", **instance)
         self._on_result(result)
 
     def fail(self, error: BaseException) -> None:

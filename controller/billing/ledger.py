@@ -71,6 +71,7 @@ class Ledger:
     def begin_run(self, term: int) -> Run:
         """Closes what lost leaders left open, and begins. Needs `fenced`."""
         sql.run(self.connection, "close_abandoned_runs", term=term)
+        sql.run(self.connection, "record_prices")
         row = sql.row(self.connection, "begin_run", term=term, holder=self._holder)
         return Run(row["id"], term, row["started_at"])
 
@@ -116,7 +117,7 @@ class Ledger:
             paid = sql.row(self.connection, "charge_wallets", wallets=wallets, amounts=row["amounts"])
             if paid["charged"] != len(wallets):
                 raise InconsistentError("a wallet was spent while its batch was being charged")
-        return _charged(row), row["left_over"]
+        return replace(_result(row), last=_resume_point(row)), row["left_over"]
 
     def _charge_ordered(
         self, run: Run, step: Mapping[str, Any], organizations: Sequence[UUID], *, lock_first: bool
@@ -126,15 +127,33 @@ class Ledger:
         parameters["locked_by_others"] = locked["locked_by_others"]
         if locked["adoptable"]:
             sql.run(self.connection, "adopt_wallets", **parameters)
-        row = sql.row(
+        reckoned = sql.row(
             self.connection,
-            "charge_ordered",
+            "reckon_ordered",
             **parameters,
-            **self._origin(run),
             default_monthly_price=self._pricing.default_monthly_price,
             currency=self._pricing.currency,
         )
-        return replace(_charged(row), locked_by_others=tuple(locked["locked_by_others"]))
+        if reckoned["unmatched_keys"]:
+            sql.run(self.connection, "record_unmatched_keys", keys=reckoned["unmatched_keys"])
+        settled = self._settle(run, reckoned)
+        return replace(
+            settled,
+            locked_by_others=tuple(locked["locked_by_others"]),
+            priced_by_default=tuple(reckoned["priced_by_default"]),
+            last=_resume_point(reckoned),
+        )
+
+    def _settle(self, run: Run, reckoned: Mapping[str, Any]) -> BatchResult:
+        """Writes the segments that `reckon_ordered` has returned."""
+        segments, origin = reckoned["segments"], self._origin(run)
+        sql.run(self.connection, "clear_open_rows", segments=segments, instances=reckoned["instances"])
+        periods = sql.row(
+            self.connection, "settle_periods", segments=segments, as_of=run.as_of, origin=origin["origin"]
+        )
+        row = sql.row(self.connection, "settle_wallets", segments=segments, term=run.term, run_id=run.id)
+        _require_consistent(periods)
+        return _result(row)
 
     def due_organizations(self, run: Run, batch: Batch) -> list[UUID]:
         """In order."""
@@ -158,6 +177,7 @@ class Ledger:
             reason=reason,
             error=error,
         )
+        _require_consistent(row)
         return Totals(failures=row["failures"])
 
     def count_failed_organization(self, run: Run, organization: UUID) -> Totals:
@@ -209,13 +229,21 @@ class Ledger:
         return {"term": run.term, "run_id": run.id, "origin": Jsonb(origin)}
 
 
-def _charged(row: dict[str, Any]) -> BatchResult:
+def _require_consistent(row: Mapping[str, Any]) -> None:
+    """Raises InconsistentError unless the statement wrote every row as it was told."""
     if not row["consistent"]:
-        raise InconsistentError("a wallet or an instance changed while its batch was being charged")
+        raise InconsistentError("the database dropped or changed a row of a charge; look for triggers and rules")
+
+
+def _result(row: Mapping[str, Any]) -> BatchResult:
+    _require_consistent(row)
     return BatchResult(
         totals=Totals.from_row(row),
         due=row["due"],
         failures_by_reason=row.get("failures_by_reason", {}),
-        priced_by_default=tuple(row.get("priced_by_default", ())),
-        last=ResumePoint(row["last_created_at"], row["last_id"]) if row["last_id"] else None,
+        rewound=tuple(row.get("rewound", ())),
     )
+
+
+def _resume_point(row: Mapping[str, Any]) -> ResumePoint | None:
+    return ResumePoint(row["last_created_at"], row["last_id"]) if row["last_id"] else None

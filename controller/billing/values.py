@@ -67,7 +67,7 @@ class Totals:
         )
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Self:
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
         """Reads a row with columns of these names."""
         return cls(
             int(row["instances"]),
@@ -124,6 +124,7 @@ class BatchResult:
         locked_by_others: organizations left out because another session holds a lock on one of their rows.
         failures_by_reason: number of instances that could not be charged, by reason.
         priced_by_default: up to 20 instances whose plan has no price, for a warning that names them.
+        rewound: up to 20 instances whose last_billed_at was behind the ledger and has been corrected.
         last: where the next step of a large organization continues; None if nothing was processed.
     """
 
@@ -132,6 +133,7 @@ class BatchResult:
     locked_by_others: tuple[UUID, ...] = ()
     failures_by_reason: Mapping[str, int] = field(default_factory=dict)
     priced_by_default: tuple[dict[str, str], ...] = ()
+    rewound: tuple[dict[str, str], ...] = ()
     last: ResumePoint | None = None
 
     def __add__(self, other: Self) -> "BatchResult":
@@ -142,6 +144,7 @@ class BatchResult:
             self.locked_by_others + other.locked_by_others,
             Counter(self.failures_by_reason) + Counter(other.failures_by_reason),
             self.priced_by_default + other.priced_by_default,
+            self.rewound + other.rewound,
             other.last
             or self.last,  # of the later snapshot; an instance that appeared in between would shift the earlier one's
         )

@@ -43,7 +43,7 @@ _CREATED_INDEX: Final = re.compile(
 REQUIRED: Final = {
     "organizations": ("id",),
     "wallets": ("id", "organization_id", "balance", "currency", "updated_at"),
-    "vps_plans": ("id", "provider_plan_id", "base_price", "markup_price", "active", "created_at"),
+    "vps_plans": ("id", "provider_plan_id", "base_price", "markup_price", "active", "created_at", "updated_at"),
     "vps_instances": ("id", "organization_id", "plan_id", "label", "created_at", "last_billed_at"),
     "payment_transactions": (
         "id", "organization_id", "amount", "currency", "payment_method", "payment_provider", "status",

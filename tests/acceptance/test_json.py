@@ -27,7 +27,7 @@ BILL_KEYS = {
 }  # fmt: skip
 INVARIANTS = {
     "wallet_balance", "wallet_state", "periods", "last_billed", "whole_hours", "transactions", "price_clock",
-    "open_debts", "overdue", "terms",
+    "open_rows", "overdue", "terms",
 }  # fmt: skip
 
 

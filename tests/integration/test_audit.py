@@ -107,13 +107,13 @@ PLANTS: dict[str, tuple[str, str]] = {
         "price_clock",
         "update vps_billing_cycles set total_amount = total_amount + 0.01 where status = 'billed'",
     ),
-    "two open debts": (
-        "open_debts",
+    "overlapping open rows": (
+        "open_rows",
         (
-            "drop index billing_one_open_debt_an_instance; insert into vps_billing_cycles (vps_instance_id,"
+            "insert into vps_billing_cycles (vps_instance_id,"
             " organization_id, billing_period_start, billing_period_end, hourly_rate, total_amount, status, metadata)"
-            " select vps_instance_id, organization_id, billing_period_start, billing_period_end, 0, 0, status, metadata"
-            " from vps_billing_cycles where status = 'failed'"
+            " select vps_instance_id, organization_id, billing_period_start + interval '1 minute', billing_period_end,"
+            " 0, 0, status, metadata from vps_billing_cycles where status = 'failed'"
         ),
     ),
     "a debt forgotten": ("overdue", "delete from vps_billing_cycles where status = 'failed'"),

@@ -5,6 +5,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from controller.billing.ledger import MARKER
 from controller.billing.values import Totals
@@ -99,17 +100,38 @@ def test_an_hour_that_costs_nothing_is_billed_without_a_transaction(world: World
     assert world.violations() == {}
 
 
-def test_a_changed_price_holds_for_the_hours_that_are_billed_after_it(world: World) -> None:
+def test_hour_costs_what_it_cost_when_it_began(world: World) -> None:
     organization, plan = world.organization("500.00"), world.plan("5.00")
     instance = world.instance(organization, plan, NOON - 30 * HOUR)
     world.bill(NOON - 10 * HOUR)
     world.run("update vps_plans set base_price = 73.00")
-    world.bill(NOON)
+    world.bill(NOON)  # the first to see the change: it counts from here
+    world.bill(NOON + 10 * HOUR)
     assert world.billed(instance) == [
         (NOON - 30 * HOUR, 20, charge_of(D("5.00"), NOON - 30 * HOUR, 20)),
-        (NOON - 10 * HOUR, 10, D("1.00")),
+        (NOON - 10 * HOUR, 10, charge_of(D("5.00"), NOON - 10 * HOUR, 10)),
+        (NOON, 10, D("1.00")),
     ]
     assert world.violations() == {}
+
+
+def test_charge_never_spans_a_price_change(world: World) -> None:
+    """Hours 30 minutes past: the hour in which the change was seen began before it."""
+    start = NOON - 30 * HOUR - HOUR / 2
+    organization, plan = world.organization("500.00"), world.plan("5.00")
+    instance = world.instance(organization, plan, start)
+    world.bill(NOON - 40 * HOUR)  # nothing is due; the price is recorded
+    world.run("update vps_plans set base_price = 73.00")
+    world.bill(NOON - 20 * HOUR, workers=2)
+    world.run("update vps_instances set last_billed_at = null where id = %s", instance)
+    world.run("delete from vps_billing_cycles")
+    world.run("delete from payment_transactions")
+    world.run("update wallets set balance = 500.00")
+    world.bill(NOON)
+    assert world.billed(instance) == [
+        (start, 11, charge_of(D("5.00"), start, 11)),
+        (start + 11 * HOUR, 19, D("1.90")),
+    ]
 
 
 def test_an_instance_is_billed_whatever_its_power_state(world: World) -> None:
@@ -216,4 +238,47 @@ def test_a_debt_larger_than_the_column_is_exact_in_its_metadata(world: World) ->
     assert row is not None
     assert row["owed"] == charge_of(D("199999998.00"), NOON - 99_999 * HOUR, 99_999)
     assert row["total_amount"] == D("99999999.99")
+    assert world.violations() == {}
+
+
+@pytest.mark.parametrize("moved_to", ["-30 minutes", "-3 hours", "-5 hours", "-9 days"])
+def test_clock_that_was_set_back_charges_no_hour_again(world: World, moved_to: str) -> None:
+    instance = world.instance(world.organization(), world.plan("7.30"), NOON - 9 * HOUR)
+    world.bill(NOON - 4 * HOUR)
+    world.run("update vps_instances set last_billed_at = last_billed_at + %s::interval", moved_to)
+    with capture_logs() as logs:
+        world.bill(NOON)
+        world.bill(NOON)
+    assert [hours for _, hours, _ in world.billed(instance)] == [5, 4]
+    assert world.last_billed_at(instance) == NOON
+    assert [line["event"] for line in logs].count("instance.rewound") == 1
+    assert world.violations() == {}
+
+
+def test_removed_last_billed_at_charges_no_hour_again(world: World) -> None:
+    instance = world.instance(world.organization(), world.plan("7.30"), NOON - 9 * HOUR)
+    world.bill(NOON)
+    world.run("update vps_instances set last_billed_at = null")
+    world.bill(NOON)
+    assert [hours for _, hours, _ in world.billed(instance)] == [9]
+    assert world.last_billed_at(instance) == NOON
+
+
+@pytest.mark.parametrize("table", ["payment_transactions", "vps_billing_cycles"])
+@pytest.mark.parametrize("balance", ["100.00", "0.03"])
+def test_row_that_the_database_drops_fails_its_organization_alone(world: World, table: str, balance: str) -> None:
+    plan = world.plan("7.30")
+    bad, good = world.organization(balance), world.organization()
+    dropped = world.instance(bad, plan, NOON - 5 * HOUR)
+    charged = world.instance(good, plan, NOON - 5 * HOUR)
+    world.run(
+        f"""create function drop_row() returns trigger language plpgsql as
+        $$ begin return case when new.organization_id <> '{bad}' or new.status = 'failed' then new end; end $$"""
+    )
+    world.run(f"create trigger drop_row before insert on {table} for each row execute function drop_row()")
+    result = world.bill(NOON)
+    assert (result.totals.instances, result.totals.failures) == (1, 1)
+    assert world.balance(bad) == D(balance)
+    assert world.reason(dropped) == "error"
+    assert [hours for _, hours, _ in world.billed(charged)] == [5]
     assert world.violations() == {}

@@ -199,14 +199,36 @@ def test_a_debt_follows_its_instance_to_another_organization(world: World) -> No
     assert world.violations() == {}
 
 
-def test_the_price_may_change_while_a_debt_is_open(world: World) -> None:
-    t = tenant(world, "0.04")
+def test_recorded_debt_keeps_its_price_and_a_new_price_adds_a_row(world: World) -> None:
+    organization, plan = world.organization("0.04"), world.plan("7.30")
+    instance = world.instance(organization, plan, NOON - 10 * HOUR)
     world.bill(NOON)
-    world.run("update vps_plans set base_price = 73.00 where base_price > 0")
-    world.top_up(t.organization, "0.75")
+    world.run("update vps_plans set base_price = 73.00")
+    world.bill(NOON + HOUR)  # the first to see the change: this hour began before it
+    world.bill(NOON + 3 * HOUR)
+    rows = world.rows(
+        "select (metadata ->> 'hours')::int as hours, (metadata ->> 'owed')::numeric as owed from vps_billing_cycles"
+        " where status = 'failed' order by billing_period_start"
+    )
+    assert [(row["hours"], row["owed"]) for row in rows] == [(7, D("0.07")), (2, D("0.20"))]
+    world.top_up(organization, "0.17")
+    world.bill(NOON + 3 * HOUR)
+    assert [(hours, amount) for _, hours, amount in world.billed(instance)] == [
+        (4, D("0.04")), (7, D("0.07")), (1, D("0.10")),
+    ]  # fmt: skip
+    assert world.open_row(instance)["owed"] == D("0.10")  # type: ignore[index]
+    assert world.violations() == {}
+
+
+def test_debt_of_a_moved_instance_keeps_the_price_of_the_old_plan(world: World) -> None:
+    organization, cheap, dear = world.organization("0.00"), world.plan("5.00"), world.plan("80.00")
+    instance = world.instance(organization, cheap, NOON - 500 * HOUR)
     world.bill(NOON)
-    assert [(hours, amount) for _, hours, amount in world.billed(t.first)] == [(4, D("0.04")), (6, D("0.60"))]
-    assert debts(world, t.first, t.second) == [None, (4, D("0.40"))]
+    world.run("update vps_instances set plan_id = %s", str(dear))
+    world.top_up(organization, "100.00")
+    world.bill(NOON)
+    assert sum(hours for _, hours, _ in world.billed(instance)) == 500
+    assert sum(amount for *_, amount in world.billed(instance)) == charge_of(D("5.00"), NOON - 500 * HOUR, 500)
     assert world.violations() == {}
 
 

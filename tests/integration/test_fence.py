@@ -26,7 +26,16 @@ def session(world: World) -> psycopg.Connection[dict[str, Any]]:
 
 
 #: All that a batch may do; `begin_again` makes the first one do it.
-CHARGING = {"charge_covered", "charge_wallets", "lock_organizations", "adopt_wallets", "charge_ordered"}
+CHARGING = {
+    "charge_covered",
+    "charge_wallets",
+    "lock_organizations",
+    "adopt_wallets",
+    "reckon_ordered",
+    "clear_open_rows",
+    "settle_periods",
+    "settle_wallets",
+}
 
 
 def begin_again(world: World) -> None:
@@ -35,6 +44,7 @@ def begin_again(world: World) -> None:
         "truncate billing_runs, billing_batches, payment_transactions, vps_billing_cycles, billing_wallet_baselines"
     )
     world.run("update vps_instances set last_billed_at = null")
+    world.run("update wallets set balance = 5.00")
     world.run(
         "insert into billing_wallet_baselines (wallet_id, organization_id, baseline, adopted_balance)"
         " select id, organization_id, balance, balance from wallets order by organization_id limit 1"

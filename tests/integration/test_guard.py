@@ -74,12 +74,16 @@ def test_a_charge_that_breaks_an_invariant_holds_its_organization_alone(world: W
     assert [line["event"] for line in logs] == ["organization.suspended", "guard.passed"]
 
 
-def test_an_hour_that_is_charged_again_holds_the_organization(world: World) -> None:
-    """Somebody has set the instance's clock back: the cycle can't know, the guard does."""
+def test_hour_that_two_periods_cover_suspends_the_organization(world: World) -> None:
     broken, *_ = town(world)
     guard(world).check(world.term())
-    world.run("update vps_instances set last_billed_at = last_billed_at - interval '30 minutes' where id = %s", broken)
     world.bill(NOON)
+    world.run(
+        "update vps_billing_cycles set billing_period_end = billing_period_end + interval '30 minutes'"
+        " where vps_instance_id = %s and billing_period_end = %s",
+        broken,
+        THEN,
+    )
     guard(world).check(world.term())
     assert held(world) == {organization_of(world, broken): "periods"}
 

@@ -110,7 +110,7 @@ def test_a_step_that_is_tried_again_counts_no_debt_twice(database: str, balance:
         for number in range(6):
             world.instance(organization, plan, NOON - (50 - number) * HOUR, NOON - 5 * HOUR)
         world.cycle(NOON, batch_size=2).run(world.lead(), dry=True)
-        third = [number for number, name in enumerate(Own.names) if name == "charge_ordered"][2]
+        third = [number for number, name in enumerate(Own.names) if name == "settle_periods"][2]
         Own.counted = 0
         Own.before = {
             third: lambda ledger: world.run("select pg_terminate_backend(%s, 2000)", ledger.connection.info.backend_pid)

@@ -85,7 +85,7 @@ def test_a_wallet_that_came_too_late_to_be_locked_is_not_overdrawn(touchy: World
         touchy.wallet(organization, "1.00")
         spend(ledger)
 
-    kind.counted, kind.before = 0, {kind.names.index("charge_ordered"): make_and_spend}
+    kind.counted, kind.before = 0, {kind.names.index("reckon_ordered"): make_and_spend}
     expected = Totals(instances=4, hours=17, amount=D("0.17"), debts=1)
     assert touchy.bill(NOON).totals == expected
     assert touchy.balance(organization) == 0

@@ -36,12 +36,16 @@ def terminate(world: World) -> Callable[[TouchyLedger], None]:
     return lambda ledger: world.run("select pg_terminate_backend(%s, 2000)", ledger.connection.info.backend_pid)
 
 
-def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(touchy: World) -> None:
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(touchy: World, first: int) -> None:
     names = statements_of_a_cycle(touchy)
     moment = names.index("fence", names.index("plan_cycle"))
-    batch = names[moment : names.index("charge_ordered") + 1]
-    assert batch == ["fence", "charge_covered", "lock_organizations", "adopt_wallets", "charge_ordered"]
-    for statements_before in range(len(batch)):
+    batch = names[moment : names.index("settle_wallets") + 1]
+    assert batch == [
+        "fence", "charge_covered", "lock_organizations", "adopt_wallets",
+        "reckon_ordered", "clear_open_rows", "settle_periods", "settle_wallets",
+    ]  # fmt: skip
+    for statements_before in range(first, first + len(batch) // 2):
         before(touchy)[moment + statements_before] = terminate(touchy)
         moment += statements_before + 1  # the next attempt begins
     assert touchy.bill(NOON, batch_size=2).totals == BILLED
@@ -93,7 +97,7 @@ def test_a_passing_error_of_the_server_is_tried_again(touchy: World, sqlstate: s
 
 def test_a_real_deadlock_is_tried_again(touchy: World) -> None:
     """Someone locks a wallet's transaction row first and then waits for ours; the server ends one of the two."""
-    moment = statements_of_a_cycle(touchy).index("charge_ordered")
+    moment = statements_of_a_cycle(touchy).index("settle_periods")
     first = touchy.one("select min(id::text)::uuid from organizations")
     done = threading.Event()
 
@@ -144,7 +148,7 @@ def test_an_error_that_is_nobodys_data_fails_the_cycle_and_the_next_goes_on(touc
     def fail(ledger: TouchyLedger) -> None:
         ledger.connection.execute("do $$ begin raise sqlstate '53100' using message = 'disk full'; end $$")
 
-    before(touchy)[moment + 4] = fail
+    before(touchy)[moment + 7] = fail  # in the second batch
     result = touchy.cycle(NOON, batch_size=2).run(touchy.lead())
     assert (result.outcome, result.error) == (Outcome.FAILED, "disk full")
     (run,) = touchy.rows("select outcome, error, instances from billing_runs")

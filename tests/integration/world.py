@@ -36,6 +36,8 @@ TABLES: Final = (
     "billing_batches",
     "billing_wallet_baselines",
     "billing_suspensions",
+    "billing_prices",
+    "billing_price_check",
     "billing_guard",
     "billing_schema_migrations",
 )
@@ -90,6 +92,11 @@ class LedgerAt(Ledger):
         run = super().begin_run(term)
         if self.as_of is None:
             return run
+        # a price that this cycle is the first to see counts from its own start
+        self.connection.execute(
+            "update billing_prices set valid_from = %s where recorded_at = now() and valid_from > '-infinity'",
+            (self.as_of,),
+        )
         self.connection.execute("update billing_runs set started_at = %s where id = %s", (self.as_of, run.id))
         return replace(run, as_of=self.as_of)
 

@@ -149,14 +149,20 @@ where billing_is_ours(metadata) and status in ('billed', 'refunded')
     and total_amount is distinct from
         billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint)
 
--- name: audit_open_debts
--- at most one open debt an instance
-select 'instance ' || vps_instance_id as subject, 'has ' || count(*) || ' open debts' as detail, false as exempt
-from vps_billing_cycles
-where status = 'failed' and billing_is_ours(metadata)
-    and (%(organization)s::uuid is null or organization_id = %(organization)s)
-group by vps_instance_id
-having count(*) > 1
+-- name: audit_open_rows
+-- the open rows of an instance are contiguous
+select 'instance ' || o.vps_instance_id as subject,
+    case when o.previous_end > o.billing_period_start then 'open row ' || o.id || ' overlaps the one before it'
+        else 'gap of ' || (o.billing_period_start - o.previous_end) || ' before open row ' || o.id end as detail,
+    false as exempt
+from (
+    select id, vps_instance_id, billing_period_start,
+        lag(billing_period_end) over (partition by vps_instance_id order by billing_period_start) as previous_end
+    from vps_billing_cycles
+    where status = 'failed' and billing_is_ours(metadata)
+        and (%(organization)s::uuid is null or organization_id = %(organization)s)
+) o
+where o.previous_end <> o.billing_period_start
 
 -- name: audit_overdue
 -- nothing overdue, as of the last completed cycle, without a recorded reason
@@ -164,7 +170,7 @@ select 'instance ' || i.id as subject,
     'unbilled since ' || coalesce(coalesce(i.last_billed_at, i.created_at)::text, 'ever') || ' and no reason recorded' as detail,
     false as exempt
 from vps_instances i
-where billing_is_due(i.last_billed_at, i.created_at,
+where billing_due(i.last_billed_at, i.created_at,
         (select max(started_at) from billing_runs where outcome = 'completed'))
     and (%(organization)s::uuid is null or i.organization_id = %(organization)s)
     and not exists (

@@ -46,7 +46,7 @@ returning id, started_at
 with due as (
     select organization_id, count(*) as instances
     from vps_instances
-    where billing_is_due(last_billed_at, created_at, %(as_of)s)
+    where billing_due(last_billed_at, created_at, %(as_of)s)
     group by organization_id
 ), marked as (
     select organization_id, instances, instances > %(batch_size)s as large,

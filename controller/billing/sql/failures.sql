@@ -1,0 +1,76 @@
+-- An organization that can't be charged at all, and the search for it.
+
+-- name: due_organizations
+-- A batch that fails is bisected until the organization at fault stands alone.
+select distinct organization_id
+from vps_instances
+where organization_id between %(first_organization)s and %(last_organization)s
+    and billing_due(last_billed_at, created_at, %(as_of)s)
+order by organization_id
+
+-- name: record_failed_organization
+-- Every due instance gets the reason on its open rows, and an open row without a price for the hours that none of them
+-- covers. Prices and amounts that are recorded stay as they are. Computes nothing that could fail again.
+with due as materialized (
+    select i.id, i.organization_id, billing_is_moment(p.starts_at) as start_known,
+        case when billing_is_moment(p.starts_at) then p.starts_at else %(as_of)s::timestamptz - interval '1 hour' end as starts_at
+    from vps_instances i
+    cross join lateral billing_position(i.id, i.last_billed_at, i.created_at) p
+    where i.organization_id = %(organization_id)s and billing_due(i.last_billed_at, i.created_at, %(as_of)s)
+), open_row as materialized (
+    select c.id, c.vps_instance_id, c.billing_period_start, c.billing_period_end, c.metadata,
+        row_number() over (partition by c.vps_instance_id order by c.billing_period_start desc) = 1
+            and jsonb_typeof(c.metadata -> 'monthly_price') is distinct from 'number' as grows
+    from due
+    join vps_billing_cycles c on c.vps_instance_id = due.id and c.status = 'failed' and billing_is_ours(c.metadata)
+), tail as materialized (
+    -- the hours that no open row covers, or that the last one without a price covers
+    select due.id, due.organization_id, g.id as row_id, g.starts_at,
+        billing_whole_hours(g.starts_at, %(as_of)s) as hours
+    from due
+    cross join lateral (
+        select (array_agg(o.id) filter (where o.grows))[1] as id,
+            greatest(due.starts_at, max(case when o.grows then o.billing_period_start else o.billing_period_end end)) as starts_at
+        from open_row o
+        where o.vps_instance_id = due.id
+    ) g
+), reason as (
+    select %(origin)s::jsonb || jsonb_build_object('reason', %(reason)s::text, 'error', %(error)s::text) as metadata
+), updated as (
+    update vps_billing_cycles c
+    set metadata = c.metadata || r.metadata
+        || case when t.row_id is not null then jsonb_build_object('hours', t.hours) else '{}' end,
+        billing_period_end = case when t.row_id is not null then t.starts_at + t.hours * interval '1 hour' else c.billing_period_end end
+    from reason r, open_row o
+    left join tail t on t.row_id = o.id and t.hours > 0
+    where c.id = o.id
+    returning c.id
+), inserted as (
+    insert into vps_billing_cycles (id, vps_instance_id, organization_id, billing_period_start, billing_period_end,
+        hourly_rate, total_amount, status, metadata)
+    select billing_time_ordered_uuid(clock_timestamp()), t.id, t.organization_id, t.starts_at,
+        t.starts_at + t.hours * interval '1 hour', 0, 0, 'failed',
+        r.metadata || jsonb_build_object('hours', t.hours, 'since', to_jsonb(%(as_of)s::timestamptz))
+    from tail t, reason r
+    where t.row_id is null and t.hours > 0
+    returning id
+), batch_recorded as (
+    insert into billing_batches (run_id, term, written_at, instances, hours, amount, debts, failures)
+    select %(run_id)s, %(term)s, clock_timestamp(), 0, 0, 0, 0, count(*) from due
+)
+select count(*) as failures,
+    (select count(*) from updated) = (select count(*) from open_row)
+        and (select count(*) from inserted) = (select count(*) from tail where row_id is null and hours > 0) as consistent
+from due
+
+-- name: count_failed_organization
+-- Counts its due instances as failures without touching its rows, for when another session keeps them locked.
+with failed as (
+    select count(*) as failures
+    from vps_instances
+    where organization_id = %(organization_id)s and billing_due(last_billed_at, created_at, %(as_of)s)
+), batch_recorded as (
+    insert into billing_batches (run_id, term, written_at, instances, hours, amount, debts, failures)
+    select %(run_id)s, %(term)s, clock_timestamp(), 0, 0, 0, 0, failures from failed
+)
+select failures from failed
