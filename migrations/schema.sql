@@ -32,6 +32,40 @@ begin
 end
 $$;
 
+CREATE FUNCTION billing_affordable_segments(balance numeric, instance_ids uuid[], monthly_prices numeric[], period_starts timestamp with time zone[], hours bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+declare
+    remaining numeric := trunc(greatest(balance, 0), 2);  -- charges are whole cents; a balance may hold fractions of one
+    affordable bigint[] := '{}';
+    short uuid;
+    segment record;
+    cost numeric;
+    paid bigint;
+    a_month constant numeric := 2628000000000;  -- microseconds
+    bound numeric;
+    step numeric;
+begin
+    for segment in
+        select * from unnest(instance_ids, monthly_prices, period_starts, hours) as s (instance_id, monthly_price, period_start, hours)
+    loop
+        paid := case when segment.instance_id = short then 0 else segment.hours end;
+        cost := billing_charge(segment.monthly_price, segment.period_start, paid);
+        if cost > remaining then
+            bound := 2 * a_month * (100 * (billing_price_clock(segment.monthly_price, segment.period_start) + remaining) + 1)
+                - a_month - 200 * segment.monthly_price * billing_epoch_microseconds(segment.period_start);
+            step := 200 * segment.monthly_price * 3600000000;
+            paid := greatest(div(bound, step) - (mod(bound, step) = 0)::int, 0);
+            cost := billing_charge(segment.monthly_price, segment.period_start, paid);
+            short := segment.instance_id;
+        end if;
+        remaining := remaining - cost;
+        affordable := affordable || paid;
+    end loop;
+    return affordable;
+end
+$$;
+
 CREATE FUNCTION billing_charge(monthly_price numeric, period_start timestamp with time zone, hours bigint) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -50,6 +84,15 @@ CREATE FUNCTION billing_debts() RETURNS TABLE(organization_id uuid, instances bi
     group by c.organization_id
 $$;
 
+CREATE FUNCTION billing_due(last_billed_at timestamp with time zone, created_at timestamp with time zone, as_of timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select last_billed_at <= as_of - interval '1 hour'
+        or last_billed_at = 'infinity'
+        or (last_billed_at is null
+            and (created_at is null or created_at = 'infinity' or created_at <= as_of - interval '1 hour'))
+$$;
+
 CREATE FUNCTION billing_epoch_microseconds(moment timestamp with time zone) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select round(extract(epoch from moment - timestamptz '1970-01-01 00:00:00+00') * 1000000)::numeric $$;
@@ -61,6 +104,16 @@ CREATE FUNCTION billing_failures() RETURNS TABLE(organization_id uuid, reason te
     from vps_billing_cycles c
     where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'reason' <> 'insufficient_balance'
     group by c.organization_id, c.metadata ->> 'reason'
+$$;
+
+CREATE FUNCTION billing_hours_until(since timestamp with time zone, moment timestamp with time zone) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case
+        when moment <= since then 0
+        when moment = 'infinity' then 9223372036854775807
+        else ceil(extract(epoch from moment - since) / 3600)::bigint
+    end
 $$;
 
 CREATE FUNCTION billing_is_due(last_billed_at timestamp with time zone, created_at timestamp with time zone, as_of timestamp with time zone) RETURNS boolean
@@ -81,6 +134,10 @@ CREATE FUNCTION billing_is_ours(metadata jsonb) RETURNS boolean
         (metadata operator(pg_catalog.->>) 'controller')
             operator(pg_catalog.=) any (array['vps-billing', 'containerstacks-billing']), false)
 $$;
+
+CREATE FUNCTION billing_is_price(monthly_price numeric) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select coalesce(monthly_price >= 0 and monthly_price < 'infinity', false) $$;
 
 CREATE FUNCTION billing_lock_key(lock_name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -109,23 +166,73 @@ CREATE FUNCTION billing_owed(metadata jsonb, total_amount numeric) RETURNS numer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select case when jsonb_typeof(metadata -> 'owed') = 'number' then (metadata ->> 'owed')::numeric else total_amount end $$;
 
-CREATE FUNCTION billing_plan_prices() RETURNS TABLE(key text, monthly_price numeric, source text)
+CREATE FUNCTION billing_plan_lookup() RETURNS TABLE(key text, monthly_price numeric, source text, updated_at timestamp with time zone)
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$
-    select distinct on (candidate.key) candidate.key, candidate.base_price + coalesce(candidate.markup_price, 0), candidate.source
+    select distinct on (candidate.key) candidate.key, candidate.base_price + coalesce(candidate.markup_price, 0),
+        candidate.source, candidate.updated_at
     from (
-        select p.id::text as key, 'plan' as source, 1 as preference, p.base_price, p.markup_price, p.active, p.created_at, p.id
+        select p.id::text as key, 'plan' as source, 1 as preference,
+            p.base_price, p.markup_price, p.active, p.created_at, p.updated_at, p.id
         from vps_plans p
         union all
-        select p.provider_plan_id, 'provider_plan', 2, p.base_price, p.markup_price, p.active, p.created_at, p.id
+        select p.provider_plan_id, 'provider_plan', 2,
+            p.base_price, p.markup_price, p.active, p.created_at, p.updated_at, p.id
         from vps_plans p
     ) candidate
+    where candidate.key is not null
     order by candidate.key, candidate.preference, candidate.active desc nulls last, candidate.created_at, candidate.id
+$$;
+
+CREATE FUNCTION billing_position(instance_id uuid, last_billed_at timestamp with time zone, created_at timestamp with time zone) RETURNS TABLE(starts_at timestamp with time zone, ledger_end timestamp with time zone)
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select greatest(coalesce(last_billed_at, created_at), ledger.period_end), ledger.period_end
+    from (select) as always
+    left join lateral (
+        select c.billing_period_end as period_end
+        from vps_billing_cycles c
+        where c.vps_instance_id = instance_id and c.status in ('billed', 'refunded') and billing_is_ours(c.metadata)
+        order by c.billing_period_start desc
+        limit 1
+    ) ledger on true
+$$;
+
+CREATE FUNCTION billing_price_changes() RETURNS TABLE(key text, valid_from timestamp with time zone, monthly_price numeric, source text)
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    with recorded as (
+        select distinct on (b.key) b.key, b.monthly_price, b.source from billing_prices b order by b.key, b.valid_from desc
+    )
+    select coalesce(p.key, r.key),
+        case
+            when r.key is null then '-infinity'
+            when p.updated_at > k.checked_at and p.updated_at <= now() then p.updated_at
+            else now()
+        end,
+        p.monthly_price, coalesce(p.source, 'none')
+    from (select max(c.checked_at) as checked_at from billing_price_check c) k
+    cross join (billing_plan_lookup() p full join recorded r on r.key = p.key)
+    where r.key is null or p.monthly_price is distinct from r.monthly_price or coalesce(p.source, 'none') <> r.source
 $$;
 
 CREATE FUNCTION billing_price_clock(monthly_price numeric, moment timestamp with time zone) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select div(200 * monthly_price * billing_epoch_microseconds(moment) + 2628000000000, 5256000000000) * 0.01 $$;
+
+CREATE FUNCTION billing_price_history() RETURNS TABLE(key text, monthly_price numeric, source text, valid_from timestamp with time zone, valid_to timestamp with time zone, next_price numeric)
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select h.key, h.monthly_price, h.source, h.valid_from,
+        lead(h.valid_from, 1, 'infinity') over (partition by h.key order by h.valid_from),
+        (array_agg(h.monthly_price) filter (where billing_is_price(h.monthly_price)) over (
+            partition by h.key order by h.valid_from rows between 1 following and unbounded following))[1]
+    from (
+        select b.key, b.monthly_price, b.source, b.valid_from from billing_prices b
+        union all
+        select c.key, c.monthly_price, c.source, c.valid_from from billing_price_changes() c
+    ) h
+$$;
 
 CREATE FUNCTION billing_replicas() RETURNS TABLE(instance_id text, role text, connected_at timestamp with time zone)
     LANGUAGE sql STABLE
@@ -146,6 +253,80 @@ CREATE FUNCTION billing_replicas() RETURNS TABLE(instance_id text, role text, co
     where a.datname = current_database()
         and (holds.pid is not null or starts_with(a.application_name, 'billing elector '))
     order by holds.pid is null, a.backend_start
+$$;
+
+CREATE FUNCTION billing_segments(instance_ids uuid[], as_of timestamp with time zone) RETURNS TABLE(instance_id uuid, starts_at timestamp with time zone, hours bigint, monthly_price numeric, next_price numeric, price_source text, row_id uuid, since jsonb, start_known boolean, ledger_end timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    with instance as materialized (
+        select i.id, i.plan_id, position.ledger_end, billing_is_moment(position.starts_at) as start_known,
+            case when billing_is_moment(position.starts_at) then position.starts_at else as_of - interval '1 hour' end as starts_at
+        from vps_instances i
+        cross join lateral billing_position(i.id, i.last_billed_at, i.created_at) position
+        where i.id = any (instance_ids)
+    ), standing as materialized (
+        select *, greatest(billing_whole_hours(instance.starts_at, as_of), 0) as hours from instance
+    ), open_row as materialized (
+        select c.id as row_id, s.id, greatest(c.billing_period_start, s.starts_at) as starts_at,
+            least(c.billing_period_end, s.starts_at + s.hours * interval '1 hour') as ends_at,
+            case when jsonb_typeof(c.metadata -> 'monthly_price') = 'number'
+                then (c.metadata ->> 'monthly_price')::numeric end as monthly_price,
+            c.metadata ->> 'price_source' as price_source, c.metadata -> 'since' as since
+        from standing s
+        join vps_billing_cycles c on c.vps_instance_id = s.id and c.status = 'failed' and billing_is_ours(c.metadata)
+    ), recorded as materialized (
+        -- open rows that hold a price and at least one hour that is still unbilled
+        select * from open_row r where billing_is_price(r.monthly_price) and r.ends_at > r.starts_at
+    ), gap as (
+        select s.id, s.starts_at as from_time, coalesce(min(r.starts_at), 'infinity') as to_time
+        from standing s left join recorded r on r.id = s.id
+        group by s.id, s.starts_at
+        union all
+        select r.id, r.ends_at, lead(r.starts_at, 1, 'infinity') over (partition by r.id order by r.starts_at) from recorded r
+    ), piece as (
+        select r.id, r.row_id, r.monthly_price, null::numeric as next_price, r.price_source, r.since, r.starts_at as from_time,
+            r.ends_at as to_time
+        from recorded r
+        union all
+        select g.id, null, h.monthly_price, h.next_price, h.source, null, greatest(g.from_time, h.valid_from), least(g.to_time, h.valid_to)
+        from gap g
+        join standing s on s.id = g.id
+        left join billing_price_history() h on h.key = s.plan_id and h.valid_from < g.to_time and h.valid_to > g.from_time
+        where g.from_time < g.to_time
+    ), counted as (
+        -- an hour belongs to the piece in which it begins
+        select p.*, least(billing_hours_until(s.starts_at, p.from_time), s.hours) as first_hour,
+            least(billing_hours_until(s.starts_at, p.to_time), s.hours) as end_hour
+        from piece p
+        join standing s on s.id = p.id
+    ), compared as (
+        select c.*, c.row_id is null and lag(c.end_hour) over w is not null
+            and c.monthly_price is not distinct from lag(c.monthly_price) over w
+            and (billing_is_price(c.monthly_price) or c.next_price is not distinct from lag(c.next_price) over w) as continues
+        from counted c
+        where c.end_hour > c.first_hour
+        window w as (partition by c.id order by c.first_hour)
+    ), numbered as (
+        select c.*, count(*) filter (where not c.continues) over (partition by c.id order by c.first_hour) as number
+        from compared c
+    )
+    select s.id, segment.starts_at, segment.hours, segment.monthly_price, segment.next_price, segment.price_source,
+        coalesce(segment.row_id, reused.row_id), coalesce(segment.since, reused.since), s.start_known, s.ledger_end
+    from (
+        select s.id, s.start_known, s.ledger_end, s.starts_at + coalesce(min(n.first_hour), 0) * interval '1 hour' as starts_at,
+            coalesce(max(n.end_hour) - min(n.first_hour), 0) as hours,
+            (array_agg(n.monthly_price order by n.first_hour))[1] as monthly_price,
+            (array_agg(n.next_price order by n.first_hour))[1] as next_price,
+            (array_agg(n.price_source order by n.first_hour))[1] as price_source,
+            (array_agg(n.row_id order by n.first_hour))[1] as row_id, (array_agg(n.since order by n.first_hour))[1] as since
+        from standing s
+        left join numbered n on n.id = s.id
+        group by s.id, s.starts_at, s.start_known, s.ledger_end, n.number
+    ) segment
+    join standing s on s.id = segment.id
+    -- an open row without a price is used again by the segment that begins where it does
+    left join open_row reused on segment.row_id is null and reused.id = segment.id and reused.starts_at = segment.starts_at
+        and not billing_is_price(reused.monthly_price)
 $$;
 
 CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading_since timestamp with time zone, standbys text[], next_cycle_at timestamp with time zone, waiting_for text, running_since timestamp with time zone, last_completed_at timestamp with time zone, last_run jsonb, heartbeat_age_seconds double precision, debts bigint, owed numeric, failures bigint, suspended bigint, checked_until timestamp with time zone, database_time timestamp with time zone)
@@ -314,6 +495,22 @@ COMMENT ON COLUMN billing_leadership.bill_after IS 'no cycle starts before this 
 
 COMMENT ON COLUMN billing_leadership.interval_minutes IS 'BILLING_INTERVAL_MINUTES of the leader of this term';
 
+CREATE TABLE billing_price_check (
+    only_row boolean DEFAULT true NOT NULL,
+    checked_at timestamp with time zone NOT NULL,
+    CONSTRAINT billing_price_check_only_row_check CHECK (only_row)
+);
+
+CREATE TABLE billing_prices (
+    key text NOT NULL,
+    valid_from timestamp with time zone NOT NULL,
+    monthly_price numeric,
+    source text NOT NULL,
+    recorded_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON COLUMN billing_prices.source IS 'plan: vps_plans.id matched; provider_plan: provider_plan_id matched; none: nothing matched';
+
 CREATE VIEW billing_replicas AS
  SELECT instance_id,
     role,
@@ -387,6 +584,12 @@ ALTER TABLE ONLY billing_guard
 
 ALTER TABLE ONLY billing_leadership
     ADD CONSTRAINT billing_leadership_pkey PRIMARY KEY (only_row);
+
+ALTER TABLE ONLY billing_price_check
+    ADD CONSTRAINT billing_price_check_pkey PRIMARY KEY (only_row);
+
+ALTER TABLE ONLY billing_prices
+    ADD CONSTRAINT billing_prices_pkey PRIMARY KEY (key, valid_from);
 
 ALTER TABLE ONLY billing_runs
     ADD CONSTRAINT billing_runs_pkey PRIMARY KEY (id);
