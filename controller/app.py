@@ -151,10 +151,10 @@ class Application:
 
     # --- one read or write for a command or a page
 
-    def migrate(self) -> list[str]:
-        """Applies pending migrations and returns their names."""
+    def migrate(self, progress: Callable[[str], None]) -> list[str]:
+        """Applies pending migrations and returns the names of those that this call applied."""
         with self.direct.connect(MIGRATION) as connection:
-            return migrations.migrate(connection)
+            return migrations.migrate(connection, progress)
 
     def check_schema(self) -> None:
         """Raises SchemaError unless billing can work on this database."""

@@ -99,7 +99,7 @@ def migrate(
         application.check_schema()
         output.line("up to date")
         return
-    applied = application.migrate()
+    applied = application.migrate(output.note)
     output.line(f"applied {', '.join(applied)}" if applied else "up to date")
 
 

@@ -20,8 +20,14 @@ OUT = Console(highlight=False, soft_wrap=True)
 
 
 def line(text: str) -> None:
-    """One line on standard output."""
+    """Prints one line on standard output."""
     OUT.print(text, markup=False)
+
+
+def note(text: str) -> None:
+    """Prints one line on standard error: progress that is not part of the result."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def status(view: Status, *, as_json: bool) -> None:

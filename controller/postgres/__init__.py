@@ -1,10 +1,15 @@
-"""Everything that knows how PostgreSQL is reached.
+"""How PostgreSQL is reached. Decides nothing about money.
 
-`connections` opens sessions whose every wait is bounded; `lock_session` is the dedicated session that an election
-needs; `migrations` brings the schema up to date; `queries` loads the named statements of `sql/`.
+`connections` opens sessions with a bound on every wait. `lock_session` is the dedicated session that an election needs.
+`migrations` brings the schema up to date, and `index_builds` builds indexes without blocking the application. `sql/`
+holds the named statements of sessions, elections and migrations; `controller.sql` loads them and executes them. The
+statements that charge are in `controller/billing/sql/`.
 
-Guarantees: no call waits for ever; no error that leaves here contains a password; a URL is read anew for each
-connection, so that a rotated Secret needs no restart.
+Guarantees
+----------
+- No call waits forever.
+- No error raised here contains a password.
+- The connection string is read again for each connection, so a rotated Secret needs no restart.
 
-Must not: decide anything about leadership or money. It carries what the core packages ask for.
+It must not decide who leads or what is charged.
 """

@@ -1,7 +1,7 @@
-"""Sessions on PostgreSQL, each with a bound on every wait.
+"""Opens sessions on PostgreSQL, with a bound on every wait.
 
-The server's own timeouts end what the server waits for; `BoundedConnection` ends what the client waits for, also when
-the network swallows every packet and no timeout of the server can reach us.
+The server's timeouts bound what the server waits for. `BoundedConnection` bounds what the client waits for, even if the
+network drops every packet.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,20 +22,20 @@ RV = TypeVar("RV")
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
 
-# The kernel gives up a peer that is silent for this long; both ends set it, and Unix sockets ignore it.
+#: Both ends drop a TCP connection whose peer has not answered for this long. Unix sockets ignore it.
 TCP_SILENCE_SECONDS: Final = 6
 
 
 class BoundedConnection(psycopg.Connection[DictRow]):
-    """A connection that closes itself, and says so, when the server does not answer in time."""
+    """A connection that closes itself if the server does not answer in time."""
 
     reply_timeout_seconds: float = 30.0
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """As psycopg's own, with `reply_timeout_seconds` where the caller names no timeout.
+        """Waits as psycopg does, for `reply_timeout_seconds` unless the caller passes a timeout.
 
         Raises:
-            psycopg.OperationalError: no answer in time; the connection is closed, since an answer may still arrive.
+            psycopg.OperationalError: no answer in time. The connection is closed, because the answer may still arrive.
         """
         if timeout is not None:
             return super().wait(gen, interval, timeout)
@@ -50,10 +50,13 @@ class BoundedConnection(psycopg.Connection[DictRow]):
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """What a kind of session sets on the server, and how long it waits for an answer.
+    """What one kind of session sets on the server, and how long it waits for an answer.
 
-    `server` holds setting names and values as PostgreSQL takes them (`'5s'`); those that the server does not know
-    (an older version, another operating system) are left out.
+    Attributes:
+        purpose: part of the session's name in `pg_stat_activity`.
+        server: values by setting, as PostgreSQL writes them (`'5s'`). Settings that the server's version or operating
+            system does not support are skipped.
+        reply_timeout_seconds: the connection is closed if an answer takes longer.
     """
 
     purpose: str
@@ -68,10 +71,10 @@ _TCP_SERVER: Final = {
     "tcp_user_timeout": f"{TCP_SILENCE_SECONDS}s",
 }
 
-#: A worker's sessions: one short transaction after the other. `client_connection_check_interval` ends a statement whose
-#: client has been killed, so that it does not hold the next leader's mint until it ends. The planner can't know that a
-#: batch is small: without sequential scans it does not read years of history for it, a generic plan does not change
-#: with the batch, and compiling the one large statement (JIT) would take longer than running it.
+#: Workers run one short transaction after another. `client_connection_check_interval` ends the statement of a killed
+#: client, which would otherwise delay the next leader's mint. The planner settings are there because the planner can't
+#: know that a batch is small: no sequential scan over years of history, one generic plan for every batch, and no JIT
+#: compilation, which would take longer than the statement.
 WORKER: Final = SessionSettings(
     "worker",
     _TCP_SERVER
@@ -83,21 +86,25 @@ WORKER: Final = SessionSettings(
     },
     reply_timeout_seconds=15.0,
 )
-#: The guard's, which looks again at what a batch has charged; `pg_stat_activity` tells the two apart.
+#: The guard checks what batches have charged. It needs the same settings under another name.
 GUARD: Final = replace(WORKER, purpose="guard")
-#: The biller's question when a cycle is due. Bounded tightly: while it waits for an answer, nobody bills.
+#: The biller asks when the next cycle is due. The bounds are tight because no billing happens while it waits.
 BILLER: Final = SessionSettings(
     "biller",
     _TCP_SERVER | {"statement_timeout": "5s", "lock_timeout": "5s"},
     reply_timeout_seconds=8.0,
 )
-#: A cycle's plan and history; a plan of ten million instances takes some seconds.
+#: A cycle plans its batches and writes its run. Planning ten million instances takes a few seconds.
 CYCLE: Final = SessionSettings("cycle", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=15.0)
-#: Everything a person asks for.
+#: Commands that a person runs.
 FOREGROUND: Final = SessionSettings("foreground", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=600.0)
-#: Migrations: an index on years of rows takes its time.
-MIGRATION: Final = SessionSettings("migrate", _TCP_SERVER, reply_timeout_seconds=3600.0)
-#: The heartbeat's session.
+#: An index on years of rows takes long to build, so a role's time limits don't apply. There is no
+#: `client_connection_check_interval`: if the command is killed, the build completes and the next command finds it.
+MIGRATION: Final = SessionSettings(
+    "migrate",
+    _TCP_SERVER | {"statement_timeout": "0", "transaction_timeout": "0", "idle_session_timeout": "0"},
+    reply_timeout_seconds=3600.0,
+)
 HEARTBEAT: Final = SessionSettings(
     "heartbeat",
     _TCP_SERVER | {"statement_timeout": "5s", "lock_timeout": "5s"},
@@ -106,11 +113,9 @@ HEARTBEAT: Final = SessionSettings(
 
 
 def lock_session_settings(bounds: Bounds) -> SessionSettings:
-    """The lock session's: the server ends it after `session_timeout_seconds` of silence.
+    """Returns the lock session's settings. The server ends the session after `session_timeout_seconds` of silence.
 
-    A ping that is not answered while the leader may still believe is given up by the deadline.
-
-    On PostgreSQL 13, which has no `idle_session_timeout`, the TCP settings alone bound a frozen leader.
+    The reply timeout gives up an unanswered ping by the leader's deadline.
     """
     return SessionSettings(
         "elector",
@@ -127,12 +132,12 @@ def lock_session_settings(bounds: Bounds) -> SessionSettings:
 
 @dataclass(frozen=True)
 class Database:
-    """Where PostgreSQL is, and under which name we appear there.
+    """The address of a database, and this process's name there.
 
     Attributes:
-        read_url: gives the connection string; called for each connection.
-        setting: the environment variable to name when it is wrong.
-        instance_id: `hostname-pid`, shown in `pg_stat_activity`.
+        read_url: returns the connection string; called for each connection.
+        setting: the environment variable that errors name.
+        instance_id: `hostname-pid`, part of each session's name in `pg_stat_activity`.
     """
 
     read_url: Callable[[], str]
@@ -143,7 +148,7 @@ class Database:
         """Opens a session.
 
         Raises:
-            DatabaseUnreachableError: the server is away or refuses us; one line, without the password.
+            DatabaseUnreachableError: the server can't be reached or refuses the connection. One line, no password.
             SettingsError: the connection string can't be read.
         """
         url = self.read_url()
@@ -167,8 +172,8 @@ class Database:
         connection.reply_timeout_seconds = settings.reply_timeout_seconds
         try:
             if is_pooled(connection):
-                connection.prepare_threshold = None  # a prepared statement stays on the backend that it was made on
-            _apply(connection, settings.server)
+                connection.prepare_threshold = None  # a prepared statement belongs to one backend
+            set_session_settings(connection, settings.server)
         except psycopg.Error as error:
             connection.close()
             raise DatabaseUnreachableError(f"PostgreSQL closed a new session: {one_line(error)}") from None
@@ -177,25 +182,25 @@ class Database:
 
 
 def application_name(purpose: str, instance_id: str) -> str:
-    """A session's name in `pg_stat_activity`. The server keeps 63 bytes; an id's end tells more than its begin."""
+    """Returns a session's name for `pg_stat_activity`. The server keeps 63 bytes, so a long id loses its beginning."""
     prefix = f"billing {purpose} "
     return prefix + instance_id[-(63 - len(prefix)) :]
 
 
 def is_pooled(connection: sql.Connection) -> bool:
-    """Whether something between us and the server answered the start-up for it (PgBouncer, Odyssey, pgcat)."""
+    """Returns True if a pooler (PgBouncer, Odyssey, pgcat) answers in place of the server."""
     return bool(sql.row(connection, "backend_pid")["pid"] != connection.info.backend_pid)
 
 
-def _apply(connection: BoundedConnection, server: Mapping[str, str]) -> None:
-    """Sets what the server knows; where it refuses one (another operating system), the others all the same."""
+def set_session_settings(connection: BoundedConnection, settings: Mapping[str, str]) -> None:
+    """Changes settings for the rest of the session. Skips settings that this server does not support."""
     try:
-        _set(connection, server)
-    except errors.DataError:
-        for name, value in server.items():
+        _set(connection, settings)
+    except errors.DataError:  # the operating system lacks one of them; set the others
+        for name, value in settings.items():
             with suppress(errors.DataError):
                 _set(connection, {name: value})
 
 
-def _set(connection: BoundedConnection, server: Mapping[str, str]) -> None:
-    sql.run(connection, "set_session_settings", names=list(server.keys()), settings=list(server.values()))
+def _set(connection: BoundedConnection, settings: Mapping[str, str]) -> None:
+    sql.run(connection, "set_session_settings", names=list(settings.keys()), settings=list(settings.values()))

@@ -1,13 +1,16 @@
 """Brings a ContainerStacks database to the schema that this version needs.
 
-Migrations are plain SQL, go forward only, and are safe to run twice, also by hand with `psql -f`. A file runs in one
-transaction. A file that begins with `-- concurrently` holds one statement on an index of an application's table, which
-runs outside a transaction so that the application never waits for it. Any number of replicas may migrate at once.
+Migrations are plain SQL, go forward only, and are safe to run twice, also by hand with `psql -f`. Any number of
+processes may migrate at once: one applies a migration while the others wait.
+
+A file runs in one transaction. A file that begins with `-- concurrently` holds one statement on an index of an
+application's table, which runs outside a transaction (see `index_builds`). A migration never makes the application wait
+longer than LOCK_TIMEOUT: if it can't get a lock in that time, it rolls back and tries again later.
 """
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -19,25 +22,21 @@ import psycopg
 from psycopg import errors
 
 from controller import sql
-from controller.errors import BillingError, one_line
-from controller.postgres.connections import MIGRATION, BoundedConnection, Database
+from controller.errors import BillingError, DatabaseUnreachableError, one_line
+from controller.postgres import index_builds
+from controller.postgres.connections import MIGRATION, BoundedConnection, Database, set_session_settings
+from controller.postgres.index_builds import LOCK_TIMEOUT, Progress
 
 #: The advisory lock that serializes migrations. Election locks are hashes of names, so any constant is free.
 _LOCK_KEY: Final = 0x636F_6E73_6269_6C6D
 
-#: A statement that waits for an exclusive lock blocks all later statements on that table: wait briefly, then retry.
-LOCK_TIMEOUT: Final = "2s"
-#: A concurrent index build blocks nobody while it waits for older transactions; giving up early would waste the build.
-CONCURRENT_LOCK_TIMEOUT: Final = "10min"
-LOCK_PATIENCE_SECONDS: Final = 3600.0
+#: How long to wait for a table's lock, or for another process that migrates, before the command fails.
+PATIENCE_SECONDS: Final = 3600.0
 LOCK_RETRY_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 0.2
 
-_FILE: Final = re.compile(r"\d+_\w+\.sql")
 CONCURRENTLY: Final = "-- concurrently"
-_UNLESS_INDEXED: Final = re.compile(r"^-- unless indexed: (?P<table>\w+) \((?P<column>\w+)\)$", re.MULTILINE)
-_CREATED_INDEX: Final = re.compile(
-    r"create (?:unique )?index concurrently if not exists (?P<name>\w+)\s+on (?P<table>\w+)"
-)
+_FILE: Final = re.compile(r"\d+_\w+\.sql")
 
 #: The application's tables, with the columns that the controller reads or writes.
 REQUIRED: Final = {
@@ -54,8 +53,6 @@ REQUIRED: Final = {
         "total_amount", "status", "payment_transaction_id", "metadata",
     ),
 }  # fmt: skip
-
-Progress = Callable[[str], None]
 
 
 class SchemaError(BillingError):
@@ -118,15 +115,16 @@ def migrate_url(url: str) -> None:
 
 
 def migrate(connection: BoundedConnection, progress: Progress = lambda _line: None) -> list[str]:
-    """Applies pending migrations and returns their names.
+    """Applies pending migrations and returns the names of those that this call applied.
 
     Args:
-        connection: in autocommit mode.
-        progress: called with one line before each migration that may take long.
+        connection: in autocommit mode, opened with MIGRATION.
+        progress: called with one line for each step that may take long.
 
     Raises:
-        SchemaError: the application's tables are missing, or a migration failed. A failed transaction is rolled back; a
-            failed index build is dropped and built again next time.
+        SchemaError: the application's tables are missing, or a migration failed. A failed transaction has been rolled
+            back; the next call drops what a failed index build has left.
+        DatabaseUnreachableError: the connection was lost. The next call continues.
     """
     _refuse_foreign_database(connection)
     applied = []
@@ -136,7 +134,12 @@ def migrate(connection: BoundedConnection, progress: Progress = lambda _line: No
                 applied.append(migration.name)
         except psycopg.Error as error:
             detail = one_line(error, with_detail=True)
-            raise SchemaError(f"migration {migration.name} failed and was rolled back: {detail}") from error
+            if connection.closed:
+                raise DatabaseUnreachableError(
+                    f"the connection was lost during migration {migration.name}: {detail}; run migrate again"
+                ) from error
+            failed = "failed" if migration.concurrent else "failed and was rolled back"
+            raise SchemaError(f"migration {migration.name} {failed}: {detail}") from error
     return applied
 
 
@@ -149,60 +152,50 @@ def _refuse_foreign_database(connection: sql.Connection) -> None:
 
 
 def _apply(connection: BoundedConnection, migration: Migration, progress: Progress) -> bool:
-    """Applies one migration; returns False if another replica has applied it meanwhile."""
-    give_up_at = time.monotonic() + LOCK_PATIENCE_SECONDS
+    """Applies one migration; returns False if another process has applied it meanwhile."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            with _serialized(connection, CONCURRENT_LOCK_TIMEOUT if migration.concurrent else LOCK_TIMEOUT):
+            with _serialized(connection, migration, progress):
                 if migration.name not in {m.name for m in pending(connection)}:
                     return False
+                progress(f"{migration.name}: applying")
                 if migration.concurrent:
-                    _run_concurrently(connection, migration, progress)
+                    index_builds.apply(connection, migration.text, progress)
                 else:
+                    set_session_settings(connection, {"lock_timeout": LOCK_TIMEOUT})
                     with connection.transaction():
                         sql.execute(connection, migration.text)
                 return True
-        except errors.LockNotAvailable:
+        except (errors.LockNotAvailable, errors.DeadlockDetected):
             if time.monotonic() >= give_up_at:
                 raise
-            progress(f"{migration.name}: waiting for a table lock")
+            progress(f"{migration.name}: waiting for a lock that another session holds")
             time.sleep(LOCK_RETRY_SECONDS)
 
 
 @contextmanager
-def _serialized(connection: BoundedConnection, lock_timeout: str) -> Iterator[None]:
-    """Holds the migrations' lock, with this session's own timeouts, for the length of a block.
+def _serialized(connection: BoundedConnection, migration: Migration, progress: Progress) -> Iterator[None]:
+    """Holds the migrations' lock for the length of a block.
 
-    The lock belongs to the session and not to a transaction: an index is built outside any transaction. It is polled,
-    because a statement that waits for it holds a snapshot, for which a concurrent index build would wait in turn.
+    The lock belongs to the session and not to a transaction, because indexes are built outside any transaction. It is
+    polled, because a statement that waits for it would hold a snapshot, and a concurrent index build waits for older
+    snapshots to end.
     """
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    reported = False
     while not sql.row(connection, "try_lock_migrations", lock_key=_LOCK_KEY)["locked"]:
-        time.sleep(LOCK_RETRY_SECONDS)
+        if time.monotonic() >= give_up_at:
+            raise SchemaError(
+                f"another process has been migrating for {PATIENCE_SECONDS / 60:g} minutes: look for the session"
+                " 'billing migrate' in pg_stat_activity, let it finish or end it, and run migrate again"
+            )
+        if not reported:
+            progress(f"{migration.name}: waiting for another process that is migrating")
+            reported = True
+        time.sleep(POLL_SECONDS)
     try:
-        sql.run(
-            connection,
-            "set_session_settings",
-            names=["statement_timeout", "lock_timeout"],
-            settings=["0", lock_timeout],
-        )
         yield
     finally:
         if not connection.closed:
             sql.run(connection, "unlock_migrations", lock_key=_LOCK_KEY)
-
-
-def _run_concurrently(connection: BoundedConnection, migration: Migration, progress: Progress) -> None:
-    """Runs a statement on an index outside a transaction, then records the migration."""
-    code = "\n".join(line for line in migration.text.splitlines() if not line.startswith("--"))
-    statement, _, record = code.partition(";\n")
-    wanted = _UNLESS_INDEXED.search(migration.text)
-    if wanted is None or not sql.row(connection, "leading_index_exists", **wanted.groupdict())["found"]:
-        if created := _CREATED_INDEX.search(statement):
-            # an interrupted build leaves an invalid index, which `if not exists` would accept
-            for row in sql.rows(connection, "invalid_index", index=created["name"]):
-                sql.execute(connection, f"drop index concurrently if exists {row['name']}")
-            if sql.row(connection, "is_partitioned", table=created["table"])["partitioned"]:
-                statement = statement.replace("index concurrently", "index")  # PostgreSQL can't combine the two
-            progress(f"{migration.name}: building the index {created['name']} on {created['table']}")
-        sql.execute(connection, statement)
-    sql.execute(connection, record)

@@ -1,4 +1,4 @@
--- The migration runner's own statements. The migrations themselves are in the top-level folder migrations/.
+-- The statements of the migration runner. The migrations themselves are in the top-level folder migrations/.
 
 -- name: columns_of_tables
 select r.relname, array_agg(a.attname::text) as columns
@@ -8,7 +8,7 @@ where r.oid = any (select to_regclass(t)::oid from unnest(%(tables)s::text[]) as
 group by r.relname
 
 -- name: migrations_table_exists
--- Reads the catalog directly: to_regclass can answer from a cache that predates another replica's migration.
+-- Reads the catalog directly: to_regclass can answer from a cache that predates another process's migration.
 select exists (
     select from pg_class where relname = 'billing_schema_migrations' and pg_table_is_visible(oid)
 ) as made
@@ -31,10 +31,18 @@ select exists (
 ) as found
 
 -- name: invalid_index
-select c.oid::regclass::text as name
-from pg_class c
-join pg_index x on x.indexrelid = c.oid
-where c.oid = to_regclass(%(index)s::text) and not x.indisvalid
+select x.indexrelid::regclass::text as name
+from pg_index x
+join pg_class c on c.oid = x.indexrelid
+where x.indrelid = to_regclass(%(table)s::text) and c.relname = %(index)s::text and not x.indisvalid
 
 -- name: is_partitioned
 select exists (select from pg_class where oid = to_regclass(%(table)s::text) and relkind = 'p') as partitioned
+
+-- name: partitions
+-- The partitions that hold rows, at any depth. A foreign table can't be indexed from here.
+select c.oid::bigint as oid, c.oid::regclass::text as name
+from pg_partition_tree(to_regclass(%(table)s::text)) p
+join pg_class c on c.oid = p.relid
+where p.level > 0 and p.isleaf and c.relkind = 'r'
+order by c.oid
