@@ -202,7 +202,7 @@ def run_demo() -> None:
             output.line(f"  {sys.argv[0]} {command}")
         readable = loaded.model_copy(update={"log_format": loaded.log_format or "console"})
         application = _application(readable, one_off=False)
-        application.migrate()
+        application.migrate(output.note)
         raise typer.Exit(Replica(application, Signals()).run())
 
 

@@ -15,8 +15,9 @@ from typing import Final
 from controller import sql
 from controller.postgres.connections import BoundedConnection, set_session_settings
 
-#: A statement that waits for a strong lock blocks every later statement on that table: wait briefly, then retry.
-LOCK_TIMEOUT: Final = "500ms"
+#: A statement that waits for a strong lock blocks every later statement on that table: wait briefly, then retry. It is
+#: shorter than a batch waits for the fence (`ledger.TRANSACTION_BOUNDS`), so that a migration fails no batch.
+LOCK_TIMEOUT: Final = "300ms"
 #: A concurrent build blocks nobody while it waits for older transactions, and giving up wastes the work done.
 CONCURRENT_LOCK_TIMEOUT: Final = "10min"
 

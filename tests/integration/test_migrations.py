@@ -1,6 +1,7 @@
-"""Migrations meet databases as they are: bare, years old, unclean, migrated by the application, ten at once."""
+"""Migrations succeed on databases as they are: old, unclean, with the application's own 012, ten commands at once."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,12 +22,16 @@ from controller.postgres import migrations
 from controller.postgres.migrations import REQUIRED, SchemaError, migrate_url
 from tests.integration.world import World
 from tests.model import HOUR, NOON
+from tests.support.shape import shape
 
 FOLDER: Final = Path(migrations.__file__).parents[2] / "migrations"
 FILES: Final = sorted(FOLDER.glob("[0-9]*.sql"))
 NAMES: Final = [file.stem for file in FILES]
+ADOPTION: Final = next(file for file in FILES if file.stem == "015_billing_wallet_baselines")
+#: Migrations 012 to 016 as they were when 017 was written.
+FIRST_SCHEMA: Final = Path(__file__).with_name("first_schema.sql")
 
-#: The application's own 012, as it may have been applied long ago.
+#: The application's own 012, applied long ago.
 APPLICATIONS_012: Final = b"""
 create table billing_daemon_status (
     id serial primary key,
@@ -60,7 +65,7 @@ def connected(url: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
 
 
 def cli(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own."""
+    """Runs the command in a process."""
     return subprocess.run(
         [sys.executable, "-m", "controller", *arguments],
         env={"DATABASE_URL": url, "PATH": os.environ["PATH"], "PYTHONPATH": str(FOLDER.parent)},
@@ -72,27 +77,6 @@ def cli(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def shape(url: str) -> list[str]:
-    """Columns, constraints, indexes and functions, as text."""
-    with connected(url) as conn:
-        rows = conn.execute(
-            """
-            select concat_ws(' ', table_name, column_name, data_type, numeric_precision, numeric_scale, column_default,
-                             is_nullable) as line
-            from information_schema.columns where table_schema = 'public'
-            union all select concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid)) from pg_constraint
-            where connamespace = 'public'::regnamespace
-            union all select indexdef from pg_indexes where schemaname = 'public'
-                -- `psql -f` creates them even where the application has the same
-                and indexname !~ '^billing_(vps_instances|wallets|payment_transactions)_organization$'
-            union all select pg_get_functiondef(oid) from pg_proc where pronamespace = 'public'::regnamespace
-                and prokind = 'f' and proname like 'billing%'
-            order by 1
-            """
-        ).fetchall()
-    return [row["line"] for row in rows]
-
-
 @pytest.fixture
 def unmigrated(empty_database: str) -> str:
     """The sample schema without our tables."""
@@ -101,7 +85,7 @@ def unmigrated(empty_database: str) -> str:
     return empty_database
 
 
-def test_a_bare_database_is_told_what_is_missing(empty_database: str) -> None:
+def test_database_of_another_application_is_refused_with_what_is_missing(empty_database: str) -> None:
     with pytest.raises(SchemaError) as refused:
         migrate_url(empty_database)
     assert "\n" not in str(refused.value)
@@ -111,7 +95,7 @@ def test_a_bare_database_is_told_what_is_missing(empty_database: str) -> None:
 
 
 @pytest.mark.parametrize("table", REQUIRED)
-def test_a_missing_column_is_named(unmigrated: str, table: str) -> None:
+def test_missing_column_is_named(unmigrated: str, table: str) -> None:
     column = REQUIRED[table][-1]
     with connected(unmigrated) as conn:
         conn.execute(f"alter table {table} drop column {column} cascade".encode())
@@ -121,7 +105,7 @@ def test_a_missing_column_is_named(unmigrated: str, table: str) -> None:
     assert "organizations," not in str(refused.value)
 
 
-def test_check_says_what_is_pending_and_then_nothing(unmigrated: str) -> None:
+def test_check_names_pending_migrations_until_they_are_applied(unmigrated: str) -> None:
     before = cli(unmigrated, "migrate", "--check")
     assert before.returncode == 1
     assert all(name in before.stderr for name in NAMES)
@@ -130,12 +114,12 @@ def test_check_says_what_is_pending_and_then_nothing(unmigrated: str) -> None:
     assert (after.returncode, after.stdout.strip()) == (0, "up to date")
 
 
-def test_ten_at_once_all_succeed_and_each_migration_is_applied(unmigrated: str) -> None:
+def test_ten_commands_at_once_succeed_and_apply_each_migration_once(unmigrated: str) -> None:
     with ThreadPoolExecutor(10) as pool:
         done = list(pool.map(lambda _number: cli(unmigrated, "migrate"), range(10)))
     assert [each.returncode for each in done] == [0] * 10, [each.stderr for each in done]
-    said = " ".join(each.stdout for each in done)
-    assert all(name in said for name in NAMES), said
+    applied = [name for each in done for name in re.findall(r"\d{3}_\w+", each.stdout)]
+    assert sorted(applied) == NAMES
     with connected(unmigrated) as conn:
         names = conn.execute("select name from billing_schema_migrations order by 1").fetchall()
     assert [row["name"] for row in names] == NAMES
@@ -150,7 +134,7 @@ def psql(installation: Installation, url: str, file: Path) -> None:
     )
 
 
-def test_each_file_applies_with_psql_twice_and_the_result_is_the_same(
+def test_files_applied_twice_with_psql_make_the_same_schema(
     installation: Installation, unmigrated: str, database: str
 ) -> None:
     if not Path(installation.program("psql")).exists():
@@ -163,7 +147,7 @@ def test_each_file_applies_with_psql_twice_and_the_result_is_the_same(
     assert cli(unmigrated, "migrate", "--check").returncode == 0
 
 
-def test_the_applications_own_012_is_kept_and_widened(unmigrated: str) -> None:
+def test_applications_own_012_is_kept_and_widened(unmigrated: str) -> None:
     with connected(unmigrated) as conn:
         conn.execute(APPLICATIONS_012)
     migrate_url(unmigrated)
@@ -209,7 +193,7 @@ def test_years_of_unclean_rows_do_not_stop_a_migration(unmigrated: str) -> None:
         assert report.older_rows == 1800
 
 
-def test_a_baseline_is_what_a_wallet_held_beyond_its_transactions(unmigrated: str) -> None:
+def test_baseline_is_the_balance_minus_completed_transactions(unmigrated: str) -> None:
     with World(unmigrated) as world:
         organization = world.organization("10.00")
         world.top_up(organization, "2.50")
@@ -220,19 +204,19 @@ def test_a_baseline_is_what_a_wallet_held_beyond_its_transactions(unmigrated: st
         assert (str(row["baseline"]), str(row["adopted_balance"])) == ("12.50", "16.50")
 
 
-def test_applying_the_adoption_again_moves_no_baseline(database: str) -> None:
+def test_adoption_applied_again_moves_no_baseline(database: str) -> None:
     with World(database) as world:
         organization = world.organization("10.00")
-        world.run(FILES[-1].read_text())
+        world.run(ADOPTION.read_text())
         assert world.one("select count(*) from billing_wallet_baselines") == 0
         world.instance(organization, world.plan("7.30"), NOON - 5 * HOUR)
         world.bill(NOON)
         world.run("update wallets set balance = 77")
-        world.run(FILES[-1].read_text())
+        world.run(ADOPTION.read_text())
         assert list(world.violations()) == ["wallet_balance"], "a wrong balance is not adopted away"
 
 
-def test_a_schema_without_the_indexes_gets_them(unmigrated: str) -> None:
+def test_schema_without_the_applications_indexes_gets_ours(unmigrated: str) -> None:
     with connected(unmigrated) as conn:
         for table in ("vps_instances", "wallets", "payment_transactions"):
             conn.execute(f"drop index idx_{table}_organization_id".encode())
@@ -246,12 +230,12 @@ def test_a_schema_without_the_indexes_gets_them(unmigrated: str) -> None:
     }
 
 
-def test_a_schema_with_its_own_indexes_gets_no_second_ones(database: str) -> None:
+def test_schema_with_the_applications_indexes_gets_no_second_ones(database: str) -> None:
     with connected(database) as conn:
         assert conn.execute("select from pg_indexes where indexname like 'billing%organization'").fetchall() == []
 
 
-def test_everything_works_in_a_schema_of_another_name(empty_database: str) -> None:
+def test_billing_works_in_a_schema_of_another_name(empty_database: str) -> None:
     with connected(empty_database) as conn:
         conn.execute('create schema "The Panel"')
     url = empty_database + "?options=-csearch_path%3D%22The%5C%20Panel%22%2Cpublic"
@@ -267,7 +251,7 @@ def test_everything_works_in_a_schema_of_another_name(empty_database: str) -> No
         assert cli(url, "audit").returncode == 0
 
 
-def test_a_migration_that_fails_leaves_nothing_behind(unmigrated: str) -> None:
+def test_failed_migration_leaves_nothing_behind(unmigrated: str) -> None:
     with connected(unmigrated) as conn:
         conn.execute("create view billing_runs as select 1 as one")
     with pytest.raises(SchemaError, match="014_billing_ledger failed and was rolled back"):
@@ -276,3 +260,46 @@ def test_a_migration_that_fails_leaves_nothing_behind(unmigrated: str) -> None:
         assert conn.execute("select to_regproc('billing_price_clock') as f").fetchall() == [{"f": None}]
         conn.execute("drop view billing_runs")
     migrate_url(unmigrated)
+
+
+def test_migrate_reports_progress_on_standard_error(unmigrated: str) -> None:
+    done = cli(unmigrated, "migrate")
+    assert done.stdout == f"applied {', '.join(NAMES)}\n"
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.endswith(": applying")] == [f"{name}: applying" for name in NAMES]
+    assert "building the index billing_payments on payment_transactions" in lines
+
+
+def test_old_schema_migrates_to_the_schema_of_a_fresh_database(unmigrated: str, database: str) -> None:
+    with connected(unmigrated) as conn:
+        conn.execute(FIRST_SCHEMA.read_bytes())
+    migrate_url(unmigrated)
+    assert shape(unmigrated) == shape(database)
+
+
+def test_rows_with_the_old_marker_stay_ours(unmigrated: str) -> None:
+    """An instance that was billed until ten hours ago, and one whose debt of five hours is still open."""
+    with World(unmigrated) as world:
+        world.conn.execute(FIRST_SCHEMA.read_bytes())
+        plan, organization = world.plan("7.30"), world.organization("100.00")
+        billed = world.instance(organization, plan, NOON - 20 * HOUR, NOON - 10 * HOUR)
+        indebted = world.instance(organization, plan, NOON - 5 * HOUR)
+        for instance, start, end, hours, status, more in (
+            (billed, NOON - 20 * HOUR, NOON - 10 * HOUR, 10, "billed", "{}"),
+            (indebted, NOON - 5 * HOUR, NOON - HOUR, 4, "failed", '{"reason": "insufficient_balance", "owed": 0.04}'),
+        ):
+            world.run(
+                "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start,"
+                " billing_period_end, hourly_rate, total_amount, status, metadata)"
+                " values (%s, %s, %s, %s, 0.01, 0, %s, jsonb_build_object('controller', 'containerstacks-billing',"
+                " 'hours', %s::int, 'monthly_price', 7.30) || %s::jsonb)",
+                instance, organization, start, end, status, hours, more,
+            )  # fmt: skip
+        world.run("insert into billing_holds values (%s, 'periods', 'a gap')", world.organization())
+        migrate_url(unmigrated)
+        assert world.one("select reason from billing_suspensions") == "periods"
+        assert world.one("select instances from billing_debts") == 1
+        assert world.bill(NOON).totals.hours == 15
+        assert [hours for _, hours, _ in world.billed(billed)] == [10, 10]
+        assert [hours for _, hours, _ in world.billed(indebted)] == [5]
+        assert world.open_row(indebted) is None

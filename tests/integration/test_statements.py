@@ -1,7 +1,6 @@
 """Every named statement is valid SQL on a migrated database, and every one is used."""
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from controller import sql
 from controller.billing.audit import INVARIANTS
+from tests.support.statements import numbered
 
 STATEMENTS = sql.load()
 UTILITY = {"close_leadership", "listen_for_resignations"}  # can't be prepared
@@ -18,12 +18,6 @@ TEMPLATES = {"audit_summary"}
 
 #: How a statement's name reaches a connection.
 EXECUTORS = {"rows", "row", "optional_row", "run", "_row", "_optional_row", "_write"}
-
-
-def numbered(statement: str) -> str:
-    """With the server's parameters instead of psycopg's."""
-    names: dict[str, str] = {}
-    return re.sub(r"%\((\w+)\)s", lambda m: names.setdefault(m[1], f"${len(names) + 1}"), statement)
 
 
 @pytest.mark.parametrize("name", sorted(STATEMENTS.keys() - UTILITY - TEMPLATES))

@@ -1,0 +1,87 @@
+"""The statements that run on every batch read our partial indexes, and not years of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import pytest
+
+from controller import sql
+from controller.billing.guard import Guard
+from controller.demo.sample import Size, create_data
+from controller.lifecycle.stop import StopToken
+from controller.postgres.connections import FOREGROUND, GUARD, WORKER
+from tests.integration.world import LedgerAt, World
+from tests.support.statements import plan
+
+#: Years of rows of other programs, and of ours, beside the instances that are due.
+OTHERS = b"""
+insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start, billing_period_end,
+    hourly_rate, total_amount, status, metadata)
+select id, organization_id, now() - (n + 1000) * interval '1 h', now() - (n + 999) * interval '1 h', 0.01, 0.01,
+    case when n % 2 = 0 then 'failed' else 'billed' end, null
+from vps_instances, generate_series(1, 10) n;
+insert into payment_transactions (organization_id, amount, status, metadata)
+select organization_id, -0.01, 'completed', null from vps_instances, generate_series(1, 10);
+analyze;
+"""
+
+
+class Recorded(LedgerAt):
+    """A ledger that keeps the parameters with which each named statement was last executed."""
+
+    parameters: ClassVar[dict[str, dict[str, Any]]]
+
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - as a ledger takes them
+        super().__init__(*arguments)
+        execute = self.connection.execute
+        names = {text.encode(): name for name, text in sql.load().items()}
+
+        def recording(query: bytes, parameters: Any = None, **options: Any) -> Any:  # noqa: ANN401 - as psycopg's own
+            if name := names.get(query):
+                self.parameters[name] = dict(parameters or {})
+            return execute(query, parameters, **options)
+
+        self.connection.execute = recording  # type: ignore[method-assign, assignment]
+
+
+@pytest.fixture
+def billed(database: str) -> Iterator[World]:
+    """Two thousand instances that have been billed twice, among rows of other programs; one in twelve can't pay."""
+
+    class Own(Recorded):
+        parameters: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    with World(database, Own) as world:
+        create_data(world.conn, Size(organizations=60, instances=2000))
+        world.conn.execute(OTHERS)
+        now = world.one("select now()")
+        world.bill(now - timedelta(hours=2))
+        world.conn.execute("analyze")
+        leadership = world.lead()
+        world.bill(now, leadership)
+        Guard(lambda: world.ledger(GUARD), StopToken()).check(leadership)
+        yield world
+
+
+def test_statements_of_a_batch_and_of_the_guard_read_the_partial_indexes(billed: World) -> None:
+    for statement, session, index in (
+        ("charge_covered", WORKER, "billing_open_rows"),
+        ("charge_ordered", WORKER, "billing_open_rows"),
+        ("guard_charges", GUARD, "billing_payments"),
+        ("guard_charges", GUARD, "billing_ledger"),
+    ):
+        with billed.database.connect(session) as connection:
+            shown = plan(connection, statement, billed.ledger_class.parameters[statement])  # type: ignore[attr-defined]
+        assert f" using {index} " in shown or f" on {index} " in shown, f"{statement}: {shown}"
+        assert "Seq Scan on vps_billing_cycles" not in shown
+        assert "Seq Scan on payment_transactions" not in shown
+
+
+def test_debts_are_read_from_the_open_rows(billed: World) -> None:
+    with billed.database.connect(FOREGROUND) as connection:
+        lines = connection.execute("explain select * from billing_debts()").fetchall()
+    shown = "\n".join(line["QUERY PLAN"] for line in lines)
+    assert "billing_open_rows" in shown, shown
