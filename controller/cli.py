@@ -1,4 +1,4 @@
-"""The command line: reads arguments, calls the application, prints. Nothing is decided here."""
+"""The command line: reads arguments, calls the application, and prints. It decides nothing."""
 
 import sys
 from contextlib import ExitStack
@@ -20,13 +20,13 @@ from controller.replica import Replica
 
 EXIT_STATUS = """Exit status: 0 done; 1 the command's own finding; 2 wrong usage or settings;
 3 the database can't be reached; 4 another replica leads."""
-#: `demo seed` begins together with the database that it fills.
+#: In a cluster, `demo seed` starts together with the database that it fills.
 SEED_PATIENCE_SECONDS = 60.0
 OUTCOME_STATUS = {Outcome.COMPLETED: 0, Outcome.STOPPED: 1, Outcome.FAILED: 1, Outcome.DEPOSED: 4}
 
 
 class _Commands(TyperGroup):
-    """Adds the settings to `--help`, and builds their text only for that."""
+    """Adds the settings to `--help`."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 - typer keeps its click private
         for text in (settings_help.environment(), EXIT_STATUS):
@@ -36,32 +36,32 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     name="containerstacks-billing",
-    help="Billing controller for ContainerStacks: PostgreSQL elects the leader, the leader charges every hour once.",
+    help="Billing controller for ContainerStacks. PostgreSQL elects a leader, which charges every hour exactly once.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-demo_app = typer.Typer(help="The whole story on a PostgreSQL of its own, in under a minute.", rich_markup_mode=None)
+demo_app = typer.Typer(help="Shows billing and a failover on a temporary PostgreSQL.", rich_markup_mode=None)
 app.add_typer(demo_app, name="demo")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main(signals: Signals) -> int:
-    """Runs the command that the process was started with; its exit status."""
+    """Runs the command and returns its exit status."""
     try:
         app(obj=signals)
-    except SystemExit as end:  # how typer ends, usage errors (2) and interruptions (130) among them
+    except SystemExit as end:  # typer ends this way, also after a usage error (2) or an interruption (130)
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         return 130
     except BillingError as error:
         return _fail(str(error), error.exit_status)
     except psycopg.OperationalError as error:
-        return _fail(f"the database was lost: {one_line(error, with_detail=True)}", 3)
+        return _fail(f"the connection to the database was lost: {one_line(error, with_detail=True)}", 3)
     except psycopg.Error as error:
-        return _fail(f"the database refused: {one_line(error, with_detail=True)}", 1)
+        return _fail(f"the database refused the command: {one_line(error, with_detail=True)}", 1)
     return 0
 
 
@@ -75,7 +75,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 def _prepare(
     context: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", help="The version, and nothing else.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     if context.invoked_subcommand not in {"run", "bill"}:
@@ -84,16 +84,18 @@ def _prepare(
 
 @app.command()
 def run(context: typer.Context) -> None:
-    """Contends for leadership; the leader bills. SIGTERM drains."""
+    """Runs a replica: contends for leadership, and bills while it leads. SIGTERM drains it."""
     application = _application(one_off=False)
     raise typer.Exit(Replica(application, context.obj).run())
 
 
 @app.command()
 def migrate(
-    check: Annotated[bool, typer.Option("--check", help="Only ask: status 1 when something is missing.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check; exit status 1 if a migration is missing.")
+    ] = False,
 ) -> None:
-    """Brings the database's schema up to date. Safe to run at once from any number of places."""
+    """Applies pending migrations. Several processes may run it at the same time."""
     application = _application()
     if check:
         application.check_schema()
@@ -105,22 +107,22 @@ def migrate(
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Who leads, since when, and how billing goes."""
+    """Shows who leads, when the next cycle starts, and how billing stands."""
     output.status(_application().status(), as_json=as_json)
 
 
 @app.command()
 def history(
     as_json: AsJson = False,
-    limit: Annotated[int, typer.Option(min=1, max=10000, help="How many cycles.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10000, help="Number of cycles.")] = 20,
 ) -> None:
-    """The newest cycles."""
+    """Lists the newest cycles."""
     output.history(_application().history(limit), as_json=as_json)
 
 
 @app.command()
 def audit(as_json: AsJson = False) -> None:
-    """Checks every invariant of the money; status 1 when one is violated."""
+    """Checks every invariant of the money. Exit status 1 if one is violated."""
     report = _application().audit()
     output.audit(report, as_json=as_json)
     raise typer.Exit(0 if report.clean else 1)
@@ -129,10 +131,10 @@ def audit(as_json: AsJson = False) -> None:
 @app.command()
 def bill(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same SQL, rolled back.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Execute the same SQL and roll it back.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """One cycle now, in the foreground, under the lock."""
+    """Runs one cycle now, in the foreground, as the leader."""
     application = _application()
     with output.Progress() as progress:
         result: CycleResult = foreground.bill(
@@ -146,13 +148,20 @@ def bill(
 def drain(
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, max=86400, help="Seconds for the cycle in hand.", show_default="as the controller's"),
+        typer.Option(
+            min=0,
+            max=86400,
+            help="Seconds to wait for the current cycle.",
+            show_default="BILLING_DRAIN_TIMEOUT_SECONDS",
+        ),
     ] = None,
 ) -> None:
-    """Asks the controller on this host, or in this pod, to finish its work, hand over and stop; waits until it has."""
+    """Tells the controller in this pod or on this host to finish its work, hand over and stop. Waits until it has."""
     loaded = settings.load()
     if loaded.control_socket is None:
-        raise SettingsError("BILLING_CONTROL_SOCKET is none: send the controller SIGTERM instead")
+        raise SettingsError(
+            "BILLING_CONTROL_SOCKET is none, so there is no socket: send the controller SIGTERM instead"
+        )
     outcome = request_drain(loaded.control_socket, timeout)
     output.line(f"drain {outcome.replace('_', ' ')}")
     raise typer.Exit(0 if outcome == "completed" else 1)
@@ -160,7 +169,7 @@ def drain(
 
 @demo_app.callback(invoke_without_command=True)
 def demo(context: typer.Context) -> None:
-    """Elects, bills, kills the leader, hands over, audits."""
+    """Elects, bills, kills the leader, hands over, and audits. Takes under a minute."""
     if context.invoked_subcommand is None:
         from controller.demo import story  # noqa: PLC0415 - `run` never needs it
 
@@ -172,20 +181,20 @@ def seed(
     organizations: Annotated[int, typer.Option(min=4)] = 40,
     instances: Annotated[int, typer.Option(min=40)] = 400,
 ) -> None:
-    """Makes the sample ContainerStacks schema and data in the database of DATABASE_URL, which must be empty of them."""
+    """Creates a sample ContainerStacks schema with data in the database of DATABASE_URL, which must not have one."""
     from controller.demo import sample  # noqa: PLC0415
 
     size = sample.Size(organizations=organizations, instances=instances)
     with _application().connect_patiently(SEED_PATIENCE_SECONDS) as connection:
         made = sample.seed(connection, size)
     output.line(
-        f"made {organizations} organizations with {instances} instances" if made else "the sample is there already"
+        f"created {organizations} organizations with {instances} instances" if made else "the sample already exists"
     )
 
 
 @demo_app.command(name="run")
 def run_demo() -> None:
-    """Runs one controller until Ctrl-C, on DATABASE_URL or else on sample data in a PostgreSQL of its own."""
+    """Runs one controller until Ctrl-C, on DATABASE_URL if it is set, else on sample data in a temporary PostgreSQL."""
     from controller.demo import sample, server  # noqa: PLC0415
 
     loaded = settings.load()
@@ -207,7 +216,7 @@ def run_demo() -> None:
 
 
 def _application(loaded: settings.Settings | None = None, *, one_off: bool = True) -> Application:
-    """Reads the settings and sets logging up: a one-off command's standard output is its result alone."""
+    """Reads the settings and configures logging. A one-off command logs to standard error and prints its result."""
     loaded = loaded or settings.load()
     loaded.require_database()
     level = "warn" if one_off and loaded.log_level == "info" else loaded.log_level

@@ -1,7 +1,7 @@
-"""Metrics for Prometheus, in a registry of their own. docs/metrics.md has the table of them.
+"""Metrics for Prometheus, in a registry separate from the global one. docs/metrics.md lists them.
 
-What the process did is counted here; what the database knows is asked for at the moment of a scrape, and is absent
-when the database does not answer, rather than old. No label takes a value from outside: their number is fixed.
+Counters count what this process did. Gauges on the database are read at each scrape; if the database does not answer,
+they are absent rather than old. No label takes a value from outside, so the number of series is fixed.
 """
 
 import platform
@@ -25,18 +25,18 @@ from controller.billing.values import CycleResult, Outcome
 from controller.lifecycle.drain import DrainOutcome
 
 PREFIX: Final = "containerstacks_billing_"
-#: Seconds; from an idle cycle of some instances to ten minutes of a backlog.
+#: Seconds: from a cycle with little to do, to a backlog of ten minutes.
 CYCLE_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """All of them. Counting is safe from any thread and never fails.
+    """The metrics of one replica. Any thread may count; counting never fails.
 
     Args:
-        version: the controller's.
-        lock_name: the lock whose leadership is shown.
-        leads: whether this replica may believe that it leads, now.
-        read: what the database says; None when it can't be read. Bounded in time; called once a scrape.
+        version: of the controller.
+        lock_name: a label of the leadership gauge.
+        leads: returns True while this replica may believe that it leads.
+        read: returns the status, in bounded time, or None if the database can't be read. Called once per scrape.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Metrics:
         leads: Callable[[], bool],
         read: Callable[[], Status | None],
     ) -> None:
-        # a series more for each counter; process_start_time_seconds tells the same
-        disable_created_metrics()  # type: ignore[no-untyped-call] # the library's
+        # `_created` doubles the number of counters, and process_start_time_seconds says the same
+        disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus_client has no type here
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         Info(f"{PREFIX}build", "The controller's version and its Python's.", registry=registry).info(
@@ -55,36 +55,36 @@ class Metrics:
         )
         self._cycles = Counter(
             f"{PREFIX}cycles",
-            "Cycles of this replica, by how they ended.",
+            "Cycles of this replica, by outcome.",
             ["outcome"],
             registry=registry,
         )
         self._seconds = Histogram(
             f"{PREFIX}cycle_duration_seconds",
-            "How long this replica's completed cycles took.",
+            "Duration of this replica's completed cycles.",
             buckets=CYCLE_BUCKETS,
             registry=registry,
         )
         self._instances = Counter(
             f"{PREFIX}instances_billed",
-            "Instances that this replica's cycles have charged, once a cycle each.",
+            "Instances charged by this replica, counted once per cycle.",
             registry=registry,
         )
-        self._hours = Counter(f"{PREFIX}hours_billed", "Hours that they were charged for.", registry=registry)
+        self._hours = Counter(f"{PREFIX}hours_billed", "Instance-hours charged by this replica.", registry=registry)
         self._amount = Counter(
-            f"{PREFIX}amount_billed", "What they were charged, in the currency of the wallets.", registry=registry
+            f"{PREFIX}amount_billed", "Amount charged by this replica, in the wallets' currency.", registry=registry
         )
         self._fenced = Counter(
             f"{PREFIX}fenced_writes",
-            "Transactions of this replica that the database refused, since another led.",
+            "Transactions of this replica that the fence refused, because another replica led.",
             registry=registry,
         )
         self._evictions = Counter(
             f"{PREFIX}evictions",
-            "Silent leaders whose lock session this replica has ended, standing by.",
+            "Silent leaders whose lock session this replica ended as a standby.",
             registry=registry,
         )
-        self._drains = Counter(f"{PREFIX}drains", "Drains of this replica.", ["outcome"], registry=registry)
+        self._drains = Counter(f"{PREFIX}drains", "Drains of this replica, by outcome.", ["outcome"], registry=registry)
         for outcome in Outcome:
             self._cycles.labels(outcome=outcome.value)
         for drain_outcome in DrainOutcome:
@@ -92,7 +92,7 @@ class Metrics:
         registry.register(_AtScrape(lock_name, leads, read))
 
     def cycle_ended(self, result: CycleResult) -> None:
-        """Counts a cycle and what it has committed, however it ended."""
+        """Counts a cycle and everything that it committed, whatever its outcome."""
         self._cycles.labels(outcome=result.outcome.value).inc()
         if result.outcome is Outcome.COMPLETED:
             self._seconds.observe(result.seconds)
@@ -105,20 +105,20 @@ class Metrics:
         self._fenced.inc()
 
     def leader_evicted(self) -> None:
-        """Counts the end of a silent leader's session."""
+        """Counts a silent leader whose session this replica ended."""
         self._evictions.inc()
 
     def drain_ended(self, outcome: DrainOutcome) -> None:
-        """Counts a drain."""
+        """Counts a drain by its outcome."""
         self._drains.labels(outcome=outcome.value).inc()
 
     def render(self) -> bytes:
-        """The exposition, in Prometheus' text format 0.0.4."""
+        """Returns the metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
 
 
 class _AtScrape(Collector):
-    """What is looked up rather than counted."""
+    """Gauges that are read at each scrape."""
 
     def __init__(
         self,
@@ -132,29 +132,29 @@ class _AtScrape(Collector):
 
     def collect(self) -> Iterator[Metric]:
         leading = GaugeMetricFamily(
-            "leader_election_master_status", "1: this replica leads; 0: it does not.", labels=["name"]
+            "leader_election_master_status", "1 while this replica leads, else 0.", labels=["name"]
         )
         leading.add_metric([self._lock_name], float(self._leads()))
         yield leading
-        facts = self._read()
-        yield _gauge("database_up", "1: this replica could read the database just now; 0: it could not.", bool(facts))
-        if facts is None:
+        status = self._read()
+        yield _gauge("database_up", "1 if this replica could read the database for this scrape, else 0.", bool(status))
+        if status is None:
             return
-        yield _gauge("term", "The newest term, whoever leads.", facts.term)
-        yield _gauge("debts", "Instances with an open debt.", facts.debts)
-        yield _gauge("failures", "Instances not charged for another reason, and not since.", facts.failures)
-        yield _gauge("suspended_organizations", "Organizations excluded from billing.", facts.suspended)
-        if facts.heartbeat_age_seconds is not None:
-            yield _gauge(
-                "heartbeat_age_seconds", "Age of the newest heartbeat, whoever's.", facts.heartbeat_age_seconds
-            )
-        if facts.last_completed_at is not None:
+        yield _gauge("term", "The newest term of any replica.", status.term)
+        yield _gauge("debts", "Instances with a debt.", status.debts)
+        yield _gauge(
+            "failures", "Instances that can't be charged for a reason other than the balance.", status.failures
+        )
+        yield _gauge("suspended_organizations", "Organizations excluded from billing.", status.suspended)
+        if status.heartbeat_age_seconds is not None:
+            yield _gauge("heartbeat_age_seconds", "Age of the newest heartbeat.", status.heartbeat_age_seconds)
+        if status.last_completed_at is not None:
             yield _gauge(
                 "last_cycle_timestamp_seconds",
-                "When the newest completed cycle began, whoever's, by the database's clock.",
-                facts.last_completed_at.timestamp(),
+                "Start of the newest completed cycle, by the database's clock.",
+                status.last_completed_at.timestamp(),
             )
 
 
-def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(PREFIX + name, meaning, value=float(value))
+def _gauge(name: str, description: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, description, value=float(value))

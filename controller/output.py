@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for machines. Computes nothing."""
+"""Prints the results of commands: tables for people, JSON for programs. Computes nothing."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from rich.table import Table
 from controller.billing.audit import AuditReport
 from controller.billing.status import Status
 from controller.billing.values import BatchResult, CycleResult
+from controller.wording import duration, json_value, next_cycle, time
 
 OUT = Console(highlight=False, soft_wrap=True)
 
@@ -30,48 +31,39 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
-def status(view: Status, *, as_json: bool) -> None:
-    """The answer of `status`."""
+def status(status: Status, *, as_json: bool) -> None:
+    """Prints the result of `status`."""
     if as_json:
-        _json(view.as_dict())
+        _json(status.as_dict())
         return
     table = _facts()
-    table.add_row("leader", view.leader or "nobody")
-    table.add_row(
-        "term",
-        f"{view.term}" + (f", since {_when(view.leading_since)}" if view.leading_since else ""),
-    )
-    table.add_row("standbys", ", ".join(view.standbys) or "none")
-    if view.running_since:
-        table.add_row("cycle under way", f"since {_when(view.running_since)}")
-    run = view.last_run
+    table.add_row("leader", status.leader or "none")
+    table.add_row("term", f"{status.term}" + (f", since {time(status.leading_since)}" if status.leading_since else ""))
+    table.add_row("standbys", ", ".join(status.standbys) or "none")
+    run = status.last_run
     table.add_row(
         "last cycle",
-        f"{run['outcome']}, {_when(datetime.fromisoformat(run['started_at']))}: {run['instances']} instances,"
+        f"{run['outcome']}, {time(datetime.fromisoformat(run['started_at']))}: {run['instances']} instances,"
         f" {run['hours']} hours, {run['amount']} charged"
         if run
         else "none yet",
     )
     if run and run["error"]:
         table.add_row("its error", run["error"])
+    cycle = next_cycle(status)
+    table.add_row("next cycle", ", ".join(part for part in (cycle.when, cycle.detail) if part))
+    age = status.heartbeat_age_seconds
+    table.add_row("heartbeat", "none yet" if age is None else f"{duration(age)} ago")
+    table.add_row("debts", f"{status.debts} instances owe {status.owed}")
+    table.add_row("failures", f"{status.failures} instances")
     table.add_row(
-        "next cycle",
-        _when(view.next_cycle_at) if view.next_cycle_at else "as soon as somebody leads",
-    )
-    table.add_row(
-        "heartbeat",
-        "none yet" if view.heartbeat_age_seconds is None else f"{view.heartbeat_age_seconds:.0f} s ago",
-    )
-    table.add_row("debts", f"{view.debts} instances owe {view.owed}")
-    table.add_row("failures", f"{view.failures} instances")
-    table.add_row(
-        "suspended", f"{view.suspended} organizations" + ("; see billing_suspensions" if view.suspended else "")
+        "suspended", f"{status.suspended} organizations" + ("; see billing_suspensions" if status.suspended else "")
     )
     OUT.print(table)
 
 
 def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    """The answer of `history`."""
+    """Prints the result of `history`."""
     if as_json:
         _json(list(rows))
         return
@@ -84,7 +76,7 @@ def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     for row in rows:
         finished = row["finished_at"]
         table.add_row(
-            str(row["id"]), str(row["term"]), row["holder"], _when(row["started_at"]),
+            str(row["id"]), str(row["term"]), row["holder"], time(row["started_at"]),
             f"{(finished - row['started_at']).total_seconds():.1f}" if finished else "",
             row["outcome"], str(row["instances"]), str(row["hours"]), str(row["amount"]),
             str(row["debts"]), str(row["failures"]), row["error"] or "",
@@ -93,7 +85,7 @@ def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
 
 
 def audit(report: AuditReport, *, as_json: bool) -> None:
-    """The answer of `audit`: a line an invariant."""
+    """Prints the result of `audit`, one line for each invariant."""
     if as_json:
         _json({"clean": report.clean, **asdict(report)})
         return
@@ -110,7 +102,7 @@ def audit(report: AuditReport, *, as_json: bool) -> None:
 
 
 def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
-    """The answer of `bill`."""
+    """Prints the result of `bill`."""
     totals = result.totals
     if as_json:
         _json(
@@ -123,7 +115,7 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
         return
     would = "would charge" if dry else "charged"
     table = _facts()
-    table.add_row("outcome", f"{result.outcome}{' (dry run: nothing was kept)' if dry else ''}")
+    table.add_row("outcome", f"{result.outcome}{' (dry run: rolled back)' if dry else ''}")
     if result.error:
         table.add_row("error", result.error)
     table.add_row(would, f"{totals.amount} for {totals.hours} hours of {totals.instances} instances")
@@ -139,7 +131,7 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
 
 
 class Progress:
-    """A progress bar on a terminal's standard error, and nothing elsewhere."""
+    """A progress bar on standard error, if that is a terminal."""
 
     def __init__(self) -> None:
         self._bar = Bar(
@@ -156,12 +148,12 @@ class Progress:
         self._bar.stop()
 
     def planned(self, instances: int) -> None:
-        """So many are due."""
+        """Sets the number of due instances."""
         self._bar.update(self._task, total=instances)
 
-    def charged(self, charged: BatchResult) -> None:
-        """So many more are done."""
-        self._bar.advance(self._task, charged.due)
+    def charged(self, result: BatchResult) -> None:
+        """Advances by the instances of one batch."""
+        self._bar.advance(self._task, result.due)
 
 
 def _facts() -> Table:
@@ -172,13 +164,4 @@ def _facts() -> Table:
 
 
 def _json(value: object) -> None:
-    """Times in RFC 3339, amounts as text, so that nobody reads them as floats."""
-    sys.stdout.write(json.dumps(value, default=_plain) + "\n")
-
-
-def _when(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    sys.stdout.write(json.dumps(value, default=json_value) + "\n")

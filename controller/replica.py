@@ -171,7 +171,7 @@ class Replica:
             self._status_cache,
             self._metrics.render,
             settings.bounds.session_timeout_seconds,
-            workers_apart=settings.direct_url_setting == "DATABASE_DIRECT_URL",
+            separate_worker_url=settings.direct_url_setting == "DATABASE_DIRECT_URL",
         )
         try:
             return HttpServer(*parse_address(settings.http_address), routes)
@@ -189,8 +189,8 @@ class Replica:
             term=self._elector.term,
             silent_seconds=time.monotonic() - self._elector.alive_at,
             draining=self._drain.requested,
-            ended=tuple(name for name in VITAL if name not in running),
-            trouble=self._application.redact(self._elector.trouble) if self._elector.trouble else None,
+            ended_threads=tuple(name for name in VITAL if name not in running),
+            connect_error=self._application.redact(self._elector.trouble) if self._elector.trouble else None,
         )
 
     def _crashed(self, name: str, error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""A `Status` for tests of what is shown of it."""
+"""A `Status` for tests of what shows it."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -10,7 +10,7 @@ NOW: Final = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
 def status(**changes: Any) -> Status:  # noqa: ANN401 - fields of any type
-    """A healthy installation at NOW, with some fields changed."""
+    """Returns the status of a healthy installation at NOW, with some fields changed."""
     facts: dict[str, Any] = {
         "leader": "host-1",
         "term": 7,

@@ -1,9 +1,8 @@
-"""The paths, as a WSGI application: what is asked, and in which words it is answered."""
+"""The WSGI application: maps each path to its answer."""
 
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -13,13 +12,14 @@ from controller.log import WarnOnce
 from controller.web.health import Vitals, why_not_live, why_not_ready
 from controller.web.status_cache import Snapshot, StatusCache
 from controller.web.status_page import STYLE_HASH, render
+from controller.wording import json_value
 
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
 HTML: Final = "text/html; charset=utf-8"
 METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-#: The page renews itself so often.
+#: The page reloads at this interval.
 REFRESH_SECONDS: Final = 10
 
 _POLICY: Final = (
@@ -39,15 +39,15 @@ log = structlog.get_logger(part="web")
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this replica is; shown to people.
+    """How this replica presents itself.
 
     Attributes:
         instance: `hostname-pid`.
         version: of the controller.
         lock: the lock's name.
-        currency: of the amounts.
-        pod: its name, in Kubernetes.
-        node: likewise.
+        currency: of all amounts.
+        pod: name of the pod, in Kubernetes.
+        node: name of its node, in Kubernetes.
     """
 
     instance: str
@@ -59,91 +59,95 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Response:
     status: HTTPStatus
-    kind: str
+    content_type: str
     body: str | bytes
-    more: tuple[tuple[str, str], ...] = ()
+    extra_headers: tuple[tuple[str, str], ...] = ()
 
 
 class Routes:
-    """The application that a server calls, on any number of threads.
+    """The application that a server calls from any of its threads.
 
     Args:
         identity: of this replica.
-        vitals: of this replica, at the moment of the call; must return at once.
-        reader: of the database.
-        metrics: the exposition for Prometheus; bounded in time by `reader`.
-        session_timeout_seconds: see `why_not_ready`.
-        workers_apart: whether the workers reach the database by another address than the lock session.
+        vitals: returns this replica's vitals at once.
+        status_cache: reads the database.
+        metrics: renders the metrics for Prometheus, in bounded time.
+        session_timeout_seconds: the server ends a lock session that is silent for longer.
+        separate_worker_url: True if the workers use another connection string than the lock session.
     """
 
     def __init__(
         self,
         identity: Identity,
         vitals: Callable[[], Vitals],
-        reader: StatusCache,
+        status_cache: StatusCache,
         metrics: Callable[[], bytes],
         session_timeout_seconds: float,
         *,
-        workers_apart: bool = False,
+        separate_worker_url: bool = False,
     ) -> None:
         self._identity = identity
         self._vitals = vitals
-        self._reader = reader
+        self._status_cache = status_cache
         self._metrics = metrics
         self._session_timeout_seconds = session_timeout_seconds
-        self._workers_apart = workers_apart
+        self._separate_worker_url = separate_worker_url
         self._failures = WarnOnce(log, "page.failed", level="error")
-        self._paths: dict[str, Callable[[], _Answer]] = {
+        self._handlers: dict[str, Callable[[], _Response]] = {
             "/": self._page,
             "/livez": self._livez,
             "/readyz": self._readyz,
-            "/metrics": self._exposition,
-            "/status.json": self._status,
+            "/metrics": self._metrics_text,
+            "/status.json": self._status_json,
         }
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-        """WSGI."""
-        answer = self._answer(environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", ""))
-        body = answer.body.encode() if isinstance(answer.body, str) else answer.body
+        """Answers one request; the WSGI entry point."""
+        response = self._respond(environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", ""))
+        body = response.body.encode() if isinstance(response.body, str) else response.body
         start_response(
-            f"{answer.status.value} {answer.status.phrase}",
-            [("Content-Type", answer.kind), ("Content-Length", str(len(body))), *_HEADERS, *answer.more],
+            f"{response.status.value} {response.status.phrase}",
+            [
+                ("Content-Type", response.content_type),
+                ("Content-Length", str(len(body))),
+                *_HEADERS,
+                *response.extra_headers,
+            ],
         )
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
-    def _answer(self, method: str, path: str) -> _Answer:
-        answer = self._paths.get(path)
-        if answer is None:
-            return _Answer(HTTPStatus.NOT_FOUND, TEXT, f"not here; try {' '.join(self._paths)}\n")
+    def _respond(self, method: str, path: str) -> _Response:
+        handler = self._handlers.get(path)
+        if handler is None:
+            return _Response(HTTPStatus.NOT_FOUND, TEXT, f"not found; try {' '.join(self._handlers)}\n")
         if method not in {"GET", "HEAD"}:
-            return _Answer(
-                HTTPStatus.METHOD_NOT_ALLOWED, TEXT, "nothing can be changed here\n", (("Allow", "GET, HEAD"),)
-            )
+            allow = (("Allow", "GET, HEAD"),)
+            return _Response(HTTPStatus.METHOD_NOT_ALLOWED, TEXT, "this server only answers GET and HEAD\n", allow)
         try:
-            response = answer()
-        except Exception as error:  # noqa: BLE001 - a mistake in a page is no reason to stop billing
+            response = handler()
+        except Exception as error:  # noqa: BLE001 - a defect in a page must not stop billing
             self._failures.failed(path, path=path, exc_info=error)
-            return _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, "this page has a mistake in it; see the log\n")
+            return _Response(HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, "internal error; see the log\n")
         self._failures.worked(path)
         return response
 
-    def _livez(self) -> _Answer:
+    def _livez(self) -> _Response:
         return _probe(why_not_live(self._vitals(), self._session_timeout_seconds))
 
-    def _readyz(self) -> _Answer:
+    def _readyz(self) -> _Response:
         return _probe(self._why_not_ready(self._vitals()))
 
     def _why_not_ready(self, vitals: Vitals) -> list[str]:
-        unproven = self._reader.why_unproven() if self._workers_apart else None
-        return why_not_ready(vitals, self._session_timeout_seconds, unproven)
+        unreachable = self._status_cache.why_never_read() if self._separate_worker_url else None
+        return why_not_ready(vitals, self._session_timeout_seconds, unreachable)
 
-    def _exposition(self) -> _Answer:
-        return _Answer(HTTPStatus.OK, METRICS, self._metrics())
+    def _metrics_text(self) -> _Response:
+        return _Response(HTTPStatus.OK, METRICS, self._metrics())
 
-    def _status(self) -> _Answer:
-        reading = self._reader.get()
+    def _status_json(self) -> _Response:
+        snapshot = self._status_cache.get()
         vitals = self._vitals()
         replica = asdict(self._identity) | {
             "role": vitals.role,
@@ -153,36 +157,30 @@ class Routes:
             "not_live": why_not_live(vitals, self._session_timeout_seconds),
             "not_ready": self._why_not_ready(vitals),
         }
-        facts = _facts(reading) if reading.status else {"error": reading.error}
-        return _Answer(_known(reading), JSON, json.dumps(facts | {"replica": replica}, default=_plain) + "\n")
+        body = json.dumps(_status_fields(snapshot) | {"replica": replica}, default=json_value)
+        return _Response(_http_status(snapshot), JSON, body + "\n")
 
-    def _page(self) -> _Answer:
-        reading = self._reader.get()
+    def _page(self) -> _Response:
+        snapshot = self._status_cache.get()
         vitals = self._vitals()
-        problems = why_not_live(vitals, self._session_timeout_seconds) or self._why_not_ready(vitals)
-        body = render(asdict(self._identity), vitals, problems, reading)
-        return _Answer(_known(reading), HTML, body, (("Refresh", str(REFRESH_SECONDS)),))
+        failed_checks = why_not_live(vitals, self._session_timeout_seconds) or self._why_not_ready(vitals)
+        body = render(asdict(self._identity), vitals, failed_checks, snapshot)
+        return _Response(_http_status(snapshot), HTML, body, (("Refresh", str(REFRESH_SECONDS)),))
 
 
-def _probe(reasons: list[str]) -> _Answer:
+def _probe(reasons: list[str]) -> _Response:
     if reasons:
-        return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, "\n".join(reasons) + "\n")
-    return _Answer(HTTPStatus.OK, TEXT, "ok")
+        return _Response(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, "\n".join(reasons) + "\n")
+    return _Response(HTTPStatus.OK, TEXT, "ok")
 
 
-def _known(reading: Snapshot) -> HTTPStatus:
-    return HTTPStatus.OK if reading.status is not None else HTTPStatus.SERVICE_UNAVAILABLE
+def _http_status(snapshot: Snapshot) -> HTTPStatus:
+    return HTTPStatus.OK if snapshot.status is not None else HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def _facts(reading: Snapshot) -> dict[str, Any]:
-    """The Status, its last run in the words of the history, which have been redacted."""
-    if reading.status is None:
-        return {}
-    facts = reading.status.as_dict()
-    ended = next((dict(run) for run in reading.runs if run["outcome"] != "running"), None)
-    return facts | {"last_run": ended, "runs": [dict(run) for run in reading.runs]}
-
-
-def _plain(value: object) -> str:
-    """Times in RFC 3339, amounts as text, so that nobody reads them as floats."""
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+def _status_fields(snapshot: Snapshot) -> dict[str, Any]:
+    """Returns the status and the runs, or the error. The last run comes from the runs, which are redacted."""
+    if snapshot.status is None:
+        return {"error": snapshot.error}
+    finished = next((dict(run) for run in snapshot.runs if run["outcome"] != "running"), None)
+    return snapshot.status.as_dict() | {"last_run": finished, "runs": [dict(run) for run in snapshot.runs]}

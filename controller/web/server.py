@@ -1,4 +1,4 @@
-"""The HTTP server: waitress, with bounds on everything that a client decides."""
+"""The HTTP server: waitress, with a bound on everything that a client controls."""
 
 import errno
 import logging
@@ -19,23 +19,23 @@ from waitress.task import ThreadedTaskDispatcher, WSGITask
 from controller.errors import SettingsError
 
 SETTING: Final = "BILLING_HTTP_ADDRESS"
-#: How `settings.parse_address` says "every interface".
+#: `settings.parse_address` returns this host for every interface.
 EVERY_INTERFACE: Final = "*"
 
-#: More than may wait for the database (`reading.MAX_WAITING`): the others are for the probes.
+#: More than `status_cache.MAX_WAITING`, so that threads are left for the probes.
 THREADS: Final = 4
-#: From this many open connections on the oldest without a complete request makes room for the next.
+#: At this many connections, the oldest one without a complete request is closed for the next.
 MAX_CONNECTIONS: Final = 64
-#: From accepting a connection to the end of its one answer, whatever the client does meanwhile.
+#: How long a connection lasts, from being accepted to the end of its answer.
 CONNECTION_SECONDS: Final = 10.0
 MAX_HEAD_BYTES: Final = 8192
-#: Nothing here takes a body; waitress refuses one of this size or more.
+#: No path takes a body. Waitress refuses a body of this size or more.
 MAX_BODY_BYTES: Final = 1
-#: The loop wakes up so often to look for connections that are over.
-LOOK_SECONDS: Final = 1.0
-#: So many rounds of the loop may fail in a row before it is no longer a client's doing.
+#: How often the loop looks for expired connections.
+POLL_SECONDS: Final = 1.0
+#: A client can make a round of the loop fail. More failures in a row than this are a defect of ours.
 MAX_FAILURES: Final = 20
-#: Each thread of the server has so long to finish the answer that it has in hand.
+#: How long closing waits for the threads that are answering.
 CLOSE_SECONDS: Final = 3.0
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., object]], Iterable[bytes]]
@@ -43,8 +43,8 @@ WSGIApplication = Callable[[dict[str, Any], Callable[..., object]], Iterable[byt
 log = structlog.get_logger(part="web")
 
 
-class _OnlyTask(WSGITask):  # type: ignore[misc] # waitress has no types
-    """The first answer is the last: a connection that is kept is a connection that a client holds."""
+class _SingleRequestTask(WSGITask):  # type: ignore[misc] # waitress has no types
+    """Closes the connection after its first answer, so that no client keeps one."""
 
     def build_response_header(self) -> bytes:
         self.set_close_on_finish()
@@ -53,11 +53,11 @@ class _OnlyTask(WSGITask):  # type: ignore[misc] # waitress has no types
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc] # as above
-    task_class = _OnlyTask
+    task_class = _SingleRequestTask
 
     @property
-    def over(self) -> bool:
-        """Whether it may be closed without leaving a thread in the middle of an answer."""
+    def idle(self) -> bool:
+        """True if no thread is answering, so that the connection may be closed."""
         return not self.requests
 
 
@@ -66,43 +66,43 @@ class _Server(TcpWSGIServer):  # type: ignore[misc] # as above
     connection_seconds = CONNECTION_SECONDS
 
     def maintenance(self, now: float) -> None:
-        """Nothing: see `make_room`."""
+        """Does nothing: `close_expired` replaces it."""
 
-    def make_room(self) -> None:
-        """Closes what has had its time, also when a byte has trickled a moment ago, and the oldest of too many.
+    def close_expired(self) -> None:
+        """Closes expired connections, and then the oldest idle ones over the limit.
 
-        At once, while waitress' `will_close` waits until the client takes what is to be sent; and between two rounds
-        of the loop: in one, the next connection could get the descriptor that was closed, and the blame.
+        It doesn't use waitress' `will_close`, which waits until the client has read its answer. It must run between two
+        rounds of the loop: within a round, a new connection could reuse the closed descriptor and get its events.
         """
-        now = time.time()  # as waitress has it in `creation_time`
-        waiting = sorted(
-            (channel for channel in self.active_channels.values() if channel.over),
+        now = time.time()  # the clock of waitress' `creation_time`
+        idle = sorted(
+            (channel for channel in self.active_channels.values() if channel.idle),
             key=lambda channel: float(channel.creation_time),
         )
         surplus = len(self.active_channels) - MAX_CONNECTIONS + 1
-        for place, channel in enumerate(waiting):
-            if place < surplus or now - channel.creation_time > self.connection_seconds:
+        for number, channel in enumerate(idle):
+            if number < surplus or now - channel.creation_time > self.connection_seconds:
                 channel.handle_close()
 
 
 class HttpServer:
-    """Listens from its construction on; answers as long as `run` runs.
+    """Listens once constructed, and answers while `run` runs.
 
     Args:
         host: a name, an address, or EVERY_INTERFACE.
-        port: 0 takes a free one; see `port`.
-        site: the WSGI application.
-        connection_seconds: from accepting a connection to the end of its answer.
+        port: 0 picks a free one; the attribute `port` holds it.
+        application: the WSGI application.
+        connection_seconds: how long a connection lasts, from being accepted to the end of its answer.
 
     Raises:
-        SettingsError: the address can't be listened on; names BILLING_HTTP_ADDRESS.
+        SettingsError: the server can't listen on the address.
     """
 
     def __init__(
         self,
         host: str,
         port: int,
-        site: WSGIApplication,
+        application: WSGIApplication,
         connection_seconds: float = CONNECTION_SECONDS,
     ) -> None:
         listener = _listen(host, port)
@@ -110,11 +110,11 @@ class HttpServer:
         self._map: dict[int, Any] = {}
         self._stopping = threading.Event()
         self._closing = threading.Lock()
-        _quieten()
+        _redirect_log()
         adjustments = Adjustments(
             sockets=[listener],
             threads=THREADS,
-            # never reached, since room is made before; waitress counts the listener and its trigger as well
+            # never reached, because `close_expired` acts earlier; waitress also counts the listener and its trigger
             connection_limit=MAX_CONNECTIONS * 2,
             backlog=MAX_CONNECTIONS,
             max_request_header_size=MAX_HEAD_BYTES,
@@ -124,7 +124,7 @@ class HttpServer:
         )
         self._dispatcher = ThreadedTaskDispatcher()
         self._server = _Server(
-            site,
+            application,
             self._map,
             True,
             listener,
@@ -136,15 +136,15 @@ class HttpServer:
         self._server.connection_seconds = connection_seconds
 
     def run(self) -> None:
-        """The loop, until `stop`. A round that fails is a client's doing; many in a row are not, and are raised."""
+        """Runs the loop until `stop`. A client can make a round fail; many failures in a row are raised."""
         self._dispatcher.set_thread_count(THREADS)
         log.info("http.opened", port=self.port)
         failures = 0
         try:
             while not self._stopping.is_set():
                 try:
-                    self._server.make_room()
-                    wasyncore.loop(timeout=LOOK_SECONDS, use_poll=True, map=self._map, count=1)
+                    self._server.close_expired()
+                    wasyncore.loop(timeout=POLL_SECONDS, use_poll=True, map=self._map, count=1)
                     failures = 0
                 except Exception as error:
                     failures += 1
@@ -155,8 +155,8 @@ class HttpServer:
             self._close()
 
     def stop(self) -> None:
-        """Ends the loop, at once. Any thread, any number of times."""
-        with self._closing:  # once closed, the trigger's descriptor may be someone else's
+        """Ends the loop at once. May be called from any thread, and repeatedly."""
+        with self._closing:  # after closing, the trigger's descriptor may belong to another file
             if not self._stopping.is_set():
                 self._stopping.set()
                 self._server.pull_trigger()
@@ -168,18 +168,18 @@ class HttpServer:
         wasyncore.close_all(self._map, ignore_all=True)
 
 
-class _ToDebug(logging.Handler):
-    """What the library has to say (a full queue, a broken connection) is a client's doing and none of our log's."""
+class _DebugHandler(logging.Handler):
+    """Logs waitress' messages at debug level. Clients cause them: a full queue, a broken connection."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.debug("http.noted", reason=record.getMessage())
+        log.debug("http.reported", reason=record.getMessage())
 
 
-def _quieten() -> None:
+def _redirect_log() -> None:
     library = logging.getLogger("waitress")
     library.propagate = False
-    if not any(isinstance(handler, _ToDebug) for handler in library.handlers):
-        library.addHandler(_ToDebug())
+    if not any(isinstance(handler, _DebugHandler) for handler in library.handlers):
+        library.addHandler(_DebugHandler())
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -187,11 +187,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener = _bind(host, port)
     except OSError as error:
-        # the system's own words carry the address once more
+        # str(error) would repeat the address
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        raise SettingsError(
-            f"{shown} can't be listened on: {str(reason).lower()}; give another address, or none"
-        ) from None
+        raise SettingsError(f"{shown}: can't listen: {str(reason).lower()}; set another address, or none") from None
     listener.setblocking(False)
     return listener
 
@@ -203,7 +201,7 @@ def _bind(host: str, port: int) -> socket.socket:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise
-        host = "0.0.0.0"  # noqa: S104 - IPv6 is switched off
+        host = "0.0.0.0"  # noqa: S104 - this host has no IPv6
     if host == "::" and socket.has_dualstack_ipv6():
         return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

@@ -1,4 +1,4 @@
-"""What the database says, read on demand and kept for some seconds: one reader at a time, and nobody waits for long."""
+"""Reads the status when a client asks, and keeps it for a few seconds. One read at a time; no client waits for long."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ from controller.billing.status import Status
 from controller.errors import BillingError, one_line
 from controller.log import WarnOnce
 
-#: A reading is good for so long; a failed one too, so that a database in trouble is left alone.
+#: How long a snapshot is fresh. A failed read is kept as long, so that a database in trouble is left alone.
 FRESH_SECONDS: Final = 5.0
-#: A request waits so long for a reading, and no more than MAX_WAITING requests at once.
+#: How long a request waits for a read, and how many requests may wait.
 WAIT_SECONDS: Final = 2.0
 MAX_WAITING: Final = 2
-#: While a reading is under way, those for whom there is no place to wait get the last one if it is not older.
+#: How old a snapshot may be that a request gets because too many requests wait already.
 STALE_SECONDS: Final = 60.0
 
 log = structlog.get_logger(part="web")
@@ -24,12 +24,12 @@ log = structlog.get_logger(part="web")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was read, or why nothing was.
+    """The result of a read.
 
     Attributes:
-        status: None when the database could not be read.
-        runs: the newest cycles, newest first, as `history` gives them.
-        error: one line; None when it was read.
+        status: None if the database could not be read.
+        runs: the newest cycles, newest first, as `read_history` returns them.
+        error: one line; None if the read succeeded.
         read_at: monotonic seconds.
     """
 
@@ -40,12 +40,13 @@ class Snapshot:
 
 
 class StatusCache:
-    """Reads when somebody asks and the last reading is no longer fresh, on a thread of its own that then ends.
+    """Starts a read, on a short-lived thread, if a client asks and the last snapshot is no longer fresh.
 
     Args:
-        read: opens a session, reads, closes it; bounded in time by its own session's settings.
+        read: opens a session, reads, and closes it, in bounded time.
         clock: monotonic seconds.
-        redact: removes secrets from a text that comes from elsewhere.
+        redact: removes secrets from a text.
+        wait_seconds: how long a request waits for a read.
     """
 
     def __init__(
@@ -61,80 +62,75 @@ class StatusCache:
         self._wait_seconds = wait_seconds
         self._changed = threading.Condition()
         self._last: Snapshot | None = None
-        self._began_at: float | None = None  # of the reading under way
-        self._finished = 0
+        self._read_started_at: float | None = None  # None unless a read is in progress
+        self._reads_finished = 0
         self._waiting = 0
-        self._succeeded = False
+        self._has_succeeded = False
         self._failures = WarnOnce(log, "status.failed", level="error")
 
     def get(self) -> Snapshot:
-        """A fresh reading where one can be had in time; otherwise one that says why not. Any thread; bounded."""
+        """Returns a fresh snapshot, or one that says why there is none. Any thread; waits at most `wait_seconds`."""
         with self._changed:
-            if self._is_fresh():
-                return self._newest()
-            self._begin()
+            if self._last is not None and self._is_fresh(self._last):
+                return self._last
+            self._start_read()
             if self._waiting >= MAX_WAITING:
-                return self._meanwhile()
-            awaited = self._finished + 1
+                return self._last_or_timeout()
+            awaited = self._reads_finished + 1
             self._waiting += 1
             try:
-                self._changed.wait_for(lambda: self._finished >= awaited, self._wait_seconds)
+                self._changed.wait_for(lambda: self._reads_finished >= awaited, self._wait_seconds)
             finally:
                 self._waiting -= 1
-            return self._newest() if self._finished >= awaited else self._late()
+            return self._last if self._last is not None and self._reads_finished >= awaited else self._timeout()
 
-    def why_unproven(self) -> str | None:
-        """Why it is not known that the database can be read at all; None from the first success on. Waits for nothing.
+    def why_never_read(self) -> str | None:
+        """Returns why no read has succeeded so far; None after the first success. Doesn't wait.
 
-        Until then it asks the database, as often as FRESH_SECONDS allows.
+        Until then, it starts a read unless one is in progress or has just failed.
         """
         with self._changed:
-            if self._succeeded:
+            if self._has_succeeded:
                 return None
-            if not self._is_fresh():
-                self._begin()
-            return (self._last.error if self._last else None) or "it is being tried"
+            if self._last is None or not self._is_fresh(self._last):
+                self._start_read()
+            return (self._last.error if self._last else None) or "the first attempt is in progress"
 
-    def _is_fresh(self) -> bool:
-        return self._last is not None and self._clock() - self._last.read_at < FRESH_SECONDS
+    def _is_fresh(self, snapshot: Snapshot) -> bool:
+        return self._clock() - snapshot.read_at < FRESH_SECONDS
 
-    def _newest(self) -> Snapshot:
-        return self._last or self._late()
-
-    def _begin(self) -> None:
-        if self._began_at is None:
-            self._began_at = self._clock()
+    def _start_read(self) -> None:
+        if self._read_started_at is None:
+            self._read_started_at = self._clock()
             threading.Thread(target=self._run, name="status", daemon=True).start()
 
-    def _meanwhile(self) -> Snapshot:
-        """For those who can't wait: the last reading, unless it is old or the one under way is late."""
+    def _last_or_timeout(self) -> Snapshot:
+        """Returns the last snapshot, unless it is old or the read in progress is late."""
         now = self._clock()
-        late = self._began_at is not None and now - self._began_at > self._wait_seconds
+        late = self._read_started_at is not None and now - self._read_started_at > self._wait_seconds
         if self._last is not None and not late and now - self._last.read_at < STALE_SECONDS:
             return self._last
-        return self._late()
+        return self._timeout()
 
-    def _late(self) -> Snapshot:
-        return Snapshot(
-            None, (), f"the database has not answered within {self._wait_seconds:g} s; try again", self._clock()
-        )
+    def _timeout(self) -> Snapshot:
+        error = f"the database has not answered within {self._wait_seconds:g} s; try again"
+        return Snapshot(None, (), error, self._clock())
 
     def _run(self) -> None:
-        reading: Snapshot
         try:
             status, runs = self._read()
-            reading = Snapshot(status, tuple(self._redacted(run) for run in runs), None, self._clock())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next reading must be able to begin
+            snapshot = Snapshot(status, tuple(self._redacted(run) for run in runs), None, self._clock())
+        except Exception as error:  # noqa: BLE001 - whatever failed, the next read must be able to start
             if not isinstance(error, BillingError):
                 self._failures.failed(exc_info=error)
-            reading = Snapshot(None, (), self._redact(one_line(error)), self._clock())
+            snapshot = Snapshot(None, (), self._redact(one_line(error)), self._clock())
         else:
             self._failures.worked()
         with self._changed:
-            self._last = reading
-            self._succeeded = self._succeeded or reading.status is not None
-            self._finished += 1
-            self._began_at = None
+            self._last = snapshot
+            self._has_succeeded = self._has_succeeded or snapshot.status is not None
+            self._reads_finished += 1
+            self._read_started_at = None
             self._changed.notify_all()
 
     def _redacted(self, run: Mapping[str, Any]) -> Mapping[str, Any]:

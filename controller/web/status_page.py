@@ -1,9 +1,8 @@
-"""The page for people: one document, no script, nothing from elsewhere, everything escaped."""
+"""The status page: one HTML document without scripts. Every value is escaped."""
 
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
 from html import escape
 from typing import Any, Final
@@ -11,13 +10,10 @@ from typing import Any, Final
 from controller.billing.status import Status
 from controller.web.health import Vitals
 from controller.web.status_cache import Snapshot
+from controller.wording import duration, next_cycle, time
 
-#: From this age on the application bills by itself; the page warns well before.
+#: The page shows the heartbeat as late long before the application resumes its own billing, at 90 minutes.
 HEARTBEAT_LATE_SECONDS: Final = 900.0
-
-_MINUTE: Final = 60
-_HOUR: Final = 3600
-_DAY: Final = 86400
 
 STYLE: Final = """
 :root{color-scheme:light dark;--ink:#1b2330;--soft:#5d6878;--line:#dde2ea;--back:#f5f7fa;--card:#fff;--good:#137a4a;
@@ -49,109 +45,109 @@ a{color:inherit}
 """
 STYLE_HASH: Final = f"sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}"
 
-_TONES: Final = {"completed": "good", "failed": "bad", "running": "wait", "stopped": "wait", "abandoned": "bad"}
+_OUTCOME_TONES: Final = {"completed": "good", "failed": "bad", "running": "wait", "stopped": "wait", "abandoned": "bad"}
+_NEXT_CYCLE_TONES: Final = {"leader": "bad", "running": "wait", "takeover": "wait", "nothing": "wait"}
 
 
-def render(identity: Mapping[str, Any], vitals: Vitals, problems: Sequence[str], reading: Snapshot) -> str:
-    """The document.
+def render(identity: Mapping[str, Any], vitals: Vitals, failed_checks: Sequence[str], snapshot: Snapshot) -> str:
+    """Returns the document.
 
     Args:
         identity: the fields of `Identity`.
         vitals: of this replica.
-        problems: why this replica is not alive or not ready.
-        reading: of the database.
+        failed_checks: why this replica is not live or not ready.
+        snapshot: of the status.
     """
-    view = reading.status
+    status = snapshot.status
     parts = [
         f"<header><h1>ContainerStacks billing</h1><small>lock {_text(identity['lock'])}</small></header>",
-        *(f'<p class="note">This replica: {_text(problem)}</p>' for problem in problems),
+        *(f'<p class="note">This replica: {_text(check)}</p>' for check in failed_checks),
     ]
-    if view is None:
-        parts.append(f'<p class="note">The database can\'t be read: {_text(reading.error)}</p>')
+    if status is None:
+        parts.append(f'<p class="note">The database can\'t be read: {_text(snapshot.error)}</p>')
     else:
-        parts += [_cards(view, identity), _runs(reading.runs, identity)]
-    parts += [_replica(identity, vitals, problems), _footer(view)]
+        parts += [_cards(status, identity), _runs(snapshot.runs, identity)]
+    parts += [_replica(identity, vitals, failed_checks), _footer(status)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{_text(_title(view))}</title><style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>{_text(_title(status))}</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
 
 
-def _title(view: Status | None) -> str:
-    if view is None:
+def _title(status: Status | None) -> str:
+    if status is None:
         return "billing: no database"
-    return f"billing: {view.leader} leads" if view.leader else "billing: nobody leads"
+    return f"billing: {status.leader} leads" if status.leader else "billing: no leader"
 
 
-def _cards(view: Status, identity: Mapping[str, Any]) -> str:
-    now = view.database_time
-    age = view.heartbeat_age_seconds
+def _cards(status: Status, identity: Mapping[str, Any]) -> str:
+    age = status.heartbeat_age_seconds
     late = age is None or age > HEARTBEAT_LATE_SECONDS
-    since = f", since {_when(view.leading_since)}" if view.leading_since else ""
-    if view.running_since:
-        cycle, below, tone = "under way", f"for {_span((now - view.running_since).total_seconds())}", "wait"
-    elif view.next_cycle_at is None:
-        cycle, below, tone = "at once", "no cycle has completed yet", "wait"
-    else:
-        ahead = (view.next_cycle_at - now).total_seconds()
-        cycle, tone = (f"in {_span(ahead)}", "") if ahead > 0 else (f"due for {_span(-ahead)}", "wait")
-        below = _when(view.next_cycle_at)
-    standbys = ", ".join(view.standbys)
+    since = f", since {time(status.leading_since)}" if status.leading_since else ""
+    standbys = ", ".join(status.standbys)
+    cycle = next_cycle(status)
     cards = [
-        _card("Leader", view.leader or "nobody", f"term {view.term}{since}", "good" if view.leader else "bad"),
-        _card("Standbys", f"{len(view.standbys)}", standbys or "nobody would take over", "" if standbys else "wait"),
-        _card("Next cycle", cycle, below, tone),
+        _card("Leader", status.leader or "none", f"term {status.term}{since}", "good" if status.leader else "bad"),
+        _card(
+            "Standbys", f"{len(status.standbys)}", standbys or "no replica can take over", "" if standbys else "wait"
+        ),
+        _card("Next cycle", cycle.when, cycle.detail, _NEXT_CYCLE_TONES.get(status.waiting_for, "")),
         _card(
             "Heartbeat",
-            "none yet" if age is None else f"{_span(age)} ago",
-            "from 90 minutes on the application bills by itself",
+            "none yet" if age is None else f"{duration(age)} ago",
+            "after 90 minutes the application bills by itself",
             "bad" if late else "good",
         ),
-        _card("Debts", f"{view.debts}", f"{view.owed} {identity['currency']} owed", "wait" if view.debts else ""),
-        _card("Not charged", f"{view.failures}", "instances, for their data", "bad" if view.failures else ""),
-        _card("Suspended", f"{view.suspended}", "organizations excluded from billing", "bad" if view.suspended else ""),
+        _card("Debts", f"{status.debts}", f"{status.owed} {identity['currency']} owed", "wait" if status.debts else ""),
+        _card("Failures", f"{status.failures}", "instances that can't be charged", "bad" if status.failures else ""),
+        _card(
+            "Suspended", f"{status.suspended}", "organizations excluded from billing", "bad" if status.suspended else ""
+        ),
     ]
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _card(label: str, value: str, below: str, tone: str) -> str:
+def _card(label: str, value: str, detail: str, tone: str) -> str:
     return (
         f'<div class="card"><span>{_text(label)}</span><b class="{_text(tone)}">{_text(value)}</b>'
-        f"<span>{_text(below)}</span></div>"
+        f"<span>{_text(detail)}</span></div>"
     )
 
 
 def _runs(runs: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> str:
     if not runs:
-        return '<h2>Last cycles</h2><p class="soft">None yet.</p>'
-    heads = ("Cycle", "Began", "Outcome", "Leader", "Term")
-    figures = ("Seconds", "Instances", "Hours", f"Amount ({identity['currency']})", "Debts", "Failures")
-    head = "".join(f"<th>{_text(h)}</th>" for h in heads) + "".join(f'<th class="n">{_text(h)}</th>' for h in figures)
+        return '<h2>Recent cycles</h2><p class="soft">None yet.</p>'
+    texts = ("Cycle", "Started", "Outcome", "Leader", "Term")
+    numbers = ("Seconds", "Instances", "Hours", f"Amount ({identity['currency']})", "Debts", "Failures")
+    head = "".join(f"<th>{_text(each)}</th>" for each in texts)
+    head += "".join(f'<th class="n">{_text(each)}</th>' for each in numbers)
     return (
-        f'<h2>Last cycles</h2><div class="scroll"><table><thead><tr>{head}<th>Error</th></tr></thead>'
+        f'<h2>Recent cycles</h2><div class="scroll"><table><thead><tr>{head}<th>Error</th></tr></thead>'
         f"<tbody>{''.join(_run(run) for run in runs)}</tbody></table></div>"
     )
 
 
 def _run(run: Mapping[str, Any]) -> str:
-    began, finished = run["started_at"], run["finished_at"]
+    started, finished = run["started_at"], run["finished_at"]
     outcome = str(run["outcome"])
-    seconds = f"{(finished - began).total_seconds():.1f}" if finished else ""
-    facts = (str(run["id"]), _when(began), outcome, run["holder"], run["term"])
-    cells = [f"<td>{_text(fact)}</td>" for fact in facts]
-    cells[2] = f'<td class="{_TONES.get(outcome, "")}">{_text(outcome)}</td>'
-    figures = (seconds, run["instances"], run["hours"], _amount(run["amount"]), run["debts"], run["failures"])
-    cells += [f'<td class="n">{_text(figure)}</td>' for figure in figures]
+    seconds = f"{(finished - started).total_seconds():.1f}" if finished else ""
+    cells = [f"<td>{_text(value)}</td>" for value in (run["id"], time(started))]
+    cells.append(f'<td class="{_OUTCOME_TONES.get(outcome, "")}">{_text(outcome)}</td>')
+    cells += [f"<td>{_text(value)}</td>" for value in (run["holder"], run["term"])]
+    amount = f"{Decimal(str(run['amount'])):.2f}"
+    numbers = (seconds, run["instances"], run["hours"], amount, run["debts"], run["failures"])
+    cells += [f'<td class="n">{_text(number)}</td>' for number in numbers]
     return f'<tr>{"".join(cells)}<td class="text">{_text(run["error"] or "")}</td></tr>'
 
 
-def _replica(identity: Mapping[str, Any], vitals: Vitals, problems: Sequence[str]) -> str:
+def _replica(identity: Mapping[str, Any], vitals: Vitals, failed_checks: Sequence[str]) -> str:
     role = f"{vitals.role}, term {vitals.term}" if vitals.term is not None else str(vitals.role)
     facts = [
         ("Replica", identity["instance"]),
         ("Role", role),
-        ("Health", "ready" if not problems else "not ready"),
+        ("Health", "not ready" if failed_checks else "ready"),
         ("Version", identity["version"]),
         ("Pod", identity["pod"]),
         ("Node", identity["node"]),
@@ -160,34 +156,14 @@ def _replica(identity: Mapping[str, Any], vitals: Vitals, problems: Sequence[str
     return f'<h2>This replica</h2><div class="scroll"><table><tbody>{rows}</tbody></table></div>'
 
 
-def _footer(view: Status | None) -> str:
-    read = f"As of {_text(_when(view.database_time))} by the database's clock. " if view else ""
+def _footer(status: Status | None) -> str:
+    as_of = f"As of {_text(time(status.database_time))} by the database's clock. " if status else ""
     return (
-        f'<footer>{read}<a href="/status.json">status.json</a> · <a href="/metrics">metrics</a> ·'
+        f'<footer>{as_of}<a href="/status.json">status.json</a> · <a href="/metrics">metrics</a> ·'
         ' <a href="/readyz">readyz</a> · <a href="/livez">livez</a></footer>'
     )
 
 
 def _text(value: object) -> str:
-    """The only way by which a value reaches the document."""
+    """Escapes a value. No value reaches the document any other way."""
     return escape(str(value), quote=True)
-
-
-def _when(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _amount(value: object) -> str:
-    return f"{Decimal(str(value)):.2f}"
-
-
-def _span(seconds: float) -> str:
-    """Some time, in the two units that matter."""
-    whole = max(int(seconds), 0)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"

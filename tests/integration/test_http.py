@@ -1,4 +1,4 @@
-"""The paths on a real database: what they show, what they cost it, and how they fare while it hangs."""
+"""The paths on a real database: what they show, what they cost, and what happens while the database hangs."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from controller.postgres.lock_session import LockName
 from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
 
 PATIENCE_SECONDS = 30.0
-#: The kubelet's, by default.
+#: The kubelet's default timeout.
 PROBE_SECONDS = 1.0
 PATHS = ("/", "/status.json", "/metrics")
 
 
 class Served:
-    """The site on a real database and a real socket, as the composition root puts it together."""
+    """The routes on a real database and a real socket, assembled as in a replica."""
 
     def __init__(self, url: str) -> None:
         self._database = Database(lambda: url, "DATABASE_URL", "test-1")
         self._lock = LockName()
         self.reads = 0
-        self.reader = StatusCache(self._read, time.monotonic)
-        self.metrics = Metrics("0", self._lock.name, lambda: False, lambda: self.reader.get().status)
-        site = Routes(
+        self.status_cache = StatusCache(self._read, time.monotonic)
+        self.metrics = Metrics("0", self._lock.name, lambda: False, lambda: self.status_cache.get().status)
+        routes = Routes(
             Identity("test-1", "0", self._lock.name, "USD"),
             lambda: Vitals(Role.STANDBY, None, 0.1),
-            self.reader,
+            self.status_cache,
             self.metrics.render,
             10.0,
         )
-        self.server = HttpServer("127.0.0.1", 0, site)
+        self.server = HttpServer("127.0.0.1", 0, routes)
 
     def _read(self) -> tuple[Status, list[dict[str, Any]]]:
         self.reads += 1
@@ -96,32 +96,32 @@ def served(database: str) -> Iterator[Served]:
 def status_sessions(conn: psycopg.Connection[Any]) -> int:
     row = conn.execute(
         "select count(*) from pg_stat_activity where datname = current_database()"
-        " and application_name like 'containerstacks-billing status%'"
+        " and application_name like 'billing status%'"
     ).fetchone()
     assert row is not None
     return int(row[0])
 
 
-def test_fresh_database_is_shown_as_it_is(served: Served) -> None:
+def test_fresh_database_shows_no_leader_and_no_run(served: Served) -> None:
     code, text = served.get("/status.json")
     status = json.loads(text)
     assert code == 200
     assert (status["leader"], status["standbys"], status["last_run"], status["owed"]) == (None, [], None, "0")
     assert served.get("/")[0] == 200
-    assert "nobody" in served.get("/")[1]
+    assert "no leader" in served.get("/")[1]
     metrics = served.get("/metrics")[1]
     assert "containerstacks_billing_database_up 1.0" in metrics
     assert "containerstacks_billing_heartbeat_age_seconds" not in metrics
 
 
-def test_probes_leave_the_database_alone(served: Served) -> None:
+def test_probes_do_not_query_the_database(served: Served) -> None:
     for _ in range(50):
         assert served.get("/livez") == (200, "ok")
         assert served.get("/readyz") == (200, "ok")
     assert served.reads == 0
 
 
-def test_flood_of_requests_costs_the_database_one_set_of_queries(served: Served, conn: psycopg.Connection[Any]) -> None:
+def test_many_requests_cost_one_set_of_queries(served: Served, conn: psycopg.Connection[Any]) -> None:
     assert served.get("/status.json")[0] == 200
     began = time.monotonic()
     with ThreadPoolExecutor(8) as clients:
@@ -132,7 +132,7 @@ def test_flood_of_requests_costs_the_database_one_set_of_queries(served: Served,
     assert status_sessions(conn) <= 1
 
 
-def test_nothing_is_connected_between_requests(served: Served, conn: psycopg.Connection[Any]) -> None:
+def test_no_session_remains_after_a_request(served: Served, conn: psycopg.Connection[Any]) -> None:
     assert served.get("/")[0] == 200
     until = time.monotonic() + PATIENCE_SECONDS
     while status_sessions(conn):
@@ -155,7 +155,7 @@ def test_probes_answer_while_the_database_hangs(served: Served, conn: psycopg.Co
     assert served.reads == 1
 
 
-def test_database_that_is_not_migrated_is_said_in_words(empty_database: str) -> None:
+def test_database_without_migrations_is_reported(empty_database: str) -> None:
     with serving(empty_database) as served:
         code, text = served.get("/status.json")
     assert code == 503
@@ -194,7 +194,7 @@ def free_port() -> int:
 
 
 def becomes(port: int, path: str, code: int, containing: str = "") -> str:
-    """Polls: a process tells nobody that it has begun to listen."""
+    """Polls until the path answers so: a process does not report that it listens."""
     until = time.monotonic() + PATIENCE_SECONDS
     answer = "nothing"
     while time.monotonic() < until:
@@ -209,7 +209,7 @@ def becomes(port: int, path: str, code: int, containing: str = "") -> str:
     pytest.fail(f"{path} did not become {code} {containing!r}: {answer}")
 
 
-def test_replica_shows_itself_and_ends_cleanly(database: str, conn: psycopg.Connection[Any]) -> None:
+def test_replica_shows_itself_and_stops_cleanly(database: str, conn: psycopg.Connection[Any]) -> None:
     create_data(conn, Size(organizations=6, instances=30))
     port = free_port()
     with replica(database, port) as process:
@@ -223,7 +223,7 @@ def test_replica_shows_itself_and_ends_cleanly(database: str, conn: psycopg.Conn
         assert process.wait(PATIENCE_SECONDS) == 0
 
 
-def test_replica_that_can_not_join_is_alive_and_says_why_without_its_password(database: str) -> None:
+def test_replica_that_can_not_connect_is_live_and_says_why_without_the_password(database: str) -> None:
     port = free_port()
     address = database.rpartition("@")[2]
     with replica(f"postgresql://nobody:hunter2@{address}", port):
@@ -234,11 +234,11 @@ def test_replica_that_can_not_join_is_alive_and_says_why_without_its_password(da
     assert 'role "nobody"' in reason or 'user "nobody"' in reason
 
 
-def test_port_in_use_ends_a_replica_with_the_settings_status(database: str) -> None:
+def test_replica_exits_with_status_2_if_the_port_is_in_use(database: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with replica(database, port) as process:
             output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 2
     assert output.count("\n") == 1
-    assert f"BILLING_HTTP_ADDRESS=127.0.0.1:{port} can't be listened on: address already in use" in output
+    assert f"BILLING_HTTP_ADDRESS=127.0.0.1:{port}: can't listen: address already in use" in output

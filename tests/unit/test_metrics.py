@@ -1,4 +1,4 @@
-"""Every metric is there from the start, documented, and says what was done or what the database knows."""
+"""Every metric exists from the start, is documented, and shows what this process did or what the database says."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.statuses import NOW, status
 
 ROOT = Path(__file__).parents[2]
 P = "containerstacks_billing_"
-FACTS = status(failures=2, suspended=1, heartbeat_age_seconds=12.5, last_completed_at=NOW)
+STATUS = status(failures=2, suspended=1, heartbeat_age_seconds=12.5, last_completed_at=NOW)
 
 
-def metrics(facts: Status | None = FACTS, *, leads: bool = False) -> Metrics:
-    return Metrics("1.2.3", "a lock", lambda: leads, lambda: facts)
+def metrics(shown: Status | None = STATUS, *, leads: bool = False) -> Metrics:
+    return Metrics("1.2.3", "a lock", lambda: leads, lambda: shown)
 
 
 def samples(rendered: Metrics) -> dict[str, float]:
@@ -39,7 +39,7 @@ def result(outcome: Outcome, seconds: float = 2.0) -> CycleResult:
     return CycleResult(outcome, Totals(10, 12, Decimal("1.25"), 1, 1), seconds)
 
 
-def test_every_outcome_is_there_before_it_has_happened() -> None:
+def test_every_outcome_exists_before_it_happens() -> None:
     found = samples(metrics())
     for outcome in ("completed", "failed", "stopped", "deposed"):
         assert found[f'{P}cycles_total{{outcome="{outcome}"}}'] == 0
@@ -50,22 +50,22 @@ def test_every_outcome_is_there_before_it_has_happened() -> None:
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
-def test_cycle_counts_by_its_outcome_and_by_what_it_committed(outcome: Outcome) -> None:
-    shown = metrics()
-    shown.cycle_ended(result(outcome))
-    shown.cycle_ended(result(outcome))
-    found = samples(shown)
+def test_cycle_counts_by_outcome_and_by_what_it_committed(outcome: Outcome) -> None:
+    counted = metrics()
+    counted.cycle_ended(result(outcome))
+    counted.cycle_ended(result(outcome))
+    found = samples(counted)
     assert found[f'{P}cycles_total{{outcome="{outcome}"}}'] == 2
     assert found[f"{P}instances_billed_total"] == 20
     assert found[f"{P}hours_billed_total"] == 24
     assert found[f"{P}amount_billed_total"] == 2.5
 
 
-def test_duration_is_that_of_completed_cycles() -> None:
-    shown = metrics()
+def test_duration_counts_completed_cycles_only() -> None:
+    counted = metrics()
     for outcome in Outcome:
-        shown.cycle_ended(result(outcome, 45.0))
-    found = samples(shown)
+        counted.cycle_ended(result(outcome, 45.0))
+    found = samples(counted)
     assert found[f"{P}cycle_duration_seconds_count"] == 1
     assert found[f'{P}cycle_duration_seconds_bucket{{le="30.0"}}'] == 0
     assert found[f'{P}cycle_duration_seconds_bucket{{le="60.0"}}'] == 1
@@ -73,22 +73,22 @@ def test_duration_is_that_of_completed_cycles() -> None:
 
 
 def test_fenced_writes_evictions_and_drains_are_counted() -> None:
-    shown = metrics()
-    shown.write_fenced()
-    shown.leader_evicted()
-    shown.drain_ended(DrainOutcome.TIMED_OUT)
-    found = samples(shown)
+    counted = metrics()
+    counted.write_fenced()
+    counted.leader_evicted()
+    counted.drain_ended(DrainOutcome.TIMED_OUT)
+    found = samples(counted)
     assert found[f"{P}fenced_writes_total"] == 1
     assert found[f"{P}evictions_total"] == 1
     assert found[f'{P}drains_total{{outcome="timed_out"}}'] == 1
 
 
 @pytest.mark.parametrize("leads", [True, False])
-def test_leadership_is_asked_for_at_each_scrape(leads: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_leadership_gauge_follows_the_replica(leads: bool) -> None:  # noqa: FBT001 - a parameter of the test
     assert samples(metrics(leads=leads))['leader_election_master_status{name="a lock"}'] == leads
 
 
-def test_database_facts_are_those_of_the_scrape() -> None:
+def test_database_gauges_show_the_status() -> None:
     found = samples(metrics())
     assert found[f"{P}database_up"] == 1
     assert found[f"{P}term"] == 7
@@ -99,7 +99,7 @@ def test_database_facts_are_those_of_the_scrape() -> None:
     assert found[f"{P}last_cycle_timestamp_seconds"] == 1795348800
 
 
-def test_database_facts_are_absent_rather_than_old() -> None:
+def test_database_gauges_are_absent_without_a_status() -> None:
     found = samples(metrics(None))
     assert found[f"{P}database_up"] == 0
     assert not {f"{P}{name}" for name in ("term", "debts", "failures", "heartbeat_age_seconds")} & found.keys()
@@ -107,13 +107,13 @@ def test_database_facts_are_absent_rather_than_old() -> None:
     assert found[f'{P}cycles_total{{outcome="completed"}}'] == 0
 
 
-def test_what_has_never_happened_has_no_time() -> None:
+def test_gauge_of_something_that_never_happened_is_absent() -> None:
     found = samples(metrics(status(heartbeat_age_seconds=None, last_completed_at=None)))
     assert f"{P}heartbeat_age_seconds" not in found
     assert f"{P}last_cycle_timestamp_seconds" not in found
 
 
-def test_database_is_asked_once_a_scrape() -> None:
+def test_scrape_reads_the_status_once() -> None:
     asked: list[Status] = []
 
     def read() -> Status:
@@ -126,13 +126,13 @@ def test_database_is_asked_once_a_scrape() -> None:
     assert len(asked) == 1
 
 
-def test_build_is_told() -> None:
+def test_build_info_names_both_versions() -> None:
     (build,) = [name for name in samples(metrics()) if name.startswith(f"{P}build_info")]
     assert 'version="1.2.3"' in build
     assert 'python="3.' in build
 
 
-def test_registry_is_not_the_global_one() -> None:
+def test_registry_is_separate_from_the_global_one() -> None:
     metrics()
     metrics()
     assert not [name for name in prometheus_client.REGISTRY._names_to_collectors if "billing" in name]
@@ -147,12 +147,12 @@ def base(sample: str) -> str:
     return re.sub(r"(_bucket|_count|_sum)$", "", sample.split("{", maxsplit=1)[0])
 
 
-def test_documentation_lists_exactly_the_metrics_that_there_are() -> None:
+def test_documentation_lists_exactly_the_existing_metrics() -> None:
     exposed = {base(name) for name in samples(metrics()) if not name.startswith("process_")}
     assert exposed == documented()
 
 
-def test_alerts_and_dashboard_ask_for_metrics_that_there_are() -> None:
+def test_alerts_and_dashboard_query_existing_metrics() -> None:
     chart = ROOT / "charts" / "containerstacks-billing"
     texts = [
         path.read_text("utf-8") for path in (*chart.rglob("prometheusrule.yaml"), *chart.rglob("dashboards/*.json"))

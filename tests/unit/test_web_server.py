@@ -1,4 +1,4 @@
-"""Slow and hostile clients keep neither a thread nor a connection; probes answer all the while."""
+"""Slow and hostile clients occupy neither a thread nor a connection, and probes are always answered."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PATIENCE_SECONDS = 10.0
 
 
 class Application:
-    """`/ok` at once; `/large` with more than a socket's buffer holds; `/held` when it is let."""
+    """Answers `/ok` at once, `/large` with more than a socket's buffer, and `/slow` once `answer_now` is set."""
 
     def __init__(self) -> None:
-        self.let = threading.Event()
-        self.held = threading.Semaphore(0)
+        self.answer_now = threading.Event()
+        self.slow_requests = threading.Semaphore(0)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         body = b"ok"
         if environ["PATH_INFO"] == "/large":
             body = b"x" * 8_000_000
-        elif environ["PATH_INFO"] == "/held":
-            self.held.release()
-            self.let.wait(PATIENCE_SECONDS)
+        elif environ["PATH_INFO"] == "/slow":
+            self.slow_requests.release()
+            self.answer_now.wait(PATIENCE_SECONDS)
         start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
         return [body]
 
@@ -46,7 +46,7 @@ def serving(application: Application, connection_seconds: float = 10.0) -> Itera
     try:
         yield server
     finally:
-        application.let.set()
+        application.answer_now.set()
         server.stop()
         thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
@@ -64,7 +64,7 @@ def client(server: HttpServer) -> socket.socket:
 
 
 def probe(server: HttpServer, path: str = "/ok", timeout_seconds: float = 1.0) -> tuple[int, bytes]:
-    """As the kubelet asks: a new connection, and a second of patience."""
+    """Asks as the kubelet does: on a new connection, with a timeout of one second."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout_seconds)
     try:
         connection.request("GET", path)
@@ -75,7 +75,7 @@ def probe(server: HttpServer, path: str = "/ok", timeout_seconds: float = 1.0) -
 
 
 def closed(peer: socket.socket) -> bool:
-    """Whether the server ends it, in some way, within our patience."""
+    """Returns True if the server ends the connection within PATIENCE_SECONDS."""
     try:
         while peer.recv(65536):
             pass
@@ -91,13 +91,13 @@ def test_probe_is_answered(application: Application) -> None:
         assert probe(server) == (200, b"ok")
 
 
-def test_clients_that_never_finish_their_request_do_not_keep_probes_out(application: Application) -> None:
+def test_probes_are_answered_beside_clients_that_never_finish_a_request(application: Application) -> None:
     with serving(application) as server, ExitStack() as peers:
         for number in range(4 * MAX_CONNECTIONS):
             peer = peers.enter_context(client(server))
-            with_luck = b"GET /ok HTTP/1.1\r\nHost: x\r\nX-Slow: " if number % 2 else b""
+            beginning = b"GET /ok HTTP/1.1\r\nHost: x\r\nX-Slow: " if number % 2 else b""
             try:
-                peer.sendall(with_luck)
+                peer.sendall(beginning)
             except ConnectionError:
                 continue
             if number % 16 == 0:
@@ -105,7 +105,7 @@ def test_clients_that_never_finish_their_request_do_not_keep_probes_out(applicat
         assert probe(server) == (200, b"ok")
 
 
-def test_client_that_trickles_is_cut_off_after_its_time(application: Application) -> None:
+def test_client_that_sends_single_bytes_is_disconnected(application: Application) -> None:
     with serving(application, connection_seconds=0.2) as server, client(server) as peer:
         peer.sendall(b"GET /ok HTTP/1.1\r\nX-Slow: ")
         until = time.monotonic() + PATIENCE_SECONDS
@@ -118,7 +118,7 @@ def test_client_that_trickles_is_cut_off_after_its_time(application: Application
         assert closed(peer)
 
 
-def test_client_that_does_not_read_its_answer_is_cut_off_after_its_time(application: Application) -> None:
+def test_client_that_does_not_read_its_answer_is_disconnected(application: Application) -> None:
     with serving(application, connection_seconds=0.2) as server, socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.settimeout(PATIENCE_SECONDS)
@@ -133,13 +133,13 @@ def test_client_that_does_not_read_its_answer_is_cut_off_after_its_time(applicat
         assert got < 8_000_000
 
 
-def test_pages_that_wait_leave_threads_for_probes(application: Application) -> None:
+def test_waiting_pages_leave_threads_for_probes(application: Application) -> None:
     with serving(application) as server, ExitStack() as peers:
         for _ in range(THREADS - 1):
-            peers.enter_context(client(server)).sendall(b"GET /held HTTP/1.0\r\n\r\n")
-            assert application.held.acquire(timeout=PATIENCE_SECONDS)
+            peers.enter_context(client(server)).sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+            assert application.slow_requests.acquire(timeout=PATIENCE_SECONDS)
         assert probe(server) == (200, b"ok")
-        application.let.set()
+        application.answer_now.set()
 
 
 def test_connection_carries_one_request(application: Application) -> None:
@@ -152,7 +152,7 @@ def test_connection_carries_one_request(application: Application) -> None:
     assert b"Connection: close" in answer
 
 
-def test_head_of_any_size_is_refused_by_its_first_bytes(application: Application) -> None:
+def test_large_head_is_refused_before_it_is_complete(application: Application) -> None:
     with serving(application) as server:
         with client(server) as peer:
             peer.sendall(b"GET /ok HTTP/1.1\r\nX-Large: " + b"x" * MAX_HEAD_BYTES)
@@ -182,7 +182,7 @@ def test_body_is_refused_before_it_is_sent(application: Application, head: bytes
 
 
 @pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\0" * 100, b"\r\n" * 500, b"A" * 9000])
-def test_nonsense_is_no_line_in_the_log_and_no_harm(application: Application, nonsense: bytes) -> None:
+def test_nonsense_is_harmless_and_not_logged(application: Application, nonsense: bytes) -> None:
     with capture_logs() as logged, serving(application) as server:
         for _ in range(10):
             with client(server) as peer:
@@ -191,13 +191,13 @@ def test_nonsense_is_no_line_in_the_log_and_no_harm(application: Application, no
     assert [line["event"] for line in logged if line["log_level"] != "debug"] == ["http.opened"]
 
 
-def test_server_says_nothing_of_what_it_is(application: Application) -> None:
+def test_answer_does_not_name_the_server(application: Application) -> None:
     with serving(application) as server, client(server) as peer:
         peer.sendall(b"GET /ok HTTP/1.0\r\n\r\n")
         assert b"Server:" not in peer.recv(65536)
 
 
-def test_stopped_server_lets_its_port_go_and_may_be_stopped_again(application: Application) -> None:
+def test_stopped_server_frees_its_port_and_may_be_stopped_again(application: Application) -> None:
     with serving(application) as server:
         probe(server)
     server.stop()
@@ -217,19 +217,19 @@ def test_port_in_use_is_a_settings_error_that_names_the_setting(application: App
         HttpServer(host, server.port, application)
     shown = "" if host == EVERY_INTERFACE else host
     assert str(refused.value) == (
-        f"BILLING_HTTP_ADDRESS={shown}:{server.port} can't be listened on: address already in use;"
-        " give another address, or none"
+        f"BILLING_HTTP_ADDRESS={shown}:{server.port}: can't listen: address already in use;"
+        " set another address, or none"
     )
     assert refused.value.exit_status == 2
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "2001:db8::1"])
 def test_address_of_another_host_is_a_settings_error(application: Application, host: str) -> None:
-    with pytest.raises(SettingsError, match=r"^BILLING_HTTP_ADDRESS=\S+:1 can't be listened on: [^\n]+$"):
+    with pytest.raises(SettingsError, match=r"^BILLING_HTTP_ADDRESS=\S+:1: can't listen: [^\n]+$"):
         HttpServer(host, 1, application)
 
 
-def test_every_interface_includes_this_hosts_own(application: Application) -> None:
+def test_every_interface_includes_loopback(application: Application) -> None:
     server = HttpServer(EVERY_INTERFACE, 0, application)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -1,4 +1,4 @@
-"""The database is read at most once at a time and once an interval, and nobody waits for it for long."""
+"""The database is read at most once at a time and once per interval, and no request waits long."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Clock:
 
 
 class Database:
-    """Answers when it is let, and counts."""
+    """Answers once `answer` is set, and counts."""
 
     def __init__(self, *, open_at_once: bool = True) -> None:
         self.asked = threading.Semaphore(0)
@@ -44,128 +44,128 @@ class Database:
         return STATUS, self.runs
 
 
-def in_threads(count: int, reader: StatusCache) -> tuple[list[threading.Thread], list[Snapshot]]:
+def in_threads(count: int, cache: StatusCache) -> tuple[list[threading.Thread], list[Snapshot]]:
     got: list[Snapshot] = []
-    threads = [threading.Thread(target=lambda: got.append(reader.get())) for _ in range(count)]
+    threads = [threading.Thread(target=lambda: got.append(cache.get())) for _ in range(count)]
     for thread in threads:
         thread.start()
     return threads, got
 
 
-def test_nobody_asks_nothing_is_read() -> None:
+def test_nothing_is_read_until_a_client_asks() -> None:
     database = Database()
     StatusCache(database.read, Clock())
     assert database.reads == 0
 
 
-def test_many_who_ask_within_the_interval_cost_one_reading() -> None:
+def test_many_requests_within_the_interval_cost_one_read() -> None:
     database, clock = Database(), Clock()
-    reader = StatusCache(database.read, clock)
+    cache = StatusCache(database.read, clock)
     for _ in range(100):
-        assert reader.get().status is STATUS
+        assert cache.get().status is STATUS
     assert database.reads == 1
     clock.now += FRESH_SECONDS
-    reader.get()
+    cache.get()
     assert database.reads == 2
 
 
-def test_failure_is_kept_as_long_as_a_success() -> None:
+def test_failed_read_is_kept_as_long_as_a_successful_one() -> None:
     database, clock = Database(), Clock()
     database.error = DatabaseUnreachableError("can't connect:\n refused")
-    reader = StatusCache(database.read, clock)
-    assert [reader.get().error for _ in range(50)] == ["can't connect: refused"] * 50
+    cache = StatusCache(database.read, clock)
+    assert [cache.get().error for _ in range(50)] == ["can't connect: refused"] * 50
     assert database.reads == 1
     database.error = None
     clock.now += FRESH_SECONDS
-    assert reader.get().status is STATUS
+    assert cache.get().status is STATUS
 
 
-def test_those_who_ask_during_a_reading_share_it() -> None:
+def test_requests_during_a_read_share_it() -> None:
     database = Database(open_at_once=False)
-    reader = StatusCache(database.read, Clock(), wait_seconds=PATIENCE_SECONDS)
-    threads, got = in_threads(MAX_WAITING, reader)
+    cache = StatusCache(database.read, Clock(), wait_seconds=PATIENCE_SECONDS)
+    threads, got = in_threads(MAX_WAITING, cache)
     assert database.asked.acquire(timeout=PATIENCE_SECONDS)
     database.answer.set()
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
-    assert [reading.status for reading in got] == [STATUS] * MAX_WAITING
+    assert [snapshot.status for snapshot in got] == [STATUS] * MAX_WAITING
     assert database.reads == 1
 
 
-def test_hanging_database_holds_few_threads_and_those_not_for_long() -> None:
+def test_hanging_database_occupies_few_threads_for_a_short_time() -> None:
     database = Database(open_at_once=False)
-    reader = StatusCache(database.read, Clock(), wait_seconds=0.2)
-    threads, got = in_threads(20, reader)
+    cache = StatusCache(database.read, Clock(), wait_seconds=0.2)
+    threads, got = in_threads(20, cache)
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
-    assert {reading.error for reading in got} == {"the database has not answered within 0.2 s; try again"}
+    assert {snapshot.error for snapshot in got} == {"the database has not answered within 0.2 s; try again"}
     assert len(got) == 20
     assert database.reads == 1
     database.answer.set()
 
 
-def test_no_place_to_wait_gives_the_last_reading_unless_it_is_old() -> None:
+def test_request_that_can_not_wait_gets_the_last_snapshot_unless_it_is_old() -> None:
     database, clock = Database(), Clock()
-    reader = StatusCache(database.read, clock, wait_seconds=PATIENCE_SECONDS)
-    first = reader.get()
+    cache = StatusCache(database.read, clock, wait_seconds=PATIENCE_SECONDS)
+    first = cache.get()
     database.answer.clear()
     clock.now += FRESH_SECONDS
-    waiting, _ = in_threads(MAX_WAITING, reader)
-    for _ in range(2):  # the first reading's, and the one under way
+    waiting, _ = in_threads(MAX_WAITING, cache)
+    for _ in range(2):  # the first read's, and the one in progress
         assert database.asked.acquire(timeout=PATIENCE_SECONDS)
-    while reader._waiting < MAX_WAITING:
+    while cache._waiting < MAX_WAITING:
         threading.Event().wait(0.005)
-    assert reader.get() is first
+    assert cache.get() is first
     clock.now += STALE_SECONDS
-    assert reader.get().status is None
+    assert cache.get().status is None
     database.answer.set()
     for thread in waiting:
         thread.join(PATIENCE_SECONDS)
 
 
-def test_secrets_are_removed_from_what_the_database_says() -> None:
+def test_secrets_are_removed_from_errors() -> None:
     database = Database()
     database.runs = [{"error": "bad hunter2 here", "outcome": "failed"}, {"error": None, "outcome": "completed"}]
-    reader = StatusCache(database.read, Clock(), redact=lambda text: text.replace("hunter2", "***"))
-    assert [run["error"] for run in reader.get().runs] == ["bad *** here", None]
+    cache = StatusCache(database.read, Clock(), redact=lambda text: text.replace("hunter2", "***"))
+    assert [run["error"] for run in cache.get().runs] == ["bad *** here", None]
     database.error = DatabaseUnreachableError("password hunter2 refused")
     other = StatusCache(database.read, Clock(), redact=lambda text: text.replace("hunter2", "***"))
     assert other.get().error == "password *** refused"
 
 
-def test_mistake_of_ours_is_logged_once_and_the_next_reading_begins() -> None:
+def test_defect_is_logged_once_and_the_next_read_starts() -> None:
     database, clock = Database(), Clock()
     database.error = ValueError("a mistake")
-    reader = StatusCache(database.read, clock)
+    cache = StatusCache(database.read, clock)
     with capture_logs() as logged:
         for _ in range(3):
-            reader.get()
+            cache.get()
             clock.now += FRESH_SECONDS
     assert [line["log_level"] for line in logged] == ["error", "debug", "debug"]
     assert database.reads == 3
 
 
-def test_proof_is_asked_for_without_waiting_and_never_again_once_given() -> None:
+def test_first_success_is_remembered_without_reading_again() -> None:
     database, clock = Database(open_at_once=False), Clock()
-    reader = StatusCache(database.read, clock)
-    assert reader.why_unproven() == "it is being tried"
+    cache = StatusCache(database.read, clock)
+    assert cache.why_never_read() == "the first attempt is in progress"
     database.answer.set()
-    reader.get()
-    assert reader.why_unproven() is None
+    cache.get()
+    assert cache.why_never_read() is None
     clock.now += 10 * FRESH_SECONDS
     database.error = DatabaseUnreachableError("away")
-    assert reader.get().status is None
-    assert reader.why_unproven() is None
+    assert cache.get().status is None
+    assert cache.why_never_read() is None
     assert database.reads == 2
 
 
 @pytest.mark.parametrize("tries", [1, 5])
-def test_missing_proof_is_asked_for_once_an_interval(tries: int) -> None:
+def test_read_that_never_succeeded_is_tried_once_per_interval(tries: int) -> None:
     database, clock = Database(), Clock()
     database.error = DatabaseUnreachableError("refused")
-    reader = StatusCache(database.read, clock)
+    cache = StatusCache(database.read, clock)
     for number in range(tries):
-        reader.get()
-        assert [reader.why_unproven() for _ in range(20)] == ["refused"] * 20
+        cache.get()
+        assert [cache.why_never_read() for _ in range(20)] == ["refused"] * 20
         assert database.reads == number + 1
         clock.now += FRESH_SECONDS
