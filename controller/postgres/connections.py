@@ -64,7 +64,9 @@ class SessionSettings:
     reply_timeout_seconds: float = 30.0
 
 
-_TCP_SERVER: Final = {
+#: For every session. Compiling a statement (JIT) would take seconds, and none of ours runs long enough to gain from it.
+_EVERY_SESSION: Final = {
+    "jit": "off",
     "tcp_keepalives_idle": "2",
     "tcp_keepalives_interval": "1",
     "tcp_keepalives_count": "4",
@@ -73,15 +75,13 @@ _TCP_SERVER: Final = {
 
 #: Workers run one short transaction after another. `client_connection_check_interval` ends the statement of a killed
 #: client, which would otherwise delay the next leader's mint. The planner settings are there because the planner can't
-#: know that a batch is small: no sequential scan over years of history, one generic plan for every batch, and no JIT
-#: compilation, which would take longer than the statement.
+#: know that a batch is small: no sequential scan over years of history, and one generic plan for every batch.
 WORKER: Final = SessionSettings(
     "worker",
-    _TCP_SERVER
+    _EVERY_SESSION
     | {
         "client_connection_check_interval": "500ms",
         "enable_seqscan": "off",
-        "jit": "off",
         "plan_cache_mode": "force_generic_plan",
     },
     reply_timeout_seconds=15.0,
@@ -91,23 +91,23 @@ GUARD: Final = replace(WORKER, purpose="guard")
 #: The biller asks when the next cycle is due. The bounds are tight because no billing happens while it waits.
 BILLER: Final = SessionSettings(
     "biller",
-    _TCP_SERVER | {"statement_timeout": "5s", "lock_timeout": "5s"},
+    _EVERY_SESSION | {"statement_timeout": "5s", "lock_timeout": "5s"},
     reply_timeout_seconds=8.0,
 )
 #: A cycle plans its batches and writes its run. Planning ten million instances takes a few seconds.
-CYCLE: Final = SessionSettings("cycle", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=15.0)
+CYCLE: Final = SessionSettings("cycle", _EVERY_SESSION | {"lock_timeout": "5s"}, reply_timeout_seconds=15.0)
 #: Commands that a person runs.
-FOREGROUND: Final = SessionSettings("foreground", _TCP_SERVER | {"lock_timeout": "5s"}, reply_timeout_seconds=600.0)
+FOREGROUND: Final = SessionSettings("foreground", _EVERY_SESSION | {"lock_timeout": "5s"}, reply_timeout_seconds=600.0)
 #: An index on years of rows takes long to build, so a role's time limits don't apply. There is no
 #: `client_connection_check_interval`: if the command is killed, the build completes and the next command finds it.
 MIGRATION: Final = SessionSettings(
     "migrate",
-    _TCP_SERVER | {"statement_timeout": "0", "transaction_timeout": "0", "idle_session_timeout": "0"},
+    _EVERY_SESSION | {"statement_timeout": "0", "transaction_timeout": "0", "idle_session_timeout": "0"},
     reply_timeout_seconds=3600.0,
 )
 HEARTBEAT: Final = SessionSettings(
     "heartbeat",
-    _TCP_SERVER | {"statement_timeout": "5s", "lock_timeout": "5s"},
+    _EVERY_SESSION | {"statement_timeout": "5s", "lock_timeout": "5s"},
     reply_timeout_seconds=8.0,
 )
 
@@ -119,7 +119,7 @@ def lock_session_settings(bounds: Bounds) -> SessionSettings:
     """
     return SessionSettings(
         "elector",
-        _TCP_SERVER
+        _EVERY_SESSION
         | {
             "idle_session_timeout": f"{round(bounds.session_timeout_seconds * 1000)}ms",
             "idle_in_transaction_session_timeout": "5s",

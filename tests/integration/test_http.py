@@ -105,7 +105,7 @@ def status_sessions(conn: psycopg.Connection[Any]) -> int:
 def test_fresh_database_shows_no_leader_and_no_run(served: Served) -> None:
     code, text = served.get("/status.json")
     status = json.loads(text)
-    assert code == 200
+    assert code == 200, text
     assert (status["leader"], status["standbys"], status["last_run"], status["owed"]) == (None, [], None, "0")
     assert served.get("/")[0] == 200
     assert "no leader" in served.get("/")[1]
