@@ -1,7 +1,6 @@
 """Fixtures: a PostgreSQL server, a fresh database on it, a connection. `--postgres` chooses which.
 
-A test that asks for one of them runs once for each PostgreSQL: the newest installed, and the
-embedded one.
+A test that uses one of them runs on each PostgreSQL: the newest installed one, and the embedded one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import pytest
 from controller.demo.server import Installation
 from tests.support.servers import ORIGINS, Origin, Server, create_template, installation_of, temporary_database
 
-# A shell that starts us in the background has interrupts ignored, and every program started here would inherit it.
+# A shell that starts pytest in the background ignores SIGINT, and every program started here would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -44,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @cache
-def _parameter(origin: Origin) -> Any:  # noqa: ANN401 - pytest keeps the type to itself
+def _parameter(origin: Origin) -> Any:  # noqa: ANN401 - pytest's type is private
     found = installation_of(origin)
     if found is None:
         return pytest.param(None, id=origin, marks=pytest.mark.skip(REMEDIES[origin]))
@@ -53,21 +52,21 @@ def _parameter(origin: Origin) -> Any:  # noqa: ANN401 - pytest keeps the type t
 
 @pytest.fixture(scope="session")
 def installation(request: pytest.FixtureRequest) -> Installation:
-    """The PostgreSQL programs of this run of the test."""
+    """The PostgreSQL programs that this test runs on."""
     found: Installation = request.param
     return found
 
 
 @pytest.fixture(scope="session")
 def server(installation: Installation) -> Iterator[Server]:
-    """A running server, shared: leave it running and configured as it is."""
+    """A running server. Tests share it: don't stop it or change its settings."""
     with Server(installation) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def template(server: Server) -> str:
-    """The database that `database` copies: sample schema, migrated, no rows."""
+    """The name of the database that `database` copies: the sample schema, migrated, without rows."""
     return create_template(server)
 
 
@@ -94,7 +93,7 @@ def conn(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def bare_server(installation: Installation) -> Iterator[Server]:
-    """A server of the test's own, not yet started: to start, stop, restart and kill."""
+    """A server that only this test uses, not started yet."""
     own = Server(installation)
     try:
         yield own

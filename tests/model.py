@@ -1,6 +1,6 @@
 """An independent model of the money, in whole numbers and fractions.
 
-It is written from the words of the design and shares nothing with the SQL that it judges.
+It implements the design's words and shares nothing with the SQL that it checks.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def whole_hours(since: datetime, until: datetime) -> int:
 
 @dataclass(frozen=True)
 class Owed:
-    """What an instance owes: hours at a price, from a moment on."""
+    """Hours that an instance owes at one price, from `start` on."""
 
     monthly_price: Decimal
     start: datetime
     hours: int
 
     def cost(self, hours: int) -> Decimal:
-        """Of the oldest hours."""
+        """The price of the oldest `hours` hours, in dollars."""
         return charge_of(self.monthly_price, self.start, hours)
 
     def affordable(self, balance: Decimal) -> int:
-        """How many of its oldest hours a balance pays: a search, hour by hour."""
+        """How many of the oldest hours a balance pays, found hour by hour."""
         hours = 0
         while hours < self.hours and self.cost(hours + 1) <= max(balance, Decimal(0)):
             hours += 1
@@ -60,7 +60,7 @@ class Owed:
 
 
 def settle(balance: Decimal, owed: Sequence[Owed]) -> list[int]:
-    """How many of its oldest hours each instance gets paid, one instance after the other."""
+    """How many hours of each instance a balance pays: one instance after the other, oldest hours first."""
     paid = []
     for each in owed:
         paid.append(each.affordable(balance))

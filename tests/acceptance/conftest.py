@@ -1,4 +1,4 @@
-"""The program on a database: migrated and with work to do, or not."""
+"""Fixtures: the program on a migrated database with work to do, on others, and on none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.servers import ORIGINS, TEMPLATE, Server, create_template, in
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """One server for all: which PostgreSQL answers makes no difference to a command line."""
+    """One server for all tests: the version of PostgreSQL makes no difference to the command line."""
     chosen = request.config.getoption("--postgres")
     found = [each for each in map(installation_of, ORIGINS) if each and chosen in (each.origin, "all")]
     if not found:
@@ -28,7 +28,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture
 def database(server: Server) -> Iterator[str]:
-    """Migrated, with the sample's data."""
+    """The URL of a migrated database with sample data."""
     with temporary_database(server, TEMPLATE) as url:
         with psycopg.connect(url) as conn:
             create_data(conn, Size(organizations=12, instances=60))
@@ -43,7 +43,7 @@ def empty_database(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def foreign_database(empty_database: str) -> str:
-    """ContainerStacks tables, not migrated."""
+    """The URL of a database with the application's tables, not migrated."""
     with psycopg.connect(empty_database, autocommit=True) as conn:
         create_schema(conn)
     return empty_database
@@ -57,13 +57,13 @@ def program(database: str, tmp_path: Path) -> Program:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Program:
-    """The program without any setting."""
+    """The program without settings."""
     return Program(tmp_path, {})
 
 
 @pytest.fixture
 def replica(database: str) -> Iterator[ControllerProcess]:
-    """A controller that runs on `database` and leads."""
+    """A controller that leads on `database` and has completed a cycle."""
     running = ControllerProcess(database)
     try:
         running.wait_for("cycle.completed")

@@ -1,4 +1,4 @@
-"""The controller as people and scripts meet it: a program with arguments, an environment and an exit status."""
+"""The controller as a program with arguments, an environment and an exit status."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class Done:
-    """What a command has left."""
+    """The result of a command."""
 
     status: int
     out: str
     err: str
 
     @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever it says
-        """Its standard output, which must be one JSON text on one line."""
+    def json(self) -> Any:  # noqa: ANN401 - JSON of any shape
+        """Standard output, which must be one JSON text on one line."""
         assert len(self.out.splitlines()) == 1, self.out
         return json.loads(self.out, parse_float=_no_float, parse_constant=_no_float)
 
     def failed_with(self, status: int) -> str:
-        """Asserts that it failed so, in one line on standard error and with nothing on standard output; the line."""
+        """Asserts this exit status, one line on standard error and no output; returns the line."""
         assert (self.status, self.out) == (status, ""), self
         (line,) = self.err.splitlines()
         assert line.startswith("error: ")
@@ -38,7 +38,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Program:
-    """How to start it: `words` before the arguments, in `folder`, with `settings` and no others."""
+    """Starts `words` with arguments, in `folder`, with `settings` and no other settings."""
 
     folder: Path
     settings: dict[str, str]
@@ -49,7 +49,7 @@ class Program:
         return clean_environment({"BILLING_TAKEOVER_DELAY_SECONDS": "0", **self.settings})
 
     def __call__(self, *arguments: str, **settings: str) -> Done:
-        """Runs a command to its end, without a terminal."""
+        """Runs a command to its end without a terminal."""
         done = subprocess.run(
             [*self.words, *arguments],
             stdin=subprocess.DEVNULL,
@@ -65,7 +65,7 @@ class Program:
 
 
 def _no_float(text: str) -> float:
-    """Amounts are text, so that nobody adds them up as floats; a duration may be one."""
+    """Amounts must be text, because sums of floats are not exact. Durations may be floats."""
     if text in {"NaN", "Infinity", "-Infinity"}:
         raise ValueError(f"{text} is no JSON")
     return float(text)

@@ -1,4 +1,4 @@
-"""Every log event in the source is a fixed `noun.verb_past`, so that people can search and alert on it."""
+"""Every log event in the source is a constant `noun.verb_past`, so people can search for it and alert on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 SOURCE: Final = Path(__file__).parents[2] / "controller"
 LEVELS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
 NAME: Final = re.compile(r"[a-z]+(_[a-z]+)*\.[a-z]+(_[a-z]+)*")
-#: Past forms that do not end in -ed, and states that are over when they are told.
+#: Past forms that don't end in -ed, and states that end when they are logged.
 IRREGULAR: Final = {
     "begun", "held", "lost", "left", "stuck", "unavailable", "unreachable", "unable", "timed_out", "priced_by_default",
     "not_recorded", "exposed", "shut", "sent", "found", "made", "taken",
@@ -21,7 +21,7 @@ IRREGULAR: Final = {
 
 
 def events() -> Iterator[tuple[str, str]]:
-    """Where, and under which name something is logged; a name that is no constant shows as its source."""
+    """Each place that logs, and its event. An event that isn't a constant shows as source text."""
     for file in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(file.read_text("utf-8"))
         for node in ast.walk(tree):
@@ -41,7 +41,7 @@ def events() -> Iterator[tuple[str, str]]:
 
 
 def _logs(function: ast.expr) -> bool:
-    """Whether a call's function is `log.info`, `self._log.warning`, or a level that was chosen before, `tell`."""
+    """True if the call's function is `log.info`, `self._log.warning` or the like, or `tell`, a level chosen earlier."""
     if isinstance(function, ast.Name):
         return function.id == "tell"
     if not isinstance(function, ast.Attribute) or function.attr not in LEVELS:

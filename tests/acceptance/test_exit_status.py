@@ -1,4 +1,4 @@
-"""Every command's exit status: 0 done, 1 its finding, 2 usage or settings, 3 unreachable, 4 another leads; one line."""
+"""Every command's exit status, and its errors of one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run` without a terminal: what it waits for it says once, and goes on when it is there."""
+"""`run` without a terminal: it logs once what it waits for, and starts when it is there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start() -> Iterator[Start]:
 
 
 def says(*words: str) -> Callable[[LogLine], bool]:
-    """A warning with all of these words in it."""
+    """True for a warning that contains all of these words."""
     return lambda line: line["level"] == "warning" and all(word in str(line.fields) for word in words)
 
 
@@ -37,9 +37,9 @@ def test_replica_waits_for_the_tables_and_for_the_migrations_and_says_why(
     bare: Program, empty_database: str, start: Start
 ) -> None:
     replica = start(empty_database)
-    replica.wait_until(says("vps_instances", "missing"), "word of the missing tables")
+    replica.wait_until(says("vps_instances", "missing"), "a warning about the missing tables")
     bare("demo", "seed", DATABASE_URL=empty_database)
-    replica.wait_until(says("migrations not applied", "migrate"), "word of the missing migrations")
+    replica.wait_until(says("migrations not applied", "migrate"), "a warning about the missing migrations")
     assert bare("migrate", DATABASE_URL=empty_database).status == 0
     replica.wait_for("cycle.completed")
     assert terminate(replica) == 0
@@ -47,7 +47,7 @@ def test_replica_waits_for_the_tables_and_for_the_migrations_and_says_why(
 
 def test_wrong_password_is_said_without_it(database: str, start: Start) -> None:
     replica = start(database.replace("postgres@", "nobody:hunter2@"))
-    replica.wait_until(says("DATABASE_URL", "nobody"), "word of the refusal")
+    replica.wait_until(says("DATABASE_URL", "nobody"), "a warning about the refusal")
     assert "hunter2" not in replica.tail()
     assert terminate(replica) == 0
 

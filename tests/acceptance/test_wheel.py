@@ -1,4 +1,4 @@
-"""An installed wheel, in an empty folder, without the source: it has all that it needs."""
+"""An installed wheel works in an empty folder, without the source."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from tests.acceptance.program import ROOT, Program
 
-#: Runs the installed package and none of the checkout; the dependencies are those of this environment.
+#: Runs the installed package, not the checkout, with the dependencies of this environment.
 STARTER = "import sys; sys.argv[0] = 'containerstacks-billing'; from controller.__main__ import main; main()"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from this checkout with the backend that is installed; nothing is downloaded."""
+    """The wheel of this checkout, built with the installed backend and without a download."""
     target = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
     built = subprocess.run(
@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's files, where no checkout is near."""
+    """The wheel's files, unpacked outside the checkout."""
     target = tmp_path_factory.mktemp("installed")
     with ZipFile(wheel) as archive:
         archive.extractall(target)
@@ -71,7 +71,7 @@ def test_installed_wheel_in_an_empty_folder_migrates_bills_and_audits(program: P
     assert program("migrate", "--check").status == 0
     assert program("bill").status == 0
     assert program("audit").status == 0
-    assert list(program.folder.iterdir()) == [], "it leaves nothing in the folder"
+    assert list(program.folder.iterdir()) == [], "it leaves no files behind"
 
 
 def test_wheel_names_its_command(wheel: Path) -> None:

@@ -1,6 +1,6 @@
-"""Fixtures of the fault tests: a server, a database whose cents are known, replicas, proxies, and the table at the end.
+"""Fixtures of the fault tests: servers, a database with known charges, controllers, proxies, and the final table.
 
-The short selection runs on the newest PostgreSQL that `--postgres` allows, `make faults` on the others too, less often.
+The short selection runs on the newest PostgreSQL that `--postgres` allows. `make faults` also uses the others.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ StartReplica = Callable[..., ControllerProcess]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Which PostgreSQL, and for what is marked `runs` how often: `runs(20, short=2, older=4)`.
+    """Chooses the servers of a test, and the number of runs if it is marked: `runs(20, short=2, older=4)`.
 
-    On the newest so often as the marker says, `short` times in the short selection; on each other one `older` times.
+    The first number counts for the newest PostgreSQL in a full run, `short` for it in the short selection, and `older`
+    for each other one.
     """
     if "fault_installation" not in metafunc.fixturenames:
         return
@@ -59,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @cache
 def _servers(chosen: str) -> list[Installation]:
-    """The newest first."""
+    """The chosen installations, newest first."""
     found = [installation_of(origin) for origin in ORIGINS if chosen in (origin, "all")]
     return sorted((each for each in found if each), key=lambda each: -each.version)
 
@@ -73,16 +74,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fault-report",
         type=Path,
         metavar="FILE",
-        help="write the table of faults, with this machine, between the markers of this Markdown file",
+        help="write the table of faults and a description of this machine between the markers of this Markdown file",
     )
-    parser.addoption("--lanes", type=int, default=1, help="fault tests are shared out to so many runs side by side")
-    parser.addoption("--lane", type=int, default=0, help="which of them this is; set by the first")
-    parser.addoption("--lane-timings", type=Path, metavar="FILE", help="where it leaves its times; set by the first")
+    parser.addoption("--lanes", type=int, default=1, help="split the fault tests between this many parallel runs")
+    parser.addoption("--lane", type=int, default=0, help="the number of this run; the first run sets it")
+    parser.addoption(
+        "--lane-timings", type=Path, metavar="FILE", help="the file for the times of this run; the first run sets it"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     timings = config.stash[TIMINGS] = Timings()
-    # the options are not there where this file is found while tests are being collected, as by `make test`
+    # pytest finds this file only during collection if it runs all tests; then these options don't exist
     if (lanes := config.getoption("lanes", 1)) > 1 and config.getoption("lane") == 0:
         config.pluginmanager.register(Lanes(config.invocation_params.args, lanes, timings))
 
@@ -115,7 +118,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def timings(request: pytest.FixtureRequest) -> Timings:
-    """Where measured times go."""
+    """The measured times of this session."""
     return request.config.stash[TIMINGS]
 
 
@@ -129,7 +132,7 @@ def fault_installation(request: pytest.FixtureRequest, timings: Timings) -> Inst
 
 @pytest.fixture(scope="session")
 def server(fault_installation: Installation) -> Iterator[Server]:
-    """A running server, shared: leave it running."""
+    """A running server. Tests share it: don't stop it."""
     with Server(fault_installation) as running:
         yield running
 
@@ -148,7 +151,7 @@ def database(server: Server, template: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def own_server(fault_installation: Installation) -> Iterator[Server]:
-    """A running server of the module's own: to stop and restart. Leave it running."""
+    """A running server for one module, whose tests may stop it but must leave it running."""
     with Server(fault_installation) as running:
         create_template(running)
         yield running
@@ -156,14 +159,14 @@ def own_server(fault_installation: Installation) -> Iterator[Server]:
 
 @pytest.fixture
 def own_database(own_server: Server) -> Iterator[str]:
-    """As `database`, on the module's own server."""
+    """As `database`, on `own_server`."""
     with temporary_database(own_server, TEMPLATE) as url:
         yield url
 
 
 @pytest.fixture
 def own_proxy(own_server: Server) -> Iterator[Proxy]:
-    """Between one replica and the module's own server."""
+    """A proxy in front of `own_server`."""
     with Proxy(("127.0.0.1", own_server.port)) as running:
         yield running
 
@@ -176,7 +179,7 @@ def conn(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def ledger(conn: psycopg.Connection[Any]) -> LedgerProbe:
-    """An installation with work to do, of which every cent is known."""
+    """A probe of a database with known charges due."""
     made = LedgerProbe(conn)
     made.add()
     return made
@@ -184,9 +187,9 @@ def ledger(conn: psycopg.Connection[Any]) -> LedgerProbe:
 
 @pytest.fixture
 def start() -> Iterator[StartReplica]:
-    """Starts replicas: `start(url, *launcher, SETTING="value", ...)`; none survives the test.
+    """Starts controllers: `start(url, *launcher, SETTING="value", ...)`. They end with the test.
 
-    A failing test shows the ends of their logs among what it printed.
+    A failing test prints the ends of their logs.
     """
     started: list[ControllerProcess] = []
 
@@ -204,14 +207,14 @@ def start() -> Iterator[StartReplica]:
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[Proxy]:
-    """Between one replica and the server."""
+    """A proxy in front of the server."""
     with Proxy(("127.0.0.1", server.port)) as running:
         yield running
 
 
 @pytest.fixture
 def seed() -> int:
-    """Of this run's randomness; FAULT_SEED repeats it. A failing test shows it among what it printed."""
+    """The seed of this run's randomness. FAULT_SEED repeats a run; a failing test prints it."""
     chosen = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(1_000_000))
     print(f"FAULT_SEED={chosen}")  # noqa: T201 - pytest shows it with a failure
     return chosen

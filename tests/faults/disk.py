@@ -1,4 +1,4 @@
-"""A disk that can be full: a tmpfs of a few MiB, for which a test must be root."""
+"""A disk that can fill up: a tmpfs of a few MiB. Only root can mount it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _BLOCK: Final = bytes(64 * 1024)
 
 @dataclass(frozen=True)
 class Disk:
-    """Mounted at `path`."""
+    """A file system mounted at `path`."""
 
     path: Path
 
     def fill(self) -> None:
-        """To the last byte."""
+        """Fills the disk to the last byte."""
         with suppress(OSError), (self.path / "ballast").open("ab", buffering=0) as ballast:
             while ballast.write(_BLOCK):
                 pass
 
     def free(self) -> None:
-        """What `fill` took."""
+        """Frees what `fill` took."""
         (self.path / "ballast").unlink(missing_ok=True)
 
 
@@ -42,16 +42,16 @@ def own(account: Account, path: Path) -> None:
 
 @contextmanager
 def small_disk(mebibytes: int) -> Iterator[Disk]:
-    """A disk of its own for PostgreSQL, until the end of the block. Skips the test where none can be mounted."""
+    """Mounts a disk for PostgreSQL for the duration of the context. Skips the test if it can't."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip("a disk that can be full is a mount, for which the test must be root")
+        pytest.skip("only root can mount a small disk")
     account = Account.unprivileged()
     folder = account.make_folder()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,mode=0700", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         folder.rmdir()
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        pytest.skip(f"can't mount a tmpfs: {done.stderr.strip()}")
     try:
         own(account, folder)
         yield Disk(folder)

@@ -1,6 +1,6 @@
-"""`--lanes 2`: two runs of pytest side by side, each with a share of the files, and one table at the end.
+"""`--lanes 2`: two parallel runs of pytest, each with a share of the files, and one table at the end.
 
-Most of a fault is waiting, and what is computed meanwhile fits on two cores. The soak has the machine for itself.
+Fault tests mostly wait, so two cores can run several. The soak test runs alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WAIT_SECONDS: Final = 1800.0
 
 
 def share_out(items: Sequence[pytest.Item], lanes: int) -> list[set[Path]]:
-    """Whole files, the heavier first, each to the lane that has least by then; `ALONE` to the first lane."""
+    """Assigns whole files, heaviest first, to the lane with the least work so far; `ALONE` to the first lane."""
     weights: Counter[Path] = Counter()
     for item in items:
         weights[item.path] += _weight(item)
@@ -38,14 +38,14 @@ def share_out(items: Sequence[pytest.Item], lanes: int) -> list[set[Path]]:
 
 
 def _weight(item: pytest.Item) -> int:
-    """About how many runs of a fault; a slow test without a count is worth some."""
+    """An estimate of the work in a test: its runs, or a constant for a slow test without a count."""
     parameters: dict[str, int] = getattr(getattr(item, "callspec", None), "params", {})
     return parameters.get("runs") or (5 if item.get_closest_marker("slow") else 2)
 
 
 @dataclass
 class Lane:
-    """Another run of pytest, started at once."""
+    """Another run of pytest, started by the constructor."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -54,7 +54,7 @@ class Lane:
 
 @dataclass
 class Lanes:
-    """The plugin of the first lane: starts the others, waits for them before the soak and at the end."""
+    """The first lane's plugin: starts the other lanes, and waits for them before the soak and at the end."""
 
     arguments: Sequence[str]
     count: int
@@ -63,7 +63,7 @@ class Lanes:
     folder: Path | None = None
 
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        """Before the first test."""
+        """Starts the other lanes before the first test."""
         if session.config.option.collectonly:
             return
         self.folder = Path(tempfile.mkdtemp(prefix="csb-lanes-"))
@@ -76,13 +76,13 @@ class Lanes:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Outside of every test's time limit."""
+        """Waits for the other lanes before the soak, outside the test's time limit."""
         if item.path.name == ALONE:
             self.wait()
         return (yield)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Takes over what the others have measured, and their failures."""
+        """Adds the other lanes' times and failures."""
         if exitstatus == pytest.ExitCode.INTERRUPTED:
             for lane in self.others:
                 lane.process.terminate()
@@ -94,17 +94,17 @@ class Lanes:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """What the others have printed."""
+        """Prints the other lanes' output."""
         for number, lane in enumerate(self.others, start=2):
             terminalreporter.section(f"lane {number}")
             terminalreporter.write_line(lane.output.read_text(encoding="utf-8", errors="replace"))
 
     def pytest_unconfigure(self) -> None:
-        """Leaves nothing behind."""
+        """Ends the other lanes if they still run."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def wait(self) -> None:
-        """Until the others have ended."""
+        """Waits for the end of the other lanes."""
         for lane in self.others:
             lane.process.wait(WAIT_SECONDS)

@@ -1,4 +1,4 @@
-"""A network namespace whose link to the server loses packets, in the kernel; for root, on Linux."""
+"""A network namespace with a link that loses packets in the kernel. Needs root and Linux."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _numbers = itertools.count(os.getpid() % 200)
 
 @dataclass(frozen=True)
 class LossyLink:
-    """What runs in `namespace` reaches this machine at `server_address` by one link.
+    """A link between `namespace` and `server_address` on this machine.
 
     Attributes:
-        launcher: the command that puts a program there.
+        launcher: the command that starts a program in the namespace.
     """
 
     namespace: str
@@ -32,7 +32,7 @@ class LossyLink:
         return ("ip", "netns", "exec", self.namespace)
 
     def lose(self, share: float) -> None:
-        """From now on so many packets, of each direction: 0 none, 1 all. Nobody is told."""
+        """Loses this share of the packets in each direction, from 0 to 1, without an ICMP message."""
         hooks = ("input", "output") if share else ()
         drop = "drop" if share == 1 else f"numgen random mod 1000 < {share * 1000:.0f} drop"
         rules = "".join(f"chain {hook} {{ type filter hook {hook} priority 0; {drop}; }}\n" for hook in hooks)
@@ -42,7 +42,7 @@ class LossyLink:
 
 @contextmanager
 def lossy_link() -> Iterator[LossyLink]:
-    """Until the end of the block. Skips the test where this machine has no such thing."""
+    """Makes the link for the duration of the context. Skips the test if this machine can't."""
     for program in ("ip", "nft"):
         if shutil.which(program) is None:
             pytest.skip(f"packets are lost with Linux's `{program}`, which is not installed")

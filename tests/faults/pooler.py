@@ -1,4 +1,4 @@
-"""A PgBouncer of our own between replicas and a server; Debian's package."""
+"""A PgBouncer between replicas and a server, from Debian's package."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Mode = Literal["session", "transaction"]
 
 
 class Pooler:
-    """PgBouncer in one mode, in front of `server`, until the end of the block."""
+    """PgBouncer in one pool mode in front of `server`, for the duration of the context."""
 
     def __init__(self, server: Server, mode: Mode) -> None:
         assert PROGRAM is not None
-        self._account = Account.unprivileged()  # it refuses to run as root
+        self._account = Account.unprivileged()  # PgBouncer refuses to run as root
         self._folder = self._account.make_folder()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -55,7 +55,7 @@ ignore_startup_parameters = extra_float_digits
 
     def __enter__(self) -> Self:
         try:
-            eventually(self._answers, "PgBouncer takes connections", WAIT_SECONDS)
+            eventually(self._answers, "PgBouncer accepts connections", WAIT_SECONDS)
         except BaseException:
             self.remove()
             raise
@@ -67,7 +67,7 @@ ignore_startup_parameters = extra_float_digits
         self.remove()
 
     def remove(self) -> None:
-        """Ends it and leaves nothing behind."""
+        """Ends PgBouncer and removes its folder."""
         self._process.kill()
         self._process.wait(WAIT_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)

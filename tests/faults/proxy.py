@@ -1,7 +1,7 @@
-"""A TCP proxy between a replica and PostgreSQL that can do to the two what a network does.
+"""A TCP proxy between a replica and PostgreSQL that fails as a network does.
 
-It cuts, falls silent (both ways or one way, without a FIN or RST reaching anybody), refuses new connections, and holds
-the statement of a session that a test waits for: before it is sent, or with its answer kept back.
+It cuts connections, falls silent in one or both directions without a FIN or RST, and refuses new connections. It can
+also hold one statement of a session: before the server gets it, or before the client gets the answer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ When = Literal["before", "after"]
 
 @dataclass
 class Hold:
-    """A statement to stop at.
+    """A statement that the proxy holds.
 
     Attributes:
-        session: a part of the `application_name`, such as ` worker `.
-        matches: asked of each statement of such a session; the first yes is held, and no other.
-        when: before it reaches the server, or when its answer is back and has not reached the client.
-        reached: set when it is there.
-        statement: what was held.
+        session: a part of the session's `application_name`, such as ` worker `.
+        matches: chooses the statement; the proxy holds the first match only.
+        when: hold it before the server gets it, or after the server's answer.
+        reached: set once the statement is held.
+        statement: the held statement.
     """
 
     session: str
@@ -50,7 +50,7 @@ class Hold:
         return self.statement
 
     def release(self) -> None:
-        """Lets it go on."""
+        """Passes the statement on."""
         self.released.set()
 
 
@@ -62,7 +62,7 @@ class Link:
         self._client = client
         self._server: socket.socket | None = None
         self._stream = ClientStream()
-        self._answers = threading.Event()  # cleared while an answer is kept back
+        self._answers = threading.Event()  # cleared while an answer is held
         self._answers.set()
         self._held: Hold | None = None
         self.statements: list[Statement] = []
@@ -73,11 +73,11 @@ class Link:
 
     @property
     def application_name(self) -> str:
-        """As the client's start-up packet gives it."""
+        """The name in the client's start-up packet."""
         return self._stream.application_name
 
     def cut(self) -> None:
-        """Resets both sides."""
+        """Resets both connections."""
         self.closed = True
         self._proxy.changed()
         self._answers.set()
@@ -89,7 +89,7 @@ class Link:
                 side.close()
 
     def join(self) -> None:
-        """Waits for its threads."""
+        """Waits for the threads."""
         self._thread.join(WAIT_SECONDS)
 
     def _run(self) -> None:
@@ -143,7 +143,7 @@ class Link:
         self._end(self._client, "down")
 
     def _end(self, side: socket.socket, way: Way) -> None:
-        """One side has closed: the other hears of it, when the network lets it."""
+        """Passes on that one side has closed, once the network lets it through."""
         if not self.closed:
             self._proxy.wait_to_pass(self, way)
             with contextlib.suppress(OSError):
@@ -151,7 +151,7 @@ class Link:
 
 
 class Proxy:
-    """Listens on 127.0.0.1 and passes on to `target`."""
+    """Listens on 127.0.0.1 and forwards to `target`."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
@@ -174,7 +174,7 @@ class Proxy:
         self.close()
 
     def accept(self) -> None:
-        """Takes new connections, on the same port as before."""
+        """Accepts new connections, on the same port as before."""
         listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
         self.port = listener.getsockname()[1]
         self._listener = listener
@@ -182,7 +182,7 @@ class Proxy:
         self._accepting.start()
 
     def refuse(self) -> None:
-        """New connections are refused."""
+        """Refuses new connections."""
         if self._listener is not None and self._accepting is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
@@ -191,26 +191,26 @@ class Proxy:
             self._listener = None
 
     def cut(self, session: str = "") -> int:
-        """Resets the connections of a session, or all; how many."""
+        """Resets the connections of a session, or all; returns how many."""
         links = self.links(session)
         for link in links:
             link.cut()
         return len(links)
 
     def stall(self, *ways: Way) -> None:
-        """From now on nothing passes, also on new connections: both ways, or those given."""
+        """Stops all traffic in the given directions, on new connections too."""
         with self._state:
             self._silent |= set(ways or ("up", "down"))
 
     def stall_present(self, session: str = "") -> None:
-        """The connections that there are fall silent for good; new ones pass."""
+        """Silences the present connections for good. New ones pass."""
         with self._state:
             for link in self._links:
                 if session in link.application_name:
                     link.silent |= {"up", "down"}
 
     def resume(self) -> None:
-        """Everything passes again."""
+        """Lets all traffic pass again."""
         with self._state:
             self._silent.clear()
             for link in self._links:
@@ -219,7 +219,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def hold(self, session: str, matches: Callable[[Statement], bool], when: When = "before") -> Iterator[Hold]:
-        """Holds the first statement that matches; releases it at the end."""
+        """Holds the first matching statement; releases it when the context ends."""
         hold = Hold(session, matches, when)
         with self._state:
             self._holds.append(hold)
@@ -232,12 +232,12 @@ class Proxy:
                     self._holds.remove(hold)
 
     def links(self, session: str = "") -> list[Link]:
-        """The connections there are, of a session or all."""
+        """The present connections of a session, or all."""
         with self._state:
             return [link for link in self._links if session in link.application_name]
 
     def hold_for(self, application_name: str, statement: Statement) -> Hold | None:
-        """The hold that this statement runs into; it is used up."""
+        """The hold for this statement, if one matches. It doesn't match again."""
         with self._state:
             for hold in self._holds:
                 if hold.session in application_name and hold.matches(statement):
@@ -246,22 +246,22 @@ class Proxy:
         return None
 
     def wait_to_pass(self, link: Link, way: Way) -> None:
-        """Blocks while this way is silent."""
+        """Blocks while this direction is silent."""
         with self._state:
             self._state.wait_for(lambda: link.closed or (way not in self._silent and way not in link.silent))
 
     def changed(self) -> None:
-        """Wakes whoever waits to pass."""
+        """Wakes the threads that wait to pass."""
         with self._state:
             self._state.notify_all()
 
     def forget(self, link: Link) -> None:
-        """It has ended."""
+        """Removes a connection that has ended."""
         with self._state:
             self._links.discard(link)
 
     def close(self) -> None:
-        """Ends every connection and the listener."""
+        """Closes every connection and the listener."""
         self.refuse()
         with self._state:
             holds, self._holds = self._holds, []

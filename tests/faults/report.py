@@ -1,4 +1,4 @@
-"""The table as a part of a document: made by a run, with the machine that it ran on, and never typed."""
+"""Writes the table and a description of the machine into a document."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ END: Final = "<!-- fault matrix: end -->"
 
 
 def write_report(path: Path, timings: Timings) -> None:
-    """Puts the table between the two markers of a document. Raises: ValueError when they are not there."""
+    """Replaces the text between the document's two markers. Raises: ValueError if they are missing."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

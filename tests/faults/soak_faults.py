@@ -1,4 +1,4 @@
-"""Faults drawn at random: what to do to which replica, for how long. Two may be under way at a time."""
+"""Random faults: what happens to which replica, for how long. At most two happen at a time."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ GAP_SECONDS: Final = (0.1, 1.6)
 AT_ONCE: Final = 2
 SESSIONS: Final = ("elector", "worker", "guard", "cycle", "biller", "heartbeat", "")
 HOLD_SECONDS: Final = 2.0
-#: Of a worker's transaction.
+#: The statements of a worker's transaction.
 STATEMENTS: Final = ("BEGIN", "select term from billing_leadership", "with due as materialized", "COMMIT")
 _OPTIONS: Final = "-c lock_timeout=2s -c statement_timeout=20s -c idle_in_transaction_session_timeout=20s"
-#: Of organizations that owe, and so are due in every cycle.
+#: Rows of organizations that owe, and so are due in every cycle.
 _ROWS: Final[tuple[LiteralString, ...]] = (
     "select from wallets where organization_id = %s for update",
     "select from vps_instances where organization_id = %s for update",
@@ -42,7 +42,7 @@ _DEBTORS: Final = "select distinct organization_id as id from vps_billing_cycles
 
 @dataclass(frozen=True)
 class Fault:
-    """One draw: of a kind, to whoever leads or to one replica, for some seconds; `dice` decides the rest."""
+    """One drawn fault: its kind, its target (the leader or one replica) and its seconds. `dice` decides details."""
 
     kind: str
     to_leader: bool
@@ -56,7 +56,7 @@ class Fault:
 
 
 class Faults:
-    """Draws faults from a seed and makes them happen, until it is stopped; then everything is whole again."""
+    """Draws faults from a seed and causes them until it is stopped. Then it repairs everything."""
 
     def __init__(self, server: Server, url: str, slots: list[Slot], customers: Proxy, seed: int) -> None:
         self._server = server
@@ -95,7 +95,7 @@ class Faults:
         return Counter(fault.kind for fault in self.drawn)
 
     def run(self) -> None:
-        """Draws; the sequence follows from the seed alone, whatever comes of it."""
+        """Draws and causes faults. The sequence depends on the seed alone, not on what the faults do."""
         threads = []
         while not self._stop.wait(self._chance.uniform(*GAP_SECONDS)):
             fault = self._draw()
@@ -110,7 +110,7 @@ class Faults:
             thread.join()
 
     def stop(self) -> None:
-        """What is under way ends early."""
+        """Ends the present faults early."""
         self._stop.set()
 
     def _draw(self) -> Fault:
@@ -135,7 +135,7 @@ class Faults:
         finally:
             self._room.release()
 
-    # --- to one replica
+    # --- faults of one replica
 
     def _kill(self, fault: Fault, slot: Slot) -> None:
         with slot.taken(self.errors) as replica:
@@ -146,7 +146,7 @@ class Faults:
         with slot.taken(self.errors) as replica, slot.proxy.hold("worker", _nth(fault.dice), _when(fault)) as hold:
             hold.reached.wait(HOLD_SECONDS)
             replica.kill()
-            slot.proxy.cut(replica.instance)  # as the kernel closes what the process had open
+            slot.proxy.cut(replica.instance)  # the kernel closes a dead process's connections; the proxy must
 
     def _freeze(self, fault: Fault, slot: Slot) -> None:
         with slot.taken(self.errors) as replica:
@@ -155,7 +155,7 @@ class Faults:
             thaw(replica)
 
     def _freeze_inside(self, fault: Fault, slot: Slot) -> None:
-        """What it had sent arrives late, before or after it goes on."""
+        """Freezes a replica inside a statement. The statement arrives late, before or after the thaw."""
         with slot.taken(self.errors) as replica:
             with slot.proxy.hold("worker", _nth(fault.dice), _when(fault)) as hold:
                 hold.reached.wait(HOLD_SECONDS)
@@ -166,7 +166,7 @@ class Faults:
             thaw(replica)
 
     def _freeze_at_commit(self, fault: Fault, slot: Slot) -> None:
-        """Its commit arrives after a successor has reached for the lock, and before the server ends its session."""
+        """Freezes a replica at its commit. It arrives while a successor waits, before the session ends."""
         with slot.taken(self.errors) as replica:
             with slot.proxy.hold("worker", _commits) as hold:
                 hold.reached.wait(HOLD_SECONDS)
@@ -188,7 +188,7 @@ class Faults:
             slot.proxy.resume()
 
     def _stutter(self, fault: Fault, slot: Slot) -> None:
-        """Everything takes longer."""
+        """Freezes a replica again and again, so that everything takes longer."""
         with slot.taken(self.errors):
             for _ in range(int(fault.seconds * 5)):
                 slot.proxy.stall()
@@ -222,7 +222,7 @@ class Faults:
         with slot.taken(self.errors) as replica:
             command = drain(replica, *(["--timeout", f"{fault.seconds / 4:g}"] if fault.dice % 2 else []))
             out, err = command.communicate(timeout=STOP_SECONDS)
-            if not out:  # too early: it does not listen yet
+            if not out:  # the controller doesn't listen yet
                 replica.signal(signal.SIGTERM)
             slot.ended(self.errors, f"{fault}: {command.returncode} {out} {err}")
 
@@ -231,20 +231,20 @@ class Faults:
             replica.signal(signal.SIGTERM)
             if fault.dice % 4 == 0:
                 self._stop.wait(fault.seconds / 8)
-                replica.signal(signal.SIGINT)  # a second one hurries
+                replica.signal(signal.SIGINT)  # a second signal cuts the drain short
             slot.ended(self.errors, str(fault))
 
-    # --- to all
+    # --- faults of all
 
     def _hold_row(self, fault: Fault, _slot: Slot) -> None:
-        """Somebody's open transaction."""
+        """Locks a row in another session's open transaction."""
         with suppress(psycopg.Error), self._connect() as conn, conn.transaction():
             if debtors := conn.execute(_DEBTORS).fetchall():
                 conn.execute(_ROWS[fault.dice % len(_ROWS)], debtors[fault.dice % len(debtors)])
                 self._stop.wait(fault.seconds)
 
     def _lose_customer(self, fault: Fault, _slot: Slot) -> None:
-        """At a commit, before it is sent or after it has happened: they can't tell which."""
+        """Cuts a customer's connection at a commit, before or after it happens. The customer can't tell which."""
         with self._customers.hold("customers", _commits, _when(fault)) as hold:
             hold.reached.wait(HOLD_SECONDS)
             self._customers.cut()
@@ -273,14 +273,14 @@ class Faults:
                 for slot in self._slots:
                     slot.ended(self.errors, str(fault))
 
-    # --- how
+    # --- helpers
 
     def _leader(self) -> Slot | None:
         holders = self._ask("select holder from billing_leadership")
         return next((slot for slot in self._slots if (slot.replica.instance,) in holders), None)
 
     def _ask(self, query: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
-        """Nothing, where the server is away."""
+        """The rows of a query; none if the server is away."""
         with suppress(psycopg.Error), self._connect() as conn:
             return conn.execute(query, parameters).fetchall()
         return []
@@ -300,7 +300,7 @@ def _when(fault: Fault) -> Any:  # noqa: ANN401 - a literal
 
 
 def _nth(dice: int) -> Callable[[Statement], bool]:
-    """A statement of a worker's transaction; one in two times its commit."""
+    """Chooses a statement of a worker's transaction; every other time its commit."""
     wanted = STATEMENTS[min(dice % 7, len(STATEMENTS) - 1)]
     return lambda statement: statement.sql.startswith(wanted)
 

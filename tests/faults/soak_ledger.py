@@ -1,4 +1,4 @@
-"""What billing has written by the end of a soak; nothing of the controller's SQL is used to read it."""
+"""What billing wrote during a soak, read without the controller's SQL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.faults.soak_model import PERIODS, Period
 
 @dataclass(frozen=True)
 class Payment:
-    """A completed payment transaction; `instance` is None for money paid in."""
+    """A completed payment transaction. `instance` is None for a top-up."""
 
     id: UUID
     transaction: str
@@ -28,7 +28,7 @@ class Payment:
 
 @dataclass(frozen=True)
 class Batch:
-    """One transaction of billing, by what it says of itself in one row or more."""
+    """One transaction of billing, from the rows that it wrote about itself."""
 
     run: int
     term: int
@@ -40,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Run:
-    """A cycle."""
+    """One cycle."""
 
     id: int
     term: int
@@ -53,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What the database holds at the end."""
+    """Everything that the database holds at the end."""
 
     wallets: Mapping[UUID, Decimal]
     paid_until: Mapping[UUID, datetime]
@@ -65,7 +65,7 @@ class Ledger:
 
     @classmethod
     def read(cls, conn: psycopg.Connection[dict[str, Any]]) -> Self:
-        """All of it, while nobody writes."""
+        """Reads everything. Call this while nothing writes."""
 
         def rows(query: str) -> list[dict[str, Any]]:
             return conn.execute(query.encode()).fetchall()

@@ -1,6 +1,6 @@
-"""What the application did during a soak, as far as the database acknowledged it, and nothing that billing says.
+"""What the application did during a soak, if the database acknowledged it. Nothing here comes from billing.
 
-Times are the wall clock's, which the server of a soak shares with its tests.
+Times are of the wall clock, which the server shares with the test.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from uuid import UUID
 
 from tests.model import DEFAULT_PRICE
 
-#: What billing has written about instances. `xmin` is the transaction that wrote a row last: a billed one is never
-#: written again.
+#: The periods that billing wrote. `xmin` is the transaction that last wrote a row; billed rows are never rewritten.
 PERIODS: Final = """
 select xmin::text as transaction, vps_instance_id as instance, organization_id as organization, status,
     billing_period_start as start, billing_period_end as end, (metadata ->> 'hours')::int as hours,
@@ -28,7 +27,7 @@ from vps_billing_cycles
 
 @dataclass(frozen=True)
 class Period:
-    """A row of the billing cycles; `begun_at` is when its transaction began."""
+    """A row of `vps_billing_cycles`. `begun_at` is the start of its transaction."""
 
     transaction: str
     instance: UUID
@@ -48,13 +47,13 @@ class Period:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
-        """As PERIODS gives it."""
+        """Makes a period of a row of PERIODS."""
         return cls(**row)
 
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """A transaction committed at some moment between these two."""
+    """A transaction that committed between these two moments."""
 
     asked_at: datetime
     at: datetime
@@ -62,7 +61,7 @@ class Acknowledged:
 
 @dataclass(frozen=True)
 class TopUp:
-    """Money paid in; `held_at` is a moment at which its transaction held the wallet."""
+    """A top-up. At `held_at` its transaction held the wallet's lock."""
 
     organization: UUID
     amount: Decimal
@@ -71,17 +70,17 @@ class TopUp:
 
 @dataclass
 class Plan:
-    """Every price that it has had, oldest first."""
+    """A plan with all prices that it has had, oldest first."""
 
     prices: list[tuple[Decimal, Acknowledged]]
 
     @property
     def price(self) -> Decimal:
-        """The newest."""
+        """The newest price."""
         return self.prices[-1][0]
 
     def seen(self, begin: datetime, end: datetime) -> set[Decimal]:
-        """What a snapshot that was taken between two moments may have shown."""
+        """The prices that a snapshot taken between two moments may have shown."""
         seen = {
             price for (price, since), (_, until) in pairwise(self.prices) if since.asked_at <= end and until.at >= begin
         }
@@ -91,7 +90,7 @@ class Plan:
 
 @dataclass
 class Instance:
-    """An instance; what billing had written about one that was deleted, as it stood in that very transaction."""
+    """An instance. For a deleted one, `periods` are those that its deletion saw."""
 
     id: UUID
     organization: UUID
@@ -104,18 +103,18 @@ class Instance:
 
 @dataclass
 class Model:
-    """Everything that was acknowledged. `opening` is what a wallet held before any transaction."""
+    """Everything that was acknowledged. `opening` is each wallet's first balance."""
 
     opening: dict[UUID, Decimal] = field(default_factory=dict)
     top_ups: dict[UUID, TopUp] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
     instances: dict[UUID, Instance] = field(default_factory=dict)
-    #: Commits whose answer was lost, and that were found to have happened or not.
+    #: Commits whose answer was lost, by what a later look found.
     looked_up: int = 0
 
     @property
     def live(self) -> list[Instance]:
-        """Those that were not deleted."""
+        """The instances that were not deleted."""
         return [each for each in self.instances.values() if each.deleted is None]
 
     def expected_balance(self, organization: UUID, charges: Decimal) -> Decimal:
@@ -125,5 +124,5 @@ class Model:
 
 
 def no_plan(since: datetime) -> Plan:
-    """What an instance without a plan costs."""
+    """The default price, for an instance without a plan."""
     return Plan([(DEFAULT_PRICE, Acknowledged(since, since))])

@@ -1,4 +1,4 @@
-"""Places for replicas during a soak: whatever happens to a process, there soon is another one."""
+"""Slots for replicas during a soak. A process that ends is replaced."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SETTINGS: Final = {
     "BILLING_BATCH_SIZE": "4",
     "BILLING_DRAIN_TIMEOUT_SECONDS": "3",
     "BILLING_HEARTBEAT_SECONDS": "1",
-    "PYTHONFAULTHANDLER": "1",  # SIGABRT shows where each thread is
+    "PYTHONFAULTHANDLER": "1",  # SIGABRT prints each thread's stack
 }
-#: For a drain, with everything else that is under way.
+#: A drain may take this long beside other faults.
 STOP_SECONDS: Final = 60.0
 
 
 class Slot:
-    """A place for a replica, with a proxy of its own in front of it; the processes that have been in it."""
+    """A slot for a replica behind a proxy, with all processes that it has had."""
 
     def __init__(self, url: str, port: int) -> None:
         self.proxy = Proxy(("127.0.0.1", port))
@@ -41,18 +41,18 @@ class Slot:
         return self.replicas[-1]
 
     def start(self) -> None:
-        """A new process."""
+        """Starts a new process."""
         self.replicas.append(ControllerProcess(self._url, **SETTINGS))
 
     def remove(self) -> None:
-        """Everything."""
+        """Removes the processes and the proxy."""
         for replica in self.replicas:
             replica.remove()
         self.proxy.close()
 
     @contextmanager
     def taken(self, errors: list[str]) -> Iterator[ControllerProcess]:
-        """One fault at a time has the replica; it runs at the beginning, and at the end."""
+        """Gives the replica to one fault at a time. It runs at the start and at the end."""
         with self._free:
             if not self.replica.running:
                 errors.append(f"{self.replica.instance} ended by itself:\n{self.replica.tail()}")
@@ -62,7 +62,7 @@ class Slot:
                 self.start()
 
     def ended(self, errors: list[str], why: str) -> None:
-        """Waits for the end of a replica that was asked to; one that hangs is made to tell where."""
+        """Waits for a replica that was told to end. If it hangs, it prints its stacks."""
         replica = self.replica
         try:
             status = replica.wait(STOP_SECONDS)
@@ -72,6 +72,6 @@ class Slot:
             thaw(replica)
             status = replica.wait()
             errors.append(f"{replica.instance} hung in state {state} after {why}")
-        early = status == -signal.SIGTERM and not replica.log  # before its first instruction
+        early = status == -signal.SIGTERM and not replica.log  # before it could handle the signal
         if status != 0 and not early:
             errors.append(f"{replica.instance} ended with {status} after {why}:\n{replica.tail(100)}")

@@ -1,6 +1,6 @@
-"""The application during a soak: customers pay in, order and delete instances, and somebody changes prices.
+"""The application during a soak: customers pay in, order and delete instances, and prices change.
 
-What it can't know, since a commit's answer was lost with its connection, it finds out by looking, as a real one would.
+If a commit's answer is lost with its connection, it looks whether the commit happened, as a real application would.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 PRICES: Final = tuple(map(Decimal, ("0.00", "0.01", "1.37", "3.65", "5.00", "7.30", "73.00", "240.00")))
 PLANS: Final = 6
 ORGANIZATIONS: Final = 24
-#: Between two actions of one customer.
+#: Seconds between two actions of one thread.
 PAUSE_SECONDS: Final = (0.01, 0.15)
 SERVER_BACK_SECONDS: Final = 60.0
 _OPTIONS: Final = "-c lock_timeout=1s -c statement_timeout=10s"
@@ -34,7 +34,7 @@ Conn = psycopg.Connection[dict[str, Any]]
 
 
 class Customers:
-    """One thread of the application, on a session of its own."""
+    """One thread of the application, with its own session."""
 
     def __init__(self, url: str, model: Model, seed: str, ends_at: datetime, shared: threading.RLock) -> None:
         self._url = url
@@ -47,7 +47,7 @@ class Customers:
         self.error: BaseException | None = None
 
     def begin(self) -> None:
-        """Plans, organizations and a backlog, before anything else happens."""
+        """Makes plans, organizations and a backlog before the traffic starts."""
         self._execute("insert into users (email, password_hash) values ('owner@example.test', '!')")
         for number in range(PLANS):
             self._add_plan(number)
@@ -57,7 +57,7 @@ class Customers:
             self.order(organization, self._chance.randint(1, 12))
 
     def run(self, stop: threading.Event) -> None:
-        """Acts until `stop`; what goes wrong with it that has no business to is kept in `error`."""
+        """Acts until `stop`. Keeps an unexpected error in `error`."""
         actions = (
             self.top_up,
             self.top_up_debtor,
@@ -76,14 +76,14 @@ class Customers:
             self.close()
 
     def close(self) -> None:
-        """Its session."""
+        """Closes the session."""
         if self._conn is not None:
             self._conn.close()
 
-    # --- what they do
+    # --- actions
 
     def add_organization(self) -> None:
-        """One in two is short of money from the beginning; one in two has its money from nowhere."""
+        """Adds an organization. Half start short of money; half have a balance without a transaction."""
         organization, payment = uuid4(), uuid4()
         amount = self._cents(0, 150) if self._chance.random() < 0.5 else self._cents(2_000, 50_000)
         known = self._chance.random() < 0.5
@@ -106,11 +106,11 @@ class Customers:
                     self._model.top_ups[payment] = TopUp(organization, amount, held_at)
 
     def top_up(self) -> None:
-        """Somebody pays in."""
+        """Pays into a wallet."""
         self._pay_in(self._chance.choice(list(self._model.opening)))
 
     def top_up_debtor(self) -> None:
-        """Somebody who owes pays in, enough or not."""
+        """Pays into a wallet that owes, perhaps too little."""
         owing = self._query(
             "select organization_id as id from vps_billing_cycles where status = 'failed' group by 1 order by 1"
         )
@@ -118,11 +118,11 @@ class Customers:
             self._pay_in(self._chance.choice(owing)["id"])
 
     def order_some(self) -> None:
-        """Somebody orders instances."""
+        """Orders instances."""
         self.order(self._chance.choice(list(self._model.opening)), self._chance.randint(1, 5))
 
     def order(self, organization: UUID, count: int) -> None:
-        """Some were made hours ago; the next hour of some falls due before the soak ends."""
+        """Orders an instance. Some were made hours ago, and some owe another hour before the soak ends."""
         made = [self._draw_instance(organization) for _ in range(count)]
 
         def act(conn: Conn) -> bool:
@@ -139,8 +139,8 @@ class Customers:
                 self._model.instances |= {each.id: replace(each, made=done[1]) for each, _ in made}
 
     def delete(self) -> None:
-        """Somebody deletes an instance; what billing had written about it goes with it, and is kept here."""
-        with self._shared:  # or two would delete one, and a look would not tell whose deletion it was
+        """Deletes an instance, and keeps its periods, which the deletion removes."""
+        with self._shared:  # two threads must not delete the same instance: a look couldn't tell which of them did
             instance = self._chance.choice(self._model.live)
 
             def act(conn: Conn) -> list[Period]:
@@ -154,8 +154,8 @@ class Customers:
                 instance.archive, instance.deleted = done
 
     def change_price(self) -> None:
-        """A plan gets another price."""
-        with self._shared:  # one after the other, or nobody knows in which order they came
+        """Changes a plan's price."""
+        with self._shared:  # one after the other, so that their order is known
             plan_id = self._chance.choice([key for key in self._model.plans if not key.startswith("p-")])
             plan = self._model.plans[plan_id]
             price = self._chance.choice([each for each in PRICES if each != plan.price])
@@ -169,7 +169,7 @@ class Customers:
             ):
                 plan.prices.append((price, done[1]))
 
-    # --- how
+    # --- helpers
 
     def _pay_in(self, organization: UUID) -> None:
         payment, amount = uuid4(), self._cents(1, self._chance.choice([60, 1_500]))
@@ -214,7 +214,7 @@ class Customers:
     def _commit(
         self, act: Callable[[Conn], T | None], happened: str, *parameters: object
     ) -> tuple[T, Acknowledged] | None:
-        """One transaction; None where it did not happen. `happened` gives a row when it did."""
+        """Runs one transaction; None if it did not happen. `happened` finds a row if it did."""
         asked_at = datetime.now(UTC)
         result: T | None = None
         try:
@@ -223,14 +223,14 @@ class Customers:
                 result = act(conn)
         except psycopg.Error:
             if result is None:
-                return None  # refused, or lost before its commit
+                return None  # refused, or lost before the commit
             self._model.looked_up += 1
             if not self._looked_up(happened, parameters):
                 return None
         return None if result is None else (result, Acknowledged(asked_at, datetime.now(UTC)))
 
     def _looked_up(self, question: str, parameters: Sequence[object]) -> bool:
-        """Not before the lost session has ended: until then its commit may still be on its way."""
+        """Looks once the lost session has ended. Until then its commit may still arrive."""
         lost = self._backend_pid
         found: list[bool] = []
 
@@ -279,7 +279,7 @@ def _record_payment(conn: Conn, payment: UUID, organization: UUID, amount: Decim
 
 
 def _clock(conn: Conn) -> datetime:
-    """While the transaction holds what it has written."""
+    """The server's time, while the transaction holds its locks."""
     row = conn.execute("select clock_timestamp() as now").fetchone()
     assert row is not None
     moment: datetime = row["now"]

@@ -1,7 +1,7 @@
-"""Judges what billing has written against the model: every sentence that comes out is a defect.
+"""Compares what billing wrote with the model. Every sentence that it returns is a defect.
 
-Order is by moments at which a wallet was held, a charge's that of its commit: the wallet's lock keeps charges and
-top-ups apart, so that any such moment tells which was first.
+A wallet's lock serializes its charges and top-ups. So any moment at which a transaction held the wallet gives the
+order; for a charge that moment is its commit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LATER: Final = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An organization that a cycle did not charge, since somebody held its rows."""
+    """An organization that a cycle did not charge because another session held its rows."""
 
     organization: UUID
     at: datetime
@@ -35,14 +35,14 @@ class LeftOut:
 
 @dataclass
 class Timeline:
-    """What a wallet held, from each of these moments on."""
+    """A wallet's balance from each of these moments on."""
 
     balances: list[Decimal]
     moments: list[datetime] = field(default_factory=lambda: [EARLIER])
     defects: list[str] = field(default_factory=list)
 
     def pass_on(self, moment: datetime, paid_in: Decimal, charged: Sequence[tuple[Period, int]]) -> None:
-        """Money comes in, or periods are charged one after the other, each with the hours that were due."""
+        """Adds a top-up, or periods charged one after the other, each with the hours that were due."""
         balance = self.balances[-1] + paid_in
         for each, due in charged:
             balance -= each.amount
@@ -56,21 +56,21 @@ class Timeline:
         self.balances.append(balance)
 
     def between(self, begin: datetime, end: datetime) -> list[Decimal]:
-        """Every balance that it had from one moment to another."""
+        """Every balance between two moments."""
         first = max(bisect_right(self.moments, begin) - 1, 0)
         return self.balances[first : bisect_right(self.moments, end)]
 
 
 @dataclass
 class Verdict:
-    """The model's view of a ledger."""
+    """Checks a ledger against the model."""
 
     model: Model
     ledger: Ledger
     left_out: Sequence[LeftOut]
 
     def defects(self) -> list[str]:
-        """Every one; none is what has to be."""
+        """All defects; an empty list if there are none."""
         return [
             *self._wallets(),
             *self._acknowledged(),
@@ -84,7 +84,7 @@ class Verdict:
 
     @cached_property
     def billed(self) -> list[Period]:
-        """Of live and of deleted instances."""
+        """The billed periods of live and deleted instances."""
         archived = [each for instance in self.model.instances.values() for each in instance.archive]
         return [each for each in [*self.ledger.periods, *archived] if each.status == "billed"]
 
@@ -98,13 +98,13 @@ class Verdict:
 
     @cached_property
     def completed(self) -> list[Run]:
-        """In order."""
+        """The completed cycles in order."""
         return sorted(
             (each for each in self.ledger.runs.values() if each.outcome == "completed"), key=lambda run: run.id
         )
 
     def _wallets(self) -> Iterator[str]:
-        """Opening + acknowledged top-ups - charges."""
+        """Each balance is opening + acknowledged top-ups - charges."""
         charges: dict[UUID, Decimal] = defaultdict(Decimal)
         for each in self.ledger.payments:
             if each.instance is not None:
@@ -117,7 +117,7 @@ class Verdict:
                 yield f"wallet of {organization} holds {balance}, should hold {expected}"
 
     def _acknowledged(self) -> Iterator[str]:
-        """Nothing that was acknowledged is lost, and nothing else is there."""
+        """Every acknowledged row exists, and no other."""
         paid_in = {each.id: each.amount for each in self.ledger.payments if each.instance is None}
         if paid_in != {key: each.amount for key, each in self.model.top_ups.items()}:
             yield f"{len(paid_in)} top-ups, of which not all were acknowledged as they are"
@@ -125,7 +125,7 @@ class Verdict:
             yield f"{len(self.ledger.paid_until)} instances, of which not all were acknowledged as they are"
 
     def _chain(self, instance: Instance) -> Iterator[str]:
-        """Periods follow each other from the beginning on, each at a price that it could see, by the price clock."""
+        """Periods are contiguous from the start. Each costs what the price clock says, at a price visible to it."""
         name, moment = f"instance {instance.id}", instance.created_at
         for each in self.chains.get(instance.id, []):
             if each.start != moment:
@@ -154,7 +154,7 @@ class Verdict:
             yield f"{name}: last billed at {paid_until}, its periods end at {moment}"
 
     def _transactions(self) -> Iterator[str]:
-        """Period, payment and batch were written by one transaction, and say the same."""
+        """One transaction wrote period, payment and batch, and they agree."""
         payments = {each.id: each for each in self.ledger.payments if each.instance is not None}
         hours: Counter[str] = Counter()
         amounts: dict[str, Decimal] = defaultdict(Decimal)
@@ -180,20 +180,20 @@ class Verdict:
                 yield f"run {run.id} says {run.hours} hours, its batches {runs[run.id]}"
 
     def _terms(self) -> Iterator[str]:
-        """A batch has committed before the next term was minted."""
+        """Every batch committed before the next term was minted."""
         for batch in self.ledger.batches.values():
             later = self.ledger.minted_at.get(batch.term + 1, LATER)
             if batch.committed_at >= later:
                 yield f"batch of term {batch.term} committed at {batch.committed_at}, the next term began at {later}"
 
     def _paid_in_parts(self) -> Iterator[str]:
-        """No wallet was ever below zero, and whoever paid a part of its hours could not pay one more."""
+        """No wallet fell below zero, and a partial payment left too little for one more hour."""
         for timeline in self._timelines.values():
             yield from timeline.defects
 
     @cached_property
     def _timelines(self) -> Mapping[UUID, Timeline]:
-        """Each wallet's story."""
+        """The timeline of each wallet."""
         events: dict[UUID, list[tuple[datetime, Decimal, list[Period]]]] = defaultdict(list)
         for top_up in self.model.top_ups.values():
             events[top_up.organization].append((top_up.held_at, top_up.amount, []))
@@ -213,12 +213,12 @@ class Verdict:
         return timelines
 
     def _due(self, period: Period) -> int:
-        """The hours that its cycle could have billed."""
+        """The hours that the period's cycle could have billed."""
         run = self.ledger.runs.get(period.run)
         return whole_hours(period.start, run.as_of) if run else period.hours
 
     def _passed_over(self, instance: Instance) -> Iterator[str]:
-        """A completed cycle that left an instance owing has found its wallet short, or its rows held by somebody."""
+        """If a completed cycle left an instance owing, its wallet was short or another session held its rows."""
         gone_at = instance.deleted.asked_at if instance.deleted else LATER
         chain = self.chains.get(instance.id, [])
         for before, following in pairwise([None, *chain, None]):
@@ -233,7 +233,7 @@ class Verdict:
                     break
 
     def _completed_since(self, moment: datetime, run: int) -> list[Run]:
-        """Cycles that began after a moment, from a run on."""
+        """The completed cycles that began after a moment, from a run on."""
         first = bisect_left(self.completed, moment, key=lambda each: each.as_of)
         return self.completed[max(first, bisect_left(self.completed, run, key=lambda each: each.id)) :]
 
@@ -243,7 +243,7 @@ class Verdict:
         )
 
     def _open_rows(self) -> Iterator[str]:
-        """After the last cycle: who owes has one debt that says what, and a wallet that can't pay an hour of any."""
+        """After the last cycle, an owing instance has one debt with its hours, and its wallet can't pay one."""
         as_of = self.completed[-1].as_of
         rows = {each.instance: each for each in self.ledger.periods if each.status == "failed"}
         owed: dict[UUID, list[Owed]] = defaultdict(list)

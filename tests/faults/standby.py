@@ -1,4 +1,4 @@
-"""A streaming replica of a server, asynchronous or synchronous, over a link that can fall silent; and its promotion."""
+"""A streaming standby of a server, asynchronous or synchronous, over a link that can fall silent; and its promotion."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from tests.support.waiting import eventually
 
 
 class StandbyServer(Server):
-    """A hot standby of `primary`; made by pg_basebackup as it starts, with what is there by then.
-
-    Its replication goes through `link`, so that a test can stall it.
-    """
+    """A hot standby of `primary`, made by pg_basebackup. Replication goes through `link`, which can stall."""
 
     def __init__(self, primary: Server) -> None:
         super().__init__(primary.installation)
@@ -24,12 +21,12 @@ class StandbyServer(Server):
         self.link = Proxy(("127.0.0.1", primary.port))
 
     def remove(self) -> None:
-        """As every server, and its link."""
+        """Removes the server and closes its link."""
         self.link.close()
         super().remove()
 
     def replicate_synchronously(self) -> None:
-        """From now on the primary acknowledges nothing that this server has not written. Waits until it is so."""
+        """Makes the primary wait for this server before it acknowledges a commit. Returns once that works."""
         with psycopg.connect(self.primary.url(), autocommit=True) as conn:
             conn.execute("alter system set synchronous_standby_names = '*'")
             conn.execute("select pg_reload_conf()")
@@ -37,7 +34,7 @@ class StandbyServer(Server):
             eventually(lambda: conn.execute(query).fetchone() == (1,), "the standby is synchronous")
 
     def wait_until_caught_up(self) -> None:
-        """Blocks until it shows what the primary shows now."""
+        """Blocks until this server has replayed what the primary has written so far."""
         with (
             psycopg.connect(self.primary.url(), autocommit=True) as primary,
             psycopg.connect(self.url(), autocommit=True) as standby,
@@ -47,7 +44,7 @@ class StandbyServer(Server):
             eventually(lambda: standby.execute(query, [written]).fetchone() == (True,), "the standby has caught up")
 
     def promote(self) -> None:
-        """It is a primary from now on, waits for no standby, and can be written when this returns."""
+        """Makes this server a primary that waits for no standby. It accepts writes when this returns."""
         with psycopg.connect(self.url(), autocommit=True) as conn:
             assert conn.execute("select pg_promote(true, 20)").fetchone() == (True,)
 
@@ -64,6 +61,5 @@ class StandbyServer(Server):
             raise ServerError(f"pg_basebackup of {self.installation.title} failed: {text}")
         with (data / "postgresql.auto.conf").open("a", encoding="utf-8") as file:
             file.write(f"unix_socket_directories = '{self.folder}'\nsynchronous_standby_names = ''\n")
-            # a standby that is waiting to connect to its primary again may hear of its promotion only after that wait;
-            # the default of five seconds would be what is measured
+            # a standby that waits to reconnect to its primary notices a promotion only after that wait, 5 s by default
             file.write("wal_retrieve_retry_interval = '500ms'\n")

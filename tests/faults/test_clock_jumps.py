@@ -1,4 +1,4 @@
-"""A replica's wall clock jumps: nobody notices, since it reckons with the database's clock and monotonic ones alone."""
+"""A replica's wall clock jumps. Nothing changes: the controller uses the database's clock and monotonic clocks only."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ KILLED_SECONDS: Final = 2.0
 
 @dataclass(frozen=True)
 class WallClock:
-    """What the processes that are started with its settings take for the time of day."""
+    """The wall clock of the processes that are started with its settings."""
 
     settings: dict[str, str]
     file: Path
 
     def jump(self, shift: timedelta) -> None:
-        """At once, in all of them; from the true time."""
+        """Sets the clock of all these processes to the true time plus the shift, at once."""
         with self.file.open("r+b", buffering=0) as shown:
             shown.write(struct.pack("l", int(shift.total_seconds())))
 
@@ -93,5 +93,5 @@ def test_standby_whose_clock_jumps_neither_takes_over_early_nor_late(
 
 
 def _lead_over_us(line: LogLine) -> timedelta:
-    """By how much the writer of this line is ahead of this process, about."""
+    """About how far the clock of the line's writer is ahead of this process's."""
     return datetime.fromisoformat(line["time"]) - datetime.now(UTC)

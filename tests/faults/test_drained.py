@@ -1,4 +1,4 @@
-"""The `drain` command, as a preStop hook runs it: the same path as a signal, asked for any number of times."""
+"""The `drain` command, as a preStop hook runs it. It drains as a signal does, and may be repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL_BATCHES: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3"}
 CHARGE: Final = "insert into billing_wallet_baselines"
 
 
-def test_drain_command_waits_for_the_cycle_and_the_replica_then_ends_by_itself(
+def test_drain_command_waits_for_the_cycle_and_then_the_replica_ends(
     database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:

@@ -1,4 +1,4 @@
-"""A leader that falls silent is replaced by a standby that ends its lock session; one that does not, never is."""
+"""A standby ends the lock session of a silent leader and replaces it. A healthy leader is never evicted."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from tests.support.timings import Timings, seconds_to_next_term
 from tests.support.waiting import eventually, through
 
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
-#: The deadline of the low bounds and a twentieth, a poll until the last word is seen, and what a busy machine needs.
+#: The low bounds' deadline plus a twentieth, one poll to see the last statement, and slack for a busy machine.
 LOW_BOUND_SECONDS: Final = 3.0
 DEFAULT_BOUND_SECONDS: Final = 8.0
-#: A server that never ends a silent session by itself within a test: whoever ends it here, it was a standby.
+#: The server doesn't end a silent session within a test, so only a standby can.
 PATIENT: Final = {**LOW_BOUNDS, "BILLING_SESSION_TIMEOUT_SECONDS": "60"}
 
 ROUNDS: Final = pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def stand_by(database: str, start: StartReplica, ledger: LedgerProbe, **settings
 
 
 def joined(replica: ControllerProcess) -> LogLine:
-    """When it last began to stand by."""
+    """The last line that says the replica stands by."""
     return replica.events("election.joined")[-1]
 
 
 @ROUNDS
-def test_frozen_leader_is_evicted_and_fenced_when_it_goes_on(
+def test_frozen_leader_is_evicted_and_fenced_when_it_thaws(
     *,
     database: str,
     start: StartReplica,
@@ -66,7 +66,7 @@ def test_frozen_leader_is_evicted_and_fenced_when_it_goes_on(
     rounds: int,
     seed: int,
 ) -> None:
-    """Again and again, at any moment between two pings: the leader of a round is the standby of the next."""
+    """Repeats at random moments between two pings. Each round's leader is the next round's standby."""
     moments = random.Random(seed)
     leader = start(database, **settings)
     leading = leader.wait_for("leader.elected")
@@ -106,14 +106,14 @@ def test_leader_frozen_inside_a_batch_is_evicted_and_its_batch_never_commits(
         thaw(leader)
         leader.wait_for("cycle.deposed")
         seconds = seconds_to_next_term(ledger, frozen_at)
-        # the server ends the open transaction after five seconds, and the mint waits for it
+        # the mint waits until the server ends the open transaction after five seconds
         timings.record("leader frozen inside a batch, evicted", seconds, ledger.judge(), bound=7)
         leader.kill()
         leader = standby
 
 
 @ROUNDS
-def test_unplugged_leader_has_stopped_when_it_is_evicted(
+def test_unplugged_leader_stops_before_it_is_evicted(
     *,
     server: Server,
     database: str,
@@ -125,7 +125,7 @@ def test_unplugged_leader_has_stopped_when_it_is_evicted(
     rounds: int,
     seed: int,
 ) -> None:
-    """As above, each with a cable of its own."""
+    """As above, with a proxy for each replica."""
     moments = random.Random(seed)
     with Proxy(("127.0.0.1", server.port)) as first, Proxy(("127.0.0.1", server.port)) as second:
         leader = start(through(database, first.port), **settings)
@@ -148,7 +148,7 @@ def test_unplugged_leader_has_stopped_when_it_is_evicted(
             leader, standby, leading = standby, leader, elected
 
 
-def test_nobody_is_evicted_where_that_is_off(
+def test_no_leader_is_evicted_if_eviction_is_off(
     database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings
 ) -> None:
     leader = start(database, **LOW_BOUNDS, BILLING_EVICTION="off")
@@ -186,7 +186,7 @@ def test_two_standbys_that_evict_at_once_leave_the_next_leader_alone(
 def test_leader_with_a_longer_deadline_is_not_held_to_the_standbys(
     database: str, start: StartReplica, ledger: LedgerProbe
 ) -> None:
-    """In the middle of a rollout that changes the bounds."""
+    """As during a rollout that changes the bounds."""
     slow = {
         "BILLING_PING_INTERVAL_SECONDS": "4",
         "BILLING_LEADER_DEADLINE_SECONDS": "8",
@@ -201,7 +201,7 @@ def test_leader_with_a_longer_deadline_is_not_held_to_the_standbys(
 
 @contextmanager
 def every_core_busy() -> Iterator[None]:
-    """Two processes a core that do nothing but compute."""
+    """Keeps every core busy with two processes."""
     context = multiprocessing.get_context("spawn")
     busy = [context.Process(target=_compute, daemon=True) for _ in range(2 * (os.cpu_count() or 1))]
     for process in busy:
@@ -224,7 +224,7 @@ def _compute() -> None:
 def test_healthy_leader_is_never_evicted_with_every_core_at_its_limit(
     database: str, start: StartReplica, ledger: LedgerProbe, runs: int
 ) -> None:
-    """With a deadline of one second."""
+    """The deadline is one second."""
     with every_core_busy():
         for _ in range(runs):
             leader = start(database, **BUSY, **LOW_BOUNDS)
@@ -244,7 +244,7 @@ def test_healthy_leader_is_never_evicted_with_every_core_at_its_limit(
 
 @pytest.fixture
 def role(conn: psycopg.Connection[Any], database: str) -> Iterator[str]:
-    """The URL for a role of its own that may bill and nothing else."""
+    """The URL for another role, which may bill and nothing else."""
     conn.execute("create role other_billing login")
     conn.execute("grant all on all tables in schema public to other_billing")
     conn.execute("grant all on all sequences in schema public to other_billing")

@@ -1,6 +1,6 @@
-"""The leader is stopped with SIGSTOP: the server ends its lock session, and what it left open can't commit any more.
+"""The leader is frozen with SIGSTOP. The server ends its lock session, and its open transaction can't commit.
 
-No standby evicts it here; that is test_evicted.py.
+No standby evicts it here; test_evicted.py covers that.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.support.waiting import eventually, through
 
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
 UNEVICTED: Final = {"BILLING_EVICTION": "off"}
-#: Of the low bounds' server session timeout, a poll, and the five seconds after which an open transaction is ended.
+#: The low bounds' session timeout, one poll, and the five seconds after which the server ends an open transaction.
 LOW_BOUND_SECONDS: Final = 7.0
 DEFAULT_BOUND_SECONDS: Final = 12.0
 
 
 @pytest.mark.parametrize("statement", ["with due as materialized", pytest.param("COMMIT", marks=pytest.mark.slow)])
-def test_leader_frozen_inside_a_batch_is_replaced_and_cannot_commit_when_it_goes_on(
+def test_leader_frozen_inside_a_batch_is_replaced_and_cannot_commit_when_it_thaws(
     *,
     database: str,
     proxy: Proxy,
@@ -84,7 +84,7 @@ def test_leader_frozen_inside_a_batch_with_the_default_bounds_is_replaced_in_twe
             replica.remove()
 
 
-def test_idle_leader_frozen_is_replaced_and_knows_it_when_it_goes_on(
+def test_idle_leader_frozen_is_replaced_and_knows_it_when_it_thaws(
     database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings
 ) -> None:
     seconds = _freeze_and_thaw(database, start, ledger, {**LOW_BOUNDS, **UNEVICTED})
@@ -102,7 +102,7 @@ def test_idle_leader_frozen_with_the_default_bounds_is_replaced_in_twelve_second
 
 
 def _freeze_and_thaw(database: str, start: StartReplica, ledger: LedgerProbe, settings: Mapping[str, str]) -> float:
-    """Seconds from the freeze to the next term; both replicas are gone again."""
+    """Freezes a leader, and returns the seconds to the next term. Both replicas have ended then."""
     leader = start(database, **settings)
     leader.wait_for("leader.elected")
     eventually(lambda: ledger.all_billed, "what is due at all is billed")
@@ -117,7 +117,7 @@ def _freeze_and_thaw(database: str, start: StartReplica, ledger: LedgerProbe, se
     return seconds_to_next_term(ledger, frozen_at)
 
 
-def test_leader_frozen_for_less_than_its_deadline_goes_on_leading(
+def test_leader_frozen_for_less_than_its_deadline_still_leads(
     database: str, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     leader = start(database, **BUSY)

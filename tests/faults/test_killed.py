@@ -1,4 +1,4 @@
-"""The leader is killed with -9: a successor is there in two seconds and finishes what it left, to the cent."""
+"""The leader is killed with -9. A successor leads within two seconds and finishes the work, exact to the cent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_ne
 from tests.support.waiting import eventually, through
 
 BOUND_SECONDS: Final = 2.0
-#: From the moment at which the lock is held to the moment before its holder hears of its term.
+#: The statements between the lock and the holder's term.
 MINT: Final[list[tuple[str, When]]] = [
     ("lock table", "after"),
     ("COMMIT", "after"),
@@ -33,7 +33,7 @@ MINT: Final[list[tuple[str, When]]] = [
     ("with minted", "after"),
     ("COMMIT", "before"),
 ]
-#: Two processes start on two cores, one of them is elected and bills: no election to wait for.
+#: Two processes start on two cores, and one of them is elected and bills.
 START_SECONDS: Final = 5.0
 
 
@@ -54,7 +54,7 @@ def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing
         leader.wait_for("cycle.completed")
     begins = [each.number for each in statements if each.sql == "BEGIN"]
     assert [each.sql for each in statements].count("COMMIT") == len(begins) == 6
-    for number in range(1, begins[1] + 1):  # from the connection to the beginning of the second batch
+    for number in range(1, begins[1] + 1):  # statements from the connection to the start of the second batch
         standby = start(url, **BUSY)
         wait_until_standing_by(ledger, standby)
         with proxy.hold(f"worker {leader.instance}", _is_number(number), when) as hold:
@@ -62,7 +62,7 @@ def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing
             statement = hold.wait()
             term = leader.wait_for("leader.elected")["term"]
             killed_at = leader.kill()
-            proxy.cut(leader.instance)  # as the kernel closes what the process had open
+            proxy.cut(leader.instance)  # the kernel closes a dead process's connections; the proxy must
         standby.wait_for("cycle.completed")
         seconds = seconds_to_next_charge(ledger, killed_at, term)
         fault = "leader killed: inside a batch, around each statement"
@@ -72,7 +72,7 @@ def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing
 
 @pytest.mark.runs(20, short=2)
 @pytest.mark.timeout(240)
-def test_leader_killed_inside_a_statement_holds_its_successor_up_no_longer(
+def test_leader_killed_inside_a_statement_does_not_delay_its_successor(
     database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     ledger.conn.execute("""
@@ -141,7 +141,7 @@ def test_leader_killed_between_two_batches_leaves_the_second_to_its_successor(
 
 @pytest.mark.runs(20, short=2)
 @pytest.mark.timeout(300)
-def test_winner_killed_inside_its_mint_leaves_the_next_one_free(
+def test_winner_killed_inside_its_mint_does_not_block_the_next(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url = through(database, proxy.port)
@@ -193,7 +193,7 @@ def _is_number(number: int) -> Any:  # noqa: ANN401 - a predicate
 
 
 def _is_beginning(number: int) -> Any:  # noqa: ANN401 - a predicate
-    """The so-manieth transaction from now on."""
+    """Matches the start of the n-th transaction from now on."""
     begun = iter(range(1, number + 1))
 
     def matches(statement: Statement) -> bool:

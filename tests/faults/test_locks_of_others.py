@@ -1,4 +1,4 @@
-"""Others hold what a batch needs: everyone else is billed, and whoever was held up is as soon as it is let go."""
+"""Other sessions lock what a batch needs. Everyone else is billed, and the locked organizations once they are free."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.support.processes import BUSY
 from tests.support.timings import Timings, seconds_to_next_charge
 from tests.support.waiting import eventually, through
 
-#: Left out organizations are tried again after 0.25, 0.5, 1 and 2 s.
+#: Skipped organizations are tried again after 0.25, 0.5, 1 and 2 s.
 WALLET_SECONDS: Final = 2.5
-#: A lock is waited for half a second, and tried again at most 0.6 s later.
+#: A batch waits half a second for a lock, and tries again at most 0.6 s later.
 LOCK_SECONDS: Final = 2.0
-#: A statement of others that changes a table waits for the batch in hand, and the next batch for it.
+#: Another session's DDL waits for the batch in hand, and the next batch waits for the DDL.
 DDL_SECONDS: Final = 2.0
 
 UNBILLED: Final = "from vps_instances i where i.organization_id = w.organization_id and i.last_billed_at is null"
@@ -35,7 +35,7 @@ LOCKS: Final = (
     "lock table wallets in access exclusive mode",
     "lock table payment_transactions in share mode",
 )
-#: What an application's migrations do to its own tables.
+#: Statements of the application's migrations.
 DDL: Final = (
     "alter table vps_instances add column {name} text",
     "alter table wallets add column {name} numeric(10,2) default 0",
@@ -49,7 +49,7 @@ DDL: Final = (
 
 
 def _hold_a_wallet(other: psycopg.Connection, proxy: Proxy, ledger: LedgerProbe) -> None:
-    """Of one of three organizations, before the first batch of the cycle that finds them due."""
+    """Locks the wallet of one of three organizations before the first batch that could charge them."""
     with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
         ledger.add(organizations=3)
         hold.wait()
@@ -138,7 +138,7 @@ def test_migration_runs_in_the_middle_of_a_batch(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     def migrate() -> None:
-        """All that are numbered after the status table's, once more: as if this version had just brought them."""
+        """Applies all migrations after the status table's again, as an upgrade would."""
         ledger.conn.execute("delete from billing_schema_migrations where name > '013'")
         migrate_url(database)
 
@@ -153,7 +153,7 @@ def _bill_during(
     ledger: LedgerProbe,
     record: Callable[..., float],
 ) -> None:
-    """Each change begins while a batch is open, and is over when everything is billed."""
+    """Starts each change while a batch is open. All changes end before everything is billed."""
     leader.wait_for("cycle.completed")
     for change in changes:
         failures: list[BaseException] = []

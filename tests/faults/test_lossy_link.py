@@ -1,4 +1,4 @@
-"""Packets are lost between the leader's kernel and the server's: some, and billing goes on; all, and it is replaced."""
+"""The link loses packets. If it loses some, billing continues; if it loses all, the leader is replaced."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually
 
-#: A cycle is some forty packets each way on new connections; TCP sends a lost one again after 0.2 s, 0.4 s, 0.8 s, and
-#: the first of a connection after 1 s, 3 s.
+#: A cycle takes about forty packets each way on new connections. TCP repeats a lost packet after 0.2, 0.4 and 0.8 s,
+#: and the first packet of a connection after 1 and 3 s.
 LOSSY_SECONDS: Final = 15.0
-#: The low bounds' server timeout, a poll, and the 5 s after which a transaction that the loss left open is ended.
+#: The low bounds' session timeout, one poll, and the 5 s after which the server ends an open transaction.
 UNPLUGGED_SECONDS: Final = 8.0
 
 
@@ -34,7 +34,7 @@ def link() -> Iterator[LossyLink]:
 
 @pytest.fixture
 def far_server(fault_installation: Installation, link: LossyLink) -> Iterator[Server]:
-    """Listens at the near end of the link."""
+    """A server that listens at this end of the link."""
     with Server(fault_installation, {"listen_addresses": f"127.0.0.1,{link.server_address}"}) as server:
         with (server.folder / "data" / "pg_hba.conf").open("a", encoding="utf-8") as file:
             file.write(f"host all all {link.network} trust\n")
@@ -45,7 +45,7 @@ def far_server(fault_installation: Installation, link: LossyLink) -> Iterator[Se
 
 @pytest.mark.runs(20, older=2)
 @pytest.mark.timeout(300)
-def test_leader_across_a_link_that_loses_a_twentieth_of_all_packets_goes_on_billing(
+def test_leader_keeps_billing_over_a_link_that_loses_a_twentieth_of_all_packets(
     *, link: LossyLink, far_server: Server, start: StartReplica, timings: Timings, runs: int
 ) -> None:
     url = far_server.create_database("billed", create_template(far_server))
@@ -69,7 +69,7 @@ def test_leader_across_a_link_that_loses_a_twentieth_of_all_packets_goes_on_bill
 
 @pytest.mark.runs(5, older=1)
 @pytest.mark.timeout(180)
-def test_leader_whose_link_loses_everything_is_unplugged(
+def test_leader_is_replaced_if_its_link_loses_everything(
     *, link: LossyLink, far_server: Server, start: StartReplica, timings: Timings, runs: int
 ) -> None:
     url = far_server.create_database("billed", create_template(far_server))

@@ -1,4 +1,4 @@
-"""PgBouncer between the replicas and the server: harmless in session mode, refused in transaction mode."""
+"""PgBouncer between replicas and server: session mode works, and transaction mode is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.timings import Timings, seconds_to_next_term
 from tests.support.waiting import eventually, through
 
 KILLED_SECONDS: Final = 2.0
-#: Five processes start, ask and end.
+#: Five processes start, find out and end.
 REFUSED_SECONDS: Final = 10.0
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no PgBouncer here: apt-get install pgbouncer")
@@ -61,7 +61,7 @@ def test_bill_through_transaction_mode_is_refused_with_the_remedy(by_transaction
 
 
 @pytest.mark.runs(5, short=1, older=1)
-def test_direct_url_leads_past_the_pooler_while_workers_go_through_it(
+def test_direct_url_bypasses_the_pooler_while_workers_use_it(
     *, by_transaction: str, database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     leader = start(by_transaction, DATABASE_DIRECT_URL=database)

@@ -1,7 +1,7 @@
-"""The primary is lost and its standby promoted. Nothing is lost with synchronous replication. With asynchronous, what
-had not been replicated vanishes in whole transactions, and is billed again in ledger that are right in themselves.
+"""The primary is lost and its standby promoted. Synchronous replication loses nothing. Asynchronous replication loses
+whole transactions; their hours are billed again, and the books agree with each other.
 
-The replicas know both servers by one URL with two hosts; each run's promoted server is the next run's primary.
+The replicas use one URL with two hosts. Each run's promoted server is the next run's primary.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tests.support.sessions import end_sessions
 from tests.support.timings import Timings, seconds_to_next_term
 from tests.support.waiting import eventually
 
-#: The server's promotion, and then a try after 0.5 to 1.5 s.
+#: The promotion, and a retry after 0.5 to 1.5 s.
 PROMOTED_SECONDS: Final = 4.0
 DATABASE: Final = "billed"
 
 
 @dataclass
 class Pair:
-    """A primary and its standby, and the two doors that the replicas know them by; behind which is which changes."""
+    """A primary and its standby behind two proxies with fixed ports. Their roles change."""
 
     primary: Server
     stack: ExitStack
@@ -49,17 +49,17 @@ class Pair:
 
     @property
     def url(self) -> str:
-        """Both, whichever can be written."""
+        """A URL with both hosts that connects to the writable one."""
         hosts = ",".join(f"127.0.0.1:{door.port}" for door in self.doors)
         return f"postgresql://postgres@{hosts}/{DATABASE}?target_session_attrs=read-write"
 
     @property
     def front(self) -> Proxy:
-        """The primary's door."""
+        """The proxy in front of the primary."""
         return self.doors[0]
 
     def add_standby(self) -> StandbyServer:
-        """Starts one behind the other door."""
+        """Starts a standby behind the other proxy."""
         standby = StandbyServer(self.primary)
         self.stack.enter_context(standby)
         self.doors[1].target = ("127.0.0.1", standby.port)
@@ -67,12 +67,12 @@ class Pair:
         return standby
 
     def lose_primary(self) -> None:
-        """For good."""
+        """Crashes the primary for good."""
         self.primary.stop("immediate")
         self.front.refuse()
 
     def promote(self, standby: StandbyServer) -> None:
-        """It is the primary now."""
+        """Promotes the standby. It is the primary from now on."""
         standby.promote()
         self.primary.remove()
         self.primary = standby
@@ -97,7 +97,7 @@ def ledger(pair: Pair) -> LedgerProbe:
 
 @pytest.mark.runs(20, older=2)
 @pytest.mark.timeout(300)
-def test_promoted_synchronous_standby_has_lost_nothing(
+def test_promoted_synchronous_standby_loses_nothing(
     *, pair: Pair, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     replicas = [start(pair.url, **BUSY), start(pair.url, **BUSY)]
@@ -124,10 +124,10 @@ def test_promoted_synchronous_standby_has_lost_nothing(
 
 @pytest.mark.runs(20, short=1, older=2)
 @pytest.mark.timeout(300)
-def test_cycle_that_vanished_with_its_primary_is_billed_again_in_books_that_are_right(
+def test_cycle_lost_with_its_primary_is_billed_again_and_the_books_agree(
     *, pair: Pair, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
-    """The log still tells of it, the ledger do not, and no audit can: nothing in them contradicts anything."""
+    """The log still mentions the cycle and the books don't. No audit can find that: the books agree with each other."""
     replicas = [start(pair.url, **BUSY), start(pair.url, **BUSY)]
     for _ in range(runs):
         _wait_for_cycle(replicas, pair, ledger)
@@ -137,7 +137,7 @@ def test_cycle_that_vanished_with_its_primary_is_billed_again_in_books_that_are_
             with reconnected(ledger, pair.primary.url(DATABASE)):
                 ledger.add(organizations=3)
                 hold.wait()
-                # the hours have become due after the last cycle that has ended, as hours do
+                # these hours must be due after the last completed cycle
                 ledger.conn.execute(
                     "update billing_runs set started_at = started_at - interval '6 hours' where outcome <> 'running'"
                 )
@@ -148,7 +148,7 @@ def test_cycle_that_vanished_with_its_primary_is_billed_again_in_books_that_are_
             (told,) = (line for line in _told(replicas) if line not in told_before)
             assert ledger.rows("select from billing_runs where id = %s and instances = 9", told["cycle"])
         for door in pair.doors:
-            door.refuse()  # nobody bills before the test has looked
+            door.refuse()  # no cycle must run before the test has looked
         pair.lose_primary()
         for door in pair.doors:
             door.cut()
@@ -168,11 +168,11 @@ def test_cycle_that_vanished_with_its_primary_is_billed_again_in_books_that_are_
 
 
 @pytest.mark.slow
-def test_leader_left_behind_by_a_promotion_writes_nothing_under_a_term_that_is_anothers_too(
+def test_leader_of_the_old_primary_writes_nothing_under_a_term_that_another_holds(
     pair: Pair, start: StartReplica, ledger: LedgerProbe
 ) -> None:
-    """The worst that asynchronous replication can do, with a primary that was not shut off. Its leader still holds the
-    lock there, and reaches the promoted server with everything else, where the very number of its term is another's.
+    """The worst case of asynchronous replication: the old primary still runs. Its leader holds the lock there, but its
+    other sessions reach the promoted server, where another replica has the same term.
     """
     left_behind = start(pair.url, **BUSY)
     first = left_behind.wait_for("leader.elected")
@@ -186,7 +186,7 @@ def test_leader_left_behind_by_a_promotion_writes_nothing_under_a_term_that_is_a
     standby.promote()
     namesake = start(standby.url(DATABASE), **BUSY)
     assert namesake.wait_for("leader.elected")["term"] == term == 2
-    pair.front.refuse()  # the old primary answers those that it knows, and nobody else
+    pair.front.refuse()  # the old primary keeps its connections and accepts no new ones
     with reconnected(ledger, standby.url(DATABASE)):
         ledger.add(organizations=6)
         left_behind.wait_for("leader.contradicted")
@@ -210,6 +210,6 @@ def _wait_for_cycle(replicas: list[ControllerProcess], pair: Pair, ledger: Ledge
 
 
 def _told(replicas: list[ControllerProcess]) -> list[LogLine]:
-    """What the log says of cycles of nine instances."""
+    """The log lines of cycles with nine instances."""
     done = [line for each in replicas for line in each.events("cycle.completed")]
     return [line for line in done if line["instances"] == 9]

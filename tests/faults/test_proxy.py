@@ -1,4 +1,4 @@
-"""The proxy does to a connection what a network would, or the other tests prove nothing."""
+"""The proxy fails as a network does. Otherwise the other tests would prove nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def session(proxied: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 def test_proxy_knows_sessions_and_their_statements(session: psycopg.Connection[Any], proxy: Proxy) -> None:
-    for _ in range(7):  # the sixth is prepared
+    for _ in range(7):  # psycopg prepares the sixth execution
         session.execute("select %s::int -- why", [1])
     with session.transaction():
         session.execute("select 2")
@@ -102,7 +102,7 @@ def test_stalled_connections_stay_silent_while_new_ones_pass(
     proxy.cut("patient")
 
 
-def test_refused_connections_are_refused_and_later_taken(proxied: str, proxy: Proxy) -> None:
+def test_refused_connections_are_accepted_later(proxied: str, proxy: Proxy) -> None:
     proxy.refuse()
     with pytest.raises(psycopg.OperationalError, match="refused"):
         psycopg.connect(proxied, connect_timeout=5)

@@ -1,4 +1,4 @@
-"""The server is up and says no: its disk is full, it has no session left, it is read-only, it has become a standby."""
+"""The server runs and refuses: its disk is full, it has no session left, or it is read-only or a standby."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually, through
 
-#: A cycle that has failed is tried again after 5 s.
+#: A failed cycle is retried after 5 s.
 BACK_OFF_SECONDS: Final = 7.0
-#: A lost server is tried again after 0.5 to 1.5 s.
+#: A lost server is retried after 0.5 to 1.5 s.
 RETRY_SECONDS: Final = 3.0
-#: So many organizations that their rows need pages that the tables do not have yet.
+#: Enough organizations that their rows need new pages.
 MANY: Final = 60
 
 
@@ -73,10 +73,10 @@ def test_full_disk_fails_cycles_until_there_is_room(
 
 @pytest.mark.runs(5, older=1)
 @pytest.mark.timeout(180)
-def test_full_disk_of_the_write_ahead_log_is_a_crash_like_any_other(
+def test_full_disk_of_the_write_ahead_log_costs_nothing(
     *, fault_installation: Installation, disk: Disk, start: StartReplica, timings: Timings, runs: int
 ) -> None:
-    """The server panics, and can't even recover before there is room."""
+    """The server panics, and can't recover until there is room."""
     with Server(fault_installation, {"max_wal_size": "32MB", "min_wal_size": "32MB"}) as server, ExitStack() as stack:
         url = server.create_database("billed", create_template(server))
         server.stop()
@@ -112,7 +112,7 @@ def test_full_disk_of_the_write_ahead_log_is_a_crash_like_any_other(
 
 
 @pytest.mark.runs(5, older=1)
-def test_server_without_a_session_left_keeps_its_leader_which_bills_when_there_is_one(
+def test_leader_of_a_server_without_free_sessions_bills_once_one_is_free(
     *, fault_installation: Installation, start: StartReplica, timings: Timings, runs: int
 ) -> None:
     with Server(fault_installation, {"max_connections": "14", "superuser_reserved_connections": "0"}) as server:
@@ -147,7 +147,7 @@ def test_database_made_read_only_fails_cycles_until_it_can_be_written(
     for _ in range(runs):
         ledger.conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
         told = leader.wait_until(lambda line: "read-only" in str(line.fields.get("error")), "a failure", told)
-        ledger.add(organizations=3)  # on a session that is older
+        ledger.add(organizations=3)  # on a session from before
         since = datetime.now(UTC)
         ledger.conn.execute(f'alter database "{name}" reset default_transaction_read_only'.encode())
         eventually(lambda: ledger.all_billed, "everything is billed")
@@ -195,18 +195,18 @@ def _elections(replicas: list[ControllerProcess]) -> list[int]:
 
 
 def _takes_part(replica: ControllerProcess) -> bool:
-    """Whether it has joined the election since it last lost its session."""
+    """True if the replica has joined the election since it last lost its session."""
     events = replica.events("session.failed", "leader.deposed", "election.joined", "leader.elected")
     return bool(events) and events[-1].event in {"election.joined", "leader.elected"}
 
 
 def _refusals(replica: ControllerProcess) -> int:
-    """How often it has said that no session was left."""
+    """How often the replica logged that no session was left."""
     return sum("too many" in str(line.fields.get("error")) for line in replica.events())
 
 
 def _is_full(server: Server, others: ExitStack) -> bool:
-    """Takes what sessions there are; whether none is left."""
+    """Takes the free sessions; True once none is left."""
     try:
         while True:
             others.enter_context(psycopg.connect(server.url()))

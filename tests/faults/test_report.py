@@ -1,4 +1,4 @@
-"""The table says what was measured, and stands in the document where it belongs."""
+"""The table shows what was measured, and is written between the document's markers."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_row_gives_percentiles_the_worst_and_the_bound(measured: Timings) -> Non
     }
 
 
-def test_run_beyond_its_bound_fails_and_is_in_the_table_all_the_same(measured: Timings) -> None:
+def test_run_beyond_its_bound_fails_and_is_in_the_table(measured: Timings) -> None:
     with pytest.raises(AssertionError, match=r"leader killed: idle: 2\.100 s, and the bound is 2 s"):
         measured.record("leader killed: idle", 2.1, bound=2.0)
     assert measured.rows[1][4] == "2100 ms"
 
 
-def test_what_another_lane_has_measured_is_added(measured: Timings) -> None:
+def test_times_of_another_lane_are_added(measured: Timings) -> None:
     other = Timings()
     other.servers.add("15.14")
     other.record("leader killed: idle", 1.5, Verdict(1, 0))
@@ -52,7 +52,7 @@ def test_what_another_lane_has_measured_is_added(measured: Timings) -> None:
     assert read_only[0] == "read-only database"
 
 
-def test_document_keeps_what_stands_around_the_table(measured: Timings, tmp_path: Path) -> None:
+def test_document_keeps_the_text_around_the_table(measured: Timings, tmp_path: Path) -> None:
     document = tmp_path / "faults.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     write_report(document, measured)
@@ -65,12 +65,12 @@ def test_document_keeps_what_stands_around_the_table(measured: Timings, tmp_path
     assert "PostgreSQL 18.1" in text
 
 
-def test_document_of_the_repository_has_a_place_for_the_table() -> None:
+def test_document_of_the_repository_has_the_markers() -> None:
     text = (Path(__file__).parents[2] / "bench" / "results" / "faults.md").read_text(encoding="utf-8")
     assert text.index(BEGIN) < text.index(END)
 
 
-def test_document_without_a_place_for_the_table_is_left_as_it_is(measured: Timings, tmp_path: Path) -> None:
+def test_document_without_markers_is_not_changed(measured: Timings, tmp_path: Path) -> None:
     document = tmp_path / "other.md"
     document.write_text("nothing\n", encoding="utf-8")
     with pytest.raises(ValueError, match="has no lines"):

@@ -1,4 +1,4 @@
-"""The server goes away and comes back: billing goes on by itself."""
+"""The server goes away and comes back. Billing resumes without help."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.support.servers import Server, StopMode
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually, through
 
-#: A replica tries a server that is away again after 0.5 to 1.5 s, and then has a term to mint and a batch to charge.
+#: A replica retries a lost server after 0.5 to 1.5 s, then mints a term and charges a batch.
 BOUND_SECONDS: Final = 3.0
-#: A server that goes down and comes up refuses in several words; each is told once.
+#: A server that restarts refuses with several messages; each is logged once.
 MOST_REASONS: Final = 4
 
 
@@ -120,7 +120,7 @@ def test_server_away_for_a_minute_in_the_middle_of_a_cycle_and_as_another_replic
                 own_ledger.add(organizations=3)
             hold.wait()
             own_server.stop("immediate")
-            own_proxy.refuse()  # as the server itself does now
+            own_proxy.refuse()  # the server refuses connections too
         newcomer = start(url, **BUSY)
         newcomer.wait_for("session.failed")
         count_for(newcomer, seconds_away)
@@ -141,7 +141,7 @@ def test_server_away_for_a_minute_in_the_middle_of_a_cycle_and_as_another_replic
         leader.wait_for("cycle.completed")
 
 
-def test_replica_started_before_its_server_says_so_once_and_leads_when_it_is_there(
+def test_replica_started_before_its_server_warns_once_and_leads_once_the_server_runs(
     own_server: Server, own_database: str, start: StartReplica, own_ledger: LedgerProbe, timings: Timings
 ) -> None:
     own_server.stop()

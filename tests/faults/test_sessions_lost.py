@@ -1,4 +1,4 @@
-"""Single sessions are lost, ended by the server or cut on the way: nobody leads twice, nothing is lost."""
+"""The server ends single sessions, or the network cuts them. No two replicas lead, and no hour is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.waiting import eventually, through
 BOUND_SECONDS: Final = 2.0
 
 
-#: The moments of a batch, and of what the client knows of it, that differ.
+#: The distinct moments of a batch, as server and client see them.
 IN_A_BATCH: Final[list[tuple[str, When]]] = [
     ("COMMIT", "after"),
     ("with due as materialized", "after"),
@@ -73,7 +73,7 @@ def test_leader_deposed_inside_a_batch_commits_nothing_after_its_successors_term
     with proxy.hold(f"worker {leader.instance}", starts_with("BEGIN")) as hold:
         ledger.add(organizations=3)
         hold.wait()
-        proxy.refuse()  # or it would be back before the standby
+        proxy.refuse()  # otherwise the leader would be back before the standby
         end_sessions(ledger, "elector", leader)
         standby.wait_for("leader.elected")
         hold.release()
@@ -125,7 +125,7 @@ def test_lock_session_cut_while_it_is_being_opened_is_opened_again(
 @pytest.mark.parametrize(
     "number", [6, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 3, 4, 5, 7, 8, 9))]
 )
-def test_cycles_own_session_cut_at_any_statement_costs_one_try(
+def test_session_of_the_cycle_cut_at_any_statement_costs_one_try(
     database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, number: int
 ) -> None:
     replica = start(through(database, proxy.port))
@@ -156,7 +156,7 @@ def test_leader_killed_between_its_commit_and_the_answer_has_charged_once(
 def test_replica_that_a_slow_server_has_elected_bills(
     database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
-    """The mint's answers take longer than the leader's deadline, each of them less than what it waits for one."""
+    """Together the mint's answers take longer than the leader's deadline; each one takes less than its timeout."""
     with (
         proxy.hold(" elector ", starts_with("lock table"), "after") as first,
         proxy.hold(" elector ", starts_with("with minted"), "after") as second,
@@ -183,7 +183,7 @@ def _is_held_or_over(hold: Hold, replica: ControllerProcess) -> bool:
 
 
 def _wait_for_leader(replicas: Sequence[ControllerProcess], term: int) -> ControllerProcess:
-    """Who leads under this term."""
+    """The replica that leads under this term."""
 
     def leaders() -> list[ControllerProcess]:
         return [each for each in replicas if any(line["term"] == term for line in each.events("leader.elected"))]

@@ -1,4 +1,4 @@
-"""Replicas that reach for the lock in the same instant: one leads, each term has one holder, no hour is doubled."""
+"""Replicas try the lock at the same instant. One leads, each term has one holder, and no hour is billed twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.processes import terminate
 from tests.support.timings import Timings, seconds_to_next_charge
 from tests.support.waiting import eventually, through
 
-#: One has the lock at once, and only has to mint its term and begin.
+#: One replica gets the lock at once, then mints its term and starts.
 BOUND_SECONDS: Final = 2.0
 
 

@@ -1,6 +1,6 @@
-"""Minutes of random faults under traffic: at the end the model, the wallets and the audit agree to the cent.
+"""Minutes of random faults under traffic. At the end the model, the wallets and the audit agree to the cent.
 
-`FAULT_MINUTES` says how long (5), `FAULT_SEED` repeats a sequence of faults; a failure prints both seed and sequence.
+`FAULT_MINUTES` sets the length (5). `FAULT_SEED` repeats a sequence of faults; a failure prints seed and sequence.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from tests.support.waiting import eventually, through
 MINUTES: Final = float(os.environ.get("FAULT_MINUTES") or 5)
 REPLICAS: Final = 3
 THREADS: Final = 2
-#: A leader that could not work has stepped down for a minute; everybody may have.
+#: A leader that can't work steps down for a minute, and every replica may have done so.
 RECOVERY_SECONDS: Final = 150.0
 SHOWN: Final = 30
-#: What the verdict has to say of each harm to the rows of a billed database.
+#: Changes to the rows of a billed database, and what the verdict must report.
 PLANTED: Final[Mapping[str, LiteralString]] = {
     "should hold": "update wallets set balance = balance + 0.01 where balance > 0",
     "its periods end at": "update vps_instances set last_billed_at = last_billed_at - interval '1 hour'",
@@ -63,7 +63,7 @@ PLANTED: Final[Mapping[str, LiteralString]] = {
 
 @pytest.fixture
 def soak_server(fault_installation: Installation) -> Iterator[Server]:
-    """A server of its own, to be restarted, that remembers when each transaction was committed."""
+    """A server for this test, which restarts it. It records commit timestamps."""
     with Server(fault_installation, {"track_commit_timestamp": "on"}) as running:
         yield running
 
@@ -88,7 +88,7 @@ def slots(soak_server: Server, soak_database: str) -> Iterator[list[Slot]]:
 
 @pytest.fixture
 def front_door(soak_server: Server) -> Iterator[Proxy]:
-    """By which customers come."""
+    """The proxy that customers use."""
     with Proxy(("127.0.0.1", soak_server.port)) as running:
         yield running
 
@@ -152,13 +152,13 @@ def test_soak_would_find_what_is_planted(soak_database: str, slots: list[Slot]) 
 
 
 def _share_of_the_time(request: pytest.FixtureRequest) -> float:
-    """Seconds: all minutes together are spent on however many servers this run has."""
+    """Seconds per server: the servers of this run share the minutes."""
     runs = [each for each in request.session.items if getattr(each, "originalname", "") == request.node.originalname]
     return MINUTES * 60 / len(runs)
 
 
 def _bill_what_is_left(url: str, slots: list[Slot]) -> None:
-    """By a healthy pair, until a cycle that began after the last fault has left nobody out; then nobody bills."""
+    """Bills with a healthy pair until a new cycle skips no organization; then stops the pair."""
     *pair, spare = [slot.replica for slot in slots]
     spare.wait_for("controller.started")
     assert terminate(spare) == 0, spare.tail()
@@ -174,13 +174,13 @@ def _bill_what_is_left(url: str, slots: list[Slot]) -> None:
 
 
 def _left_out(slots: list[Slot]) -> list[LeftOut]:
-    """Who could not be charged, and said so."""
+    """The organizations that a cycle logged as skipped."""
     failed = [line for slot in slots for replica in slot.replicas for line in replica.events("organization.failed")]
     return [LeftOut(UUID(line["organization"]), datetime.fromisoformat(line["time"])) for line in failed]
 
 
 def _crashes(slots: list[Slot]) -> list[str]:
-    """What no replica may ever say, what only the log may, and failures for another reason than somebody's locks."""
+    """Log lines that no replica may write, output outside the log, and failures for other reasons than locks."""
     replicas = [replica for slot in slots for replica in slot.replicas]
     said = [line for each in replicas for line in each.events("service.crashed", "organization.failed")]
     crashes = [f"{line.event} {line.fields}" for line in said if line.fields.get("reason") != "locked"]
@@ -188,7 +188,7 @@ def _crashes(slots: list[Slot]) -> list[str]:
 
 
 def _audited(conn: psycopg.Connection[dict[str, Any]]) -> list[str]:
-    """What the controller's own audit finds."""
+    """The violations that the controller's audit finds."""
     findings = audit(conn).findings
     return [f"audit: {each.invariant}: {each.examples}" for each in findings if each.violations]
 
@@ -221,6 +221,6 @@ def _counted(counter: Counter[str]) -> str:
 
 
 def _longest_pause(ledger: Ledger) -> float:
-    """Seconds between two batches: there always was something to charge."""
+    """The longest time between two batches, in seconds. There was always something to charge."""
     moments = sorted(batch.written_at for batch in ledger.batches.values())
     return max((later - earlier).total_seconds() for earlier, later in pairwise(moments))

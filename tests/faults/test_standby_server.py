@@ -1,4 +1,4 @@
-"""A streaming replica of the database: nobody leads on it, until it is promoted."""
+"""No replica leads on a standby server until it is promoted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.processes import count_for
 from tests.support.servers import Server
 from tests.support.waiting import eventually, through
 
-#: Tries a second that a server which can't be led on may see of a replica.
+#: The most tries a second of one replica on a server that refuses leaders.
 MOST_TRIES: Final = 5
 
 
 @pytest.fixture
 def standby_server(own_server: Server, own_database: str) -> Iterator[Server]:
-    """A hot standby of `own_server`, made by pg_basebackup, with what is in `own_database` by then."""
+    """A hot standby of `own_server` with a copy of `own_database`."""
     standby = Server(own_server.installation)
     with standby:
         standby.stop()
@@ -58,7 +58,7 @@ def promote(server: Server) -> None:
         assert conn.execute("select pg_promote(true, 20)").fetchone() == (True,)
 
 
-def test_standby_server_elects_nobody_until_it_is_promoted(
+def test_standby_server_has_no_leader_until_it_is_promoted(
     own_database: str, own_ledger: LedgerProbe, standby_server: Server, start: StartReplica
 ) -> None:
     url = through(own_database, standby_server.port)
@@ -80,7 +80,7 @@ def test_standby_server_elects_nobody_until_it_is_promoted(
         own_ledger.judge()
 
 
-def test_read_only_database_elects_nobody_until_it_can_be_written(
+def test_read_only_database_has_no_leader_until_it_is_writable(
     own_database: str, own_ledger: LedgerProbe, start: StartReplica
 ) -> None:
     name = own_database.rpartition("/")[2]

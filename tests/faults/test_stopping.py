@@ -1,4 +1,4 @@
-"""SIGTERM, wherever it meets a replica: work ends, the lock goes, the successor is there, nobody's heartbeat lies."""
+"""SIGTERM at any moment: the work in hand ends, a successor takes the lock, and no heartbeat is newer than its work."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.timings import Timings, handover_seconds, seconds_to_next_ter
 from tests.support.waiting import eventually, through
 
 SMALL_BATCHES: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3"}
-#: A cycle whenever there is something to do, and a heartbeat in which only the end of a cycle shows.
+#: A cycle whenever something is due, and no heartbeat except at the end of a cycle.
 WITHOUT_HASTE: Final = {**SMALL_BATCHES, "BILLING_INTERVAL_MINUTES": "0.003", "BILLING_HEARTBEAT_SECONDS": "1800"}
 HANDOVER_SECONDS: Final = 0.3
 KILLED_SECONDS: Final = 2.0
 CHARGE: Final = "insert into billing_wallet_baselines"
-#: Where a drain's last batch may be when its replica dies.
+#: The statements of a drain's last batch at which the replica dies.
 DRAINING: Final[list[tuple[str, When]]] = [
     (CHARGE, "before"),
     ("COMMIT", "before"),
@@ -34,7 +34,7 @@ DRAINING: Final[list[tuple[str, When]]] = [
 
 
 def assert_stopped_honestly(ledger: LedgerProbe, replica: ControllerProcess, outcome: str) -> None:
-    """Its status row says so, with its last run's figures, and its heartbeat is older than its end."""
+    """Checks that the status row says stopped, shows the last run, and has a heartbeat older than that run's end."""
     row = status_row(ledger, replica)
     assert row is not None
     assert row["status"] == "stopped"
@@ -72,7 +72,7 @@ def test_leader_stopped_inside_a_batch_finishes_its_cycle_first(
         leader = standby
 
 
-def test_leader_keeps_lock_and_heartbeat_while_it_drains_and_says_nothing_else(
+def test_leader_keeps_lock_and_heartbeat_while_it_drains_and_logs_nothing_else(
     database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
@@ -96,7 +96,7 @@ def test_leader_keeps_lock_and_heartbeat_while_it_drains_and_says_nothing_else(
 
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(240)
-def test_drain_that_outlasts_its_deadline_stops_after_the_batch_and_the_successor_goes_on(
+def test_drain_that_outlasts_its_deadline_stops_after_the_batch_and_the_successor_continues(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url, settings = through(database, proxy.port), {**WITHOUT_HASTE, "BILLING_DRAIN_TIMEOUT_SECONDS": "0.2"}
@@ -121,7 +121,7 @@ def test_drain_that_outlasts_its_deadline_stops_after_the_batch_and_the_successo
 
 @pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(240)
-def test_leader_killed_in_the_middle_of_its_drain_is_replaced_like_any_other(
+def test_leader_killed_during_its_drain_is_replaced(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     url = through(database, proxy.port)
@@ -160,7 +160,7 @@ def test_second_signal_stops_after_the_batch_in_hand(
     assert_stopped_honestly(ledger, leader, "stopped")
 
 
-def test_two_signals_in_the_same_moment_are_two(
+def test_two_signals_at_the_same_moment_both_count(
     database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     with proxy.hold(" worker ", starts_with(CHARGE)) as hold:
@@ -215,7 +215,7 @@ def test_standby_stops_at_once_and_leaves_no_trace(
     assert not leader.events("leader.deposed", "leader.resigned")
 
 
-def test_replica_that_waits_for_a_server_which_never_answers_stops(start: StartReplica) -> None:
+def test_replica_that_waits_for_a_mute_server_stops(start: StartReplica) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         mute.settimeout(10)
         replica = start(f"postgresql://user@127.0.0.1:{mute.getsockname()[1]}/database")

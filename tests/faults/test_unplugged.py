@@ -1,6 +1,6 @@
-"""Between the leader and the server nothing passes, without a FIN or RST: both know by themselves when it is over.
+"""No packet passes between leader and server, and neither gets a FIN or RST. Each stops by its own bound.
 
-Where the server's own bound is measured, no standby evicts the leader; that is test_evicted.py.
+No standby evicts the leader where the server's bound is measured; test_evicted.py covers eviction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.waiting import eventually, through
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
 UNEVICTED: Final = {"BILLING_EVICTION": "off"}
 LOW_DEADLINE_SECONDS: Final = 1.0
-#: For a thread to be told, on a busy machine.
+#: Slack for a thread to react on a busy machine.
 SLACK_SECONDS: Final = 0.5
 
 
@@ -92,15 +92,15 @@ def test_leader_unplugged_inside_a_batch_loses_and_doubles_nothing(
         proxy.stall()
     standby.wait_for("cycle.completed")
     seconds = seconds_to_next_charge(ledger, since, term)
-    proxy.resume()  # what was under way arrives late, the batch's next statement among it
+    proxy.resume()  # delayed packets arrive, the batch's next statement among them
     leader.wait_for("election.joined", after=leader.wait_for("leader.deposed"))
     timings.record("leader unplugged inside a batch, no eviction, low bounds", seconds, ledger.judge(), bound=8)
 
 
-def test_replica_whose_old_connections_stay_silent_bills_again_once_new_ones_pass(
+def test_replica_with_silent_old_connections_bills_again_over_new_ones(
     database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe
 ) -> None:
-    """A proxy or a sidecar may keep dead connections open for ever: acknowledged, and never answered."""
+    """A proxy or sidecar may keep dead connections open forever: it acknowledges packets and nothing answers."""
     replica = start(through(database, proxy.port), **BUSY, **LOW_BOUNDS)
     replica.wait_for("cycle.completed")
     with proxy.hold(f"cycle {replica.instance}", starts_with("with due as")) as hold:

@@ -1,4 +1,4 @@
-"""What a proxy has to understand of PostgreSQL's protocol: start-up packets, and where a client's statement ends."""
+"""The part of PostgreSQL's protocol that the proxy needs: start-up packets, and where a client's statement ends."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Final
 
 _PROTOCOL_3: Final = 196608
-_ROUND_TRIP_ENDS: Final = {b"Q", b"S"}  # a simple query; a Sync, which ends what Parse, Bind and Execute began
+_ROUND_TRIP_ENDS: Final = {b"Q", b"S"}  # a simple query, and the Sync that ends Parse, Bind and Execute
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One round trip that a client asks for.
+    """One round trip of a client.
 
     Attributes:
         number: 1 for the session's first.
-        sql: its text, on one line; that of its preparation where it was prepared before.
+        sql: the statement on one line; for a prepared one, the text that was prepared.
     """
 
     number: int
@@ -25,13 +25,13 @@ class Statement:
 
     @property
     def label(self) -> str:
-        """Enough of it to know it by."""
+        """The start of the statement, enough to recognize it."""
         words = re.sub(r"--.*", "", self.sql).split()
         return " ".join(words[:4])
 
 
 class ClientStream:
-    """Splits what a client sends into whole round trips; each comes out as its bytes and what they ask for."""
+    """Splits what a client sends into whole round trips: their bytes and statements."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -43,7 +43,7 @@ class ClientStream:
         self.application_name = ""
 
     def feed(self, data: bytes) -> list[tuple[bytes, Statement | None]]:
-        """Gives what can be passed on now: a start-up packet or a message outside a round trip has no statement."""
+        """Returns what can be passed on now. Start-up packets and messages outside a round trip have no statement."""
         self._buffer += data
         out: list[tuple[bytes, Statement | None]] = []
         while (message := self._next_message()) is not None:
@@ -58,7 +58,7 @@ class ClientStream:
                 self._number += 1
                 out.append((self._trip, Statement(self._number, self._sql)))
                 self._trip, self._sql = b"", ""
-            elif kind in {b"p", b"X", b"H", b"d", b"c"}:  # nor has what flows in a COPY, such as replication
+            elif kind in {b"p", b"X", b"H", b"d", b"c"}:  # COPY data, such as replication, has no statement either
                 out.append((self._trip, None))
                 self._trip = b""
         return out
@@ -75,7 +75,7 @@ class ClientStream:
 
     def _read_startup(self, packet: bytes) -> None:
         if struct.unpack_from("!i", packet, 4)[0] != _PROTOCOL_3:
-            return  # asks for encryption, which is answered with one byte; the start-up packet follows
+            return  # a request for encryption: the server answers one byte, and the start-up packet follows
         self._started = True
         words = [word.decode() for word in packet[8:].split(b"\0")]
         self.application_name = dict(zip(words[::2], words[1::2], strict=False)).get("application_name", "")

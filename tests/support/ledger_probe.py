@@ -1,6 +1,6 @@
-"""A small installation whose every cent is known beforehand, and the proof that a fault has cost none.
+"""A small installation with known charges, and the check that a fault cost no cent.
 
-The price clock is computed here a second time, in Python, from the design and not from the migration.
+The price clock is implemented again here, from the design and not from the migration.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def price_clock(monthly_price: Decimal, moment: datetime) -> Decimal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a fault has cost: hours that were due and not billed, and hours billed more than once."""
+    """What a fault cost: hours that were due and not billed, and hours billed more than once."""
 
     hours_lost: int
     hours_doubled: int
@@ -51,7 +51,7 @@ class Verdict:
 
 @dataclass
 class LedgerProbe:
-    """Rows of a test database, and what must have become of them."""
+    """Adds rows to a test database, and checks what billing made of them."""
 
     conn: psycopg.Connection[Any]
     expected_hours: dict[UUID, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class LedgerProbe:
     starts: dict[UUID, datetime] = field(default_factory=dict)
 
     def add(self, organizations: int = 6, instances: int = 3, hours: int = 5) -> None:
-        """More organizations, each instance with so many whole hours due, and half an hour more that is not."""
+        """Adds organizations. Each instance has `hours` whole hours due, and half an hour that is not due yet."""
         with self.conn.transaction(), self.conn.cursor(row_factory=dict_row) as cursor:
             plans = self._plans(cursor)
             added = cursor.execute(_ORGANIZATIONS, [organizations, WALLET]).fetchall()
@@ -83,7 +83,7 @@ class LedgerProbe:
 
     @property
     def all_billed(self) -> bool:
-        """Whether every instance has been charged for all that was due, by its own row."""
+        """True once every instance has been charged for all due hours, by its own row."""
         row = self.conn.execute(
             "select count(*) from vps_instances where last_billed_at is null"
             " or last_billed_at < clock_timestamp() - interval '1 hour'"
@@ -92,7 +92,7 @@ class LedgerProbe:
 
     @property
     def billed_instances(self) -> int:
-        """How many have been charged at all."""
+        """The number of instances with at least one charge."""
         row = self.conn.execute("select count(*) from vps_instances where last_billed_at is not null").fetchone()
         return int(row[0]) if row else 0
 
@@ -111,7 +111,7 @@ class LedgerProbe:
         return verdict
 
     def verdict(self) -> Verdict:
-        """Counts the hours of every instance that periods cover never, and more than once."""
+        """Counts the expected hours that no period covers, and those that several periods cover."""
         billed: dict[UUID, list[datetime]] = {instance: [] for instance in self.expected_hours}
         with self.conn.cursor(row_factory=dict_row) as cursor:
             rows = cursor.execute(
@@ -128,12 +128,12 @@ class LedgerProbe:
         return Verdict(lost, doubled)
 
     def rows(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
-        """Whatever a test asks."""
+        """The rows of a query."""
         with self.conn.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(sql.encode(), parameters).fetchall()
 
     def one(self, sql: str, *parameters: object) -> Any:  # noqa: ANN401 - any column
-        """The first column of the only row."""
+        """The first column of a query's only row."""
         (row,) = self.rows(sql, *parameters)
         return next(iter(row.values()))
 
@@ -151,7 +151,7 @@ class LedgerProbe:
 
 
 def assert_audit_clean(conn: psycopg.Connection[Any]) -> None:
-    """Every invariant, by the controller's own audit, on a session of its own."""
+    """Runs the controller's audit on a separate session; fails if an invariant is violated."""
     with psycopg.connect(conn.info.dsn, row_factory=dict_row, autocommit=True) as own:
         report = audit(own)
     assert report.clean, [finding for finding in report.findings if finding.violations]

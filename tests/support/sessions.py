@@ -1,4 +1,4 @@
-"""What the database shows of replicas: who contends, who leads, what the status table says."""
+"""What the database shows of a replica: its sessions, its status row, and who holds the lock."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.support.waiting import eventually
 
 
 def sessions(ledger: LedgerProbe, purpose: str, replica: ControllerProcess) -> list[dict[str, Any]]:
-    """Rows of `pg_stat_activity`: a replica's sessions of a kind (elector, worker, guard, biller, cycle, heartbeat)."""
+    """A replica's sessions of one kind (elector, worker, guard, biller, cycle, heartbeat), from `pg_stat_activity`."""
     name = application_name(purpose, replica.instance)
     return ledger.rows("select * from pg_stat_activity where application_name = %s", name)
 
 
 def wait_until_standing_by(ledger: LedgerProbe, replica: ControllerProcess) -> None:
-    """Blocks until it has tried the lock once, and in vain: from then on it polls."""
+    """Blocks until the replica has tried the lock and not got it."""
     replica.wait_for("election.joined")
     eventually(
         lambda: any("advisory" in each["query"] for each in sessions(ledger, "elector", replica)),
@@ -26,7 +26,7 @@ def wait_until_standing_by(ledger: LedgerProbe, replica: ControllerProcess) -> N
 
 
 def end_sessions(ledger: LedgerProbe, purpose: str, replica: ControllerProcess) -> int:
-    """`pg_terminate_backend`; how many."""
+    """Ends these sessions with `pg_terminate_backend`; returns how many."""
     pids = [each["pid"] for each in sessions(ledger, purpose, replica)]
     for pid in pids:
         ledger.conn.execute("select pg_terminate_backend(%s)", [pid])
@@ -34,13 +34,13 @@ def end_sessions(ledger: LedgerProbe, purpose: str, replica: ControllerProcess) 
 
 
 def status_row(ledger: LedgerProbe, replica: ControllerProcess) -> dict[str, Any] | None:
-    """What the application reads of it."""
+    """The replica's row in the status table, which the application reads."""
     rows = ledger.rows("select * from billing_daemon_status where daemon_instance_id = %s", replica.instance)
     return rows[0] if rows else None
 
 
 def lock_holders(ledger: LedgerProbe) -> int:
-    """How many sessions hold an election's lock in this database."""
+    """The number of sessions that hold an election lock in this database."""
     return len(
         ledger.rows(
             "select from pg_locks where locktype = 'advisory' and granted and objsubid = 1"

@@ -1,4 +1,4 @@
-"""The table at the end of a run: each fault, how often, how long nothing was billed, and what it cost."""
+"""The table at the end of a run: how often each fault happened, how long nothing was billed, and what it cost."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HEADINGS: Final = ("fault", "runs", "p50", "p99", "worst", "bound", "hours lost"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that is not below `share` of them all."""
+    """The nearest-rank percentile: `share` of the values are at most this one."""
     ordered = sorted(values)
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
 
 
 @dataclass
 class Fault:
-    """Every run of one fault."""
+    """All runs of one fault."""
 
     seconds: list[float] = field(default_factory=list)
     bounds: set[float] = field(default_factory=set)
@@ -30,7 +30,7 @@ class Fault:
     hours_doubled: int = 0
 
     def row(self, name: str) -> tuple[str, ...]:
-        """As the table shows it."""
+        """The cells of the table's row."""
         times = (percentile(self.seconds, 0.5), percentile(self.seconds, 0.99), max(self.seconds))
         bound = f"{max(self.bounds):g} s" if self.bounds else ""
         costs = (str(self.hours_lost), str(self.hours_doubled))
@@ -38,7 +38,7 @@ class Fault:
 
 
 class Timings:
-    """Collects them over a whole run."""
+    """Collects the measured times of a whole run."""
 
     def __init__(self) -> None:
         self._faults: dict[str, Fault] = {}
@@ -47,7 +47,7 @@ class Timings:
     def record(
         self, fault: str, seconds: float, verdict: Verdict | None = None, *, bound: float | None = None
     ) -> float:
-        """One run; gives the seconds back. Raises: AssertionError when it took longer than its bound."""
+        """Records one run and returns `seconds`. Raises: AssertionError if they reach the bound."""
         kept = self._faults.setdefault(fault, Fault())
         kept.seconds.append(seconds)
         if verdict is not None:
@@ -60,17 +60,17 @@ class Timings:
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """Headings and a row a fault, by name, so that kindred ones stand together; or nothing."""
+        """The headings and a row for each fault, sorted by name; empty if nothing was measured."""
         faults = sorted(self._faults.items())
         return [HEADINGS, *(fault.row(name) for name, fault in faults)] if faults else []
 
     def as_json(self) -> str:
-        """For another process to `add`."""
+        """Everything measured, for `add` in another process."""
         faults = {name: {**asdict(fault), "bounds": sorted(fault.bounds)} for name, fault in self._faults.items()}
         return json.dumps({"faults": faults, "servers": sorted(self.servers)})
 
     def add(self, text: str) -> None:
-        """What another process has measured."""
+        """Adds what another process measured."""
         given = json.loads(text)
         self.servers |= set(given["servers"])
         for name, other in given["faults"].items():
@@ -81,7 +81,7 @@ class Timings:
             fault.hours_doubled += other["hours_doubled"]
 
     def lines(self) -> list[str]:
-        """The table for a terminal."""
+        """The table as aligned text."""
         rows = self.rows
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return [
@@ -94,13 +94,13 @@ class Timings:
 
 
 def seconds_to_next_term(ledger: LedgerProbe, since: datetime) -> float:
-    """From a moment to the first write of the next leader: its term."""
+    """Seconds from a moment to the next minted term, the first write of the next leader."""
     minted_at: datetime = ledger.one("select min(minted_at) from billing_terms where minted_at > %s", since)
     return (minted_at - since).total_seconds()
 
 
 def seconds_to_next_charge(ledger: LedgerProbe, since: datetime, term: int = 0) -> float:
-    """From a moment to the first batch after it, under a term newer than `term`."""
+    """Seconds from a moment to the first batch after it with a term above `term`."""
     written_at: datetime = ledger.one(
         "select min(written_at) from billing_batches where written_at > %s and term > %s", since, term
     )
@@ -108,7 +108,7 @@ def seconds_to_next_charge(ledger: LedgerProbe, since: datetime, term: int = 0) 
 
 
 def handover_seconds(ledger: LedgerProbe) -> float:
-    """From the last write of the cycle that ended to the next leader's term."""
+    """Seconds from the end of the last cycle to the next leader's term."""
     return float(
         ledger.one(
             "select extract(epoch from max(t.minted_at) - max(r.finished_at))::float8 from billing_terms t,"

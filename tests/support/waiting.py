@@ -1,4 +1,4 @@
-"""Waiting for what only the database can tell: conditions with a bound, no guesses."""
+"""Waits for conditions, with a bound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOOK_AGAIN_SECONDS = 0.02
 
 
 def eventually(condition: Callable[[], bool], what: str, within: float = 30.0) -> None:
-    """Blocks until the condition holds. Raises: AssertionError when it does not in time."""
+    """Blocks until the condition holds. Raises: AssertionError after `within` seconds."""
     deadline = time.monotonic() + within
     nothing = threading.Event()
     while not condition():
@@ -20,6 +20,6 @@ def eventually(condition: Callable[[], bool], what: str, within: float = 30.0) -
 
 
 def through(url: str, port: int) -> str:
-    """The URL with another port: by way of a proxy or a pooler."""
+    """The URL with another port: that of a proxy or a pooler."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{port}"))
