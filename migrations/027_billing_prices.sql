@@ -167,12 +167,13 @@ $$;
 -- What due instances owe as of a moment, in segments of one price each: first the hours that open rows have recorded, at the
 -- recorded price, then the hours since, at the prices of the history. Segments are contiguous and in order; hours count from
 -- where billing stands, so hours that somebody else has billed are cut off the open rows. A segment that continues the last
--- open row at the same price keeps its row_id. monthly_price is null where no price was found. An instance whose ledger is
+-- open row at the same price keeps its row_id. An hour without a price costs the default price, and one whose price can't be
+-- charged takes the next price that can; monthly_price is null where there is none of these. An instance whose ledger is
 -- ahead of as_of has one segment of 0 hours.
-create or replace function billing_segments(instance_ids uuid[], as_of timestamptz)
+create or replace function billing_segments(instance_ids uuid[], as_of timestamptz, default_monthly_price numeric)
 returns table (
-    instance_id uuid, starts_at timestamptz, hours bigint, monthly_price numeric, next_price numeric, price_source text,
-    row_id uuid, since jsonb, start_known boolean, ledger_end timestamptz
+    instance_id uuid, starts_at timestamptz, hours bigint, monthly_price numeric, price_source text, row_id uuid, since jsonb,
+    start_known boolean, ledger_end timestamptz
 )
 language sql stable as
 $$
@@ -202,11 +203,14 @@ $$
         union all
         select r.id, r.ends_at, lead(r.starts_at, 1, 'infinity') over (partition by r.id order by r.starts_at) from recorded r
     ), piece as (
-        select r.id, r.row_id, r.monthly_price, null::numeric as next_price, r.price_source, r.since, r.starts_at as from_time,
-            r.ends_at as to_time
+        select r.id, r.row_id, r.monthly_price, r.price_source, r.since, r.starts_at as from_time, r.ends_at as to_time
         from recorded r
         union all
-        select g.id, null, h.monthly_price, h.next_price, h.source, null, greatest(g.from_time, h.valid_from), least(g.to_time, h.valid_to)
+        select g.id, null,
+            case when billing_is_price(h.monthly_price) then h.monthly_price
+                else coalesce(case when h.monthly_price is null then default_monthly_price end, h.next_price, h.monthly_price) end,
+            case when h.monthly_price is null and default_monthly_price is not null then 'default' else h.source end,
+            null, greatest(g.from_time, h.valid_from), least(g.to_time, h.valid_to)
         from gap g
         join standing s on s.id = g.id
         left join billing_price_history() h on h.key = s.plan_id and h.valid_from < g.to_time and h.valid_to > g.from_time
@@ -219,8 +223,7 @@ $$
         join standing s on s.id = p.id
     ), compared as (
         select c.*, c.row_id is null and lag(c.end_hour) over w is not null
-            and c.monthly_price is not distinct from lag(c.monthly_price) over w
-            and (billing_is_price(c.monthly_price) or c.next_price is not distinct from lag(c.next_price) over w) as continues
+            and c.monthly_price is not distinct from lag(c.monthly_price) over w as continues
         from counted c
         where c.end_hour > c.first_hour
         window w as (partition by c.id order by c.first_hour)
@@ -228,13 +231,12 @@ $$
         select c.*, count(*) filter (where not c.continues) over (partition by c.id order by c.first_hour) as number
         from compared c
     )
-    select s.id, segment.starts_at, segment.hours, segment.monthly_price, segment.next_price, segment.price_source,
+    select s.id, segment.starts_at, segment.hours, segment.monthly_price, segment.price_source,
         coalesce(segment.row_id, reused.row_id), coalesce(segment.since, reused.since), s.start_known, s.ledger_end
     from (
         select s.id, s.start_known, s.ledger_end, s.starts_at + coalesce(min(n.first_hour), 0) * interval '1 hour' as starts_at,
             coalesce(max(n.end_hour) - min(n.first_hour), 0) as hours,
             (array_agg(n.monthly_price order by n.first_hour))[1] as monthly_price,
-            (array_agg(n.next_price order by n.first_hour))[1] as next_price,
             (array_agg(n.price_source order by n.first_hour))[1] as price_source,
             (array_agg(n.row_id order by n.first_hour))[1] as row_id, (array_agg(n.since order by n.first_hour))[1] as since
         from standing s

@@ -51,6 +51,11 @@ class Owed:
         """The price of the oldest `hours` hours, in dollars."""
         return charge_of(self.monthly_price, self.start, hours)
 
+    @property
+    def end(self) -> datetime:
+        """When the last hour ends."""
+        return self.start + self.hours * HOUR
+
     def affordable(self, balance: Decimal) -> int:
         """How many of the oldest hours a balance pays, found hour by hour."""
         hours = 0

@@ -8,7 +8,7 @@ order; where, is read from the database, and everything that follows from it is 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from controller.billing.values import Outcome
 from tests.integration.touchy import TouchyAtCommit, TouchyLedger
 from tests.integration.world import MONEY, Term, World
-from tests.model import DEFAULT_PRICE, HOUR, NOON, Owed, whole_hours
+from tests.model import DEFAULT_PRICE, EPOCH, HOUR, NOON, Owed, whole_hours
 
 PRICES = ("0.00", "0.01", "3.65", "5.00", "7.30", "73.00", "2400.00")
 BATCH_SIZES = st.sampled_from([1, 2, 3, 100])
@@ -46,14 +46,14 @@ class Touchy(TouchyAtCommit):
 
 @dataclass
 class Instance:
-    """What the model knows of one: `debt` is the hours that its open row says."""
+    """What the model knows of one: `debt` is what its open rows say, oldest first."""
 
     id: UUID
     organization: UUID
     plan: UUID | None
     created_at: datetime
     paid_until: datetime
-    debt: int = 0
+    debt: tuple[Owed, ...] = ()
 
 
 class Money(RuleBasedStateMachine):
@@ -66,6 +66,7 @@ class Money(RuleBasedStateMachine):
         self.world = World(self.url, Touchy)
         self.now = NOON
         self.prices: dict[UUID, Decimal] = {}
+        self.history: dict[UUID, list[tuple[datetime, Decimal]]] = {}
         self.balances: dict[UUID, Decimal] = {}
         self.instances: dict[UUID, Instance] = {}
         self.stale: list[Term] = []
@@ -75,7 +76,7 @@ class Money(RuleBasedStateMachine):
         with self.world as world:
             world.run(
                 "truncate organizations, users, vps_plans, billing_runs, billing_batches, billing_terms,"
-                " billing_wallet_baselines, billing_daemon_status cascade"
+                " billing_wallet_baselines, billing_daemon_status, billing_prices, billing_price_check cascade"
             )
 
     @initialize()
@@ -219,6 +220,8 @@ class Money(RuleBasedStateMachine):
 
     def _follow(self, *, complete: bool, batch_size: int) -> None:
         """Brings the model to where the database is, checking that the model allows it to be there."""
+        if self.world.one("select coalesce(max(id), 0) from billing_runs") > self.run_before:
+            self._see_prices()
         for organization in self.balances:
             ordered = sorted(
                 (each for each in self.instances.values() if each.organization == organization),
@@ -232,24 +235,52 @@ class Money(RuleBasedStateMachine):
                 self._charge(each)
             for each in ordered:
                 assert (self.world.last_billed_at(each.id) or each.created_at) == each.paid_until
-                row = self.world.open_row(each.id)
-                assert (row["hours"] if row else 0) == each.debt
+                assert self.world.open_segments(each.id) == [(o.start, o.hours, o.monthly_price) for o in each.debt]
+
+    def _see_prices(self) -> None:
+        """A run has begun: it has seen every price. The first look at a plan counts from the beginning of time."""
+        for plan, price in self.prices.items():
+            seen = self.history.setdefault(plan, [(EPOCH, price)])
+            if seen[-1][1] != price:
+                seen.append((self.now, price))
+
+    def _price(self, each: Instance, hour: datetime) -> Decimal:
+        if each.plan is None:
+            return DEFAULT_PRICE
+        return next(price for since, price in reversed(self.history[each.plan]) if since <= hour)
 
     def _charge(self, each: Instance) -> None:
-        price = DEFAULT_PRICE if each.plan is None else self.prices[each.plan]
-        owed = Owed(price, each.paid_until, whole_hours(each.paid_until, self.now))
-        hours = owed.affordable(self.balances[each.organization])
-        self.balances[each.organization] -= owed.cost(hours)
-        each.paid_until += hours * HOUR
-        each.debt = owed.hours - hours
+        """Hour by hour: recorded debts first, then each hour since at the price that it began with."""
+        owed = list(each.debt)
+        hour = owed[-1].end if owed else each.paid_until
+        while hour + HOUR <= self.now:
+            price = self._price(each, hour)
+            if owed and owed[-1].monthly_price == price:
+                owed[-1] = replace(owed[-1], hours=owed[-1].hours + 1)
+            else:
+                owed.append(Owed(price, hour, 1))
+            hour += HOUR
+        while owed:
+            hours = owed[0].affordable(self.balances[each.organization])
+            self.balances[each.organization] -= owed[0].cost(hours)
+            each.paid_until += hours * HOUR
+            if hours < owed[0].hours:
+                owed[0] = Owed(owed[0].monthly_price, owed[0].start + hours * HOUR, owed[0].hours - hours)
+                break
+            del owed[0]
+        each.debt = tuple(owed)
 
     def _dealt_with(self, due: list[Instance]) -> int:
         """How many of them, in order: this run has paid hours of each, or left the reason why not."""
         done = 0
         for number, each in enumerate(due, 1):
-            row = self.world.open_row(each.id)
+            newest = self.world.one(
+                "select coalesce(max((metadata ->> 'run')::bigint), 0) from vps_billing_cycles"
+                " where vps_instance_id = %s and status = 'failed'",
+                each.id,
+            )
             paid_until = self.world.last_billed_at(each.id) or each.created_at
-            if paid_until > each.paid_until or (row and row["metadata"]["run"] > self.run_before):
+            if paid_until > each.paid_until or newest > self.run_before:
                 done = number
         return done
 

@@ -158,6 +158,17 @@ class World:
         assert len(rows) <= 1, f"{len(rows)} open rows"
         return rows[0] if rows else None
 
+    def open_segments(self, instance: UUID) -> list[tuple[datetime, int, Decimal | None]]:
+        """Start, hours and recorded monthly price of each open row, oldest first."""
+        rows = self.rows(
+            "select billing_period_start as s, (metadata ->> 'hours')::int as h,"
+            " (metadata ->> 'monthly_price')::numeric as p"
+            " from vps_billing_cycles where vps_instance_id = %s and status = 'failed' and billing_is_ours(metadata)"
+            " order by 1",
+            instance,
+        )
+        return [(row["s"], row["h"], row["p"]) for row in rows]
+
     def reason(self, instance: UUID) -> str | None:
         """Of its open row."""
         row = self.open_row(instance)

@@ -101,15 +101,9 @@ with due as materialized (
     where organization_id = any (%(organizations)s::uuid[])
     group by organization_id
 ), segment as materialized (
-    select due.organization_id, due.created_at, due.label, due.plan_id, due.last_billed_at, s.*, price.charged, h.reason as suspended
+    select due.organization_id, due.created_at, due.label, due.plan_id, due.last_billed_at, s.*, h.reason as suspended
     from due
-    join billing_segments(array(select id from due), %(as_of)s) s on s.instance_id = due.id
-    cross join lateral (
-        -- an hour without a price costs the default; one whose price can't be charged takes the next price that can
-        select case when billing_is_price(s.monthly_price) then s.monthly_price
-            else coalesce(case when s.monthly_price is null then %(default_monthly_price)s::numeric end, s.next_price,
-                s.monthly_price) end as charged
-    ) price
+    join billing_segments(array(select id from due), %(as_of)s, %(default_monthly_price)s) s on s.instance_id = due.id
     left join billing_suspensions h on h.organization_id = due.organization_id
 ), judged as (
     select s.*, w.id as wallet_id, w.balance, w.currency,
@@ -124,12 +118,12 @@ with due as materialized (
             when upper(w.currency) is distinct from %(currency)s then 'currency_mismatch'
             when not s.start_known then 'start_unknown'
             when s.hours = 0 then null
-            when s.charged is null then 'price_missing'
-            when s.charged < 0 then 'price_negative'
-            when s.charged = 'NaN' then 'price_nan'
-            when s.charged = 'infinity' then 'price_infinite'
+            when s.monthly_price is null then 'price_missing'
+            when s.monthly_price < 0 then 'price_negative'
+            when s.monthly_price = 'NaN' then 'price_nan'
+            when s.monthly_price = 'infinity' then 'price_infinite'
         end) over (partition by s.instance_id) as failure_reason,
-        case when billing_is_price(s.charged) then billing_charge(s.charged, s.starts_at, s.hours) else 0 end as cost
+        case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) else 0 end as cost
     from segment s
     left join wallet w on w.organization_id = s.organization_id
 ), covered as (
@@ -142,7 +136,7 @@ with due as materialized (
         select array_agg(instance_id order by created_at, instance_id, starts_at) as ids,
             array_agg(starts_at order by created_at, instance_id, starts_at) as starts,
             billing_affordable_segments(min(balance), array_agg(instance_id order by created_at, instance_id, starts_at),
-                array_agg(charged order by created_at, instance_id, starts_at),
+                array_agg(monthly_price order by created_at, instance_id, starts_at),
                 array_agg(starts_at order by created_at, instance_id, starts_at),
                 array_agg(hours order by created_at, instance_id, starts_at)) as affordable
         from covered
@@ -155,7 +149,7 @@ with due as materialized (
         else billing_charge(p.monthly_price, p.starts_at, p.paid_hours) end as amount
     from (
         select c.instance_id, c.organization_id, c.label, c.plan_id, c.last_billed_at, c.starts_at, c.hours,
-            c.charged as monthly_price, case when c.monthly_price is null then 'default' else c.price_source end as price_source,
+            c.monthly_price, c.price_source,
             c.cost, c.row_id, c.since, c.failure_reason, c.ledger_end, c.wallet_id, c.currency,
             case when c.failure_reason is not null then 0 when c.covered then c.hours else a.paid_hours end as paid_hours
         from covered c
