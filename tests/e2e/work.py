@@ -123,11 +123,11 @@ class Work:
 
 
 @contextmanager
-def paced(database: Database, tag: str, seconds_a_batch: float, batches: int = BATCHES) -> Iterator[Work]:
+def paced(database: Database, tag: str, seconds_a_batch: float) -> Iterator[Work]:
     """Adds work whose batches take at least this long. Removes the delay afterwards."""
     set_pace(database, seconds_a_batch)
     try:
-        yield add_work(database, tag, batches)
+        yield add_work(database, tag)
     finally:
         set_pace(database, 0)
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
 
+from controller.demo.process import ControllerProcess
 from tests.e2e.database import Database, PostgresServer, renamed
-from tests.e2e.objects import log_events
 from tests.e2e.values import BASE
 from tests.e2e.waiting import eventually
 from tests.e2e.work import add_work, paced, set_pace
 from tests.e2e.workbench import SqlError, Url, Workbench
 from tests.support.servers import Server
-
-StartReplica = Callable[[str], "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
@@ -38,70 +32,62 @@ def database(postgres: PostgresServer) -> Iterator[Database]:
 
 
 @pytest.fixture
-def start_replica(database: Database, tmp_path: Path) -> Iterator[StartReplica]:
-    """Starts replicas that log to a file of the given name. Kills them after the test."""
-    started: list[subprocess.Popen[bytes]] = []
+def start_controller(database: Database) -> Iterator[Callable[[], ControllerProcess]]:
+    """Starts controllers with the suite's settings and a drain timeout of 1 s. Kills them after the test."""
+    started: list[ControllerProcess] = []
 
-    def start(name: str) -> subprocess.Popen[bytes]:
+    def start() -> ControllerProcess:
         billing = BASE["billing"]
-        environment = {
-            **database.bench.kubectl.environment,
-            "DATABASE_URL": database.url.text,
-            "BILLING_INTERVAL_MINUTES": str(billing["intervalMinutes"]),
-            "BILLING_TAKEOVER_DELAY_SECONDS": str(billing["takeoverDelaySeconds"]),
-            "BILLING_BATCH_SIZE": str(billing["batchSize"]),
-            "BILLING_WORKERS": str(billing["workers"]),
-            "BILLING_DRAIN_TIMEOUT_SECONDS": "1",
-            "BILLING_CONTROL_SOCKET": "none",
-            "BILLING_HTTP_ADDRESS": "none",
-            "LOG_FORMAT": "json",
-        }
-        with (tmp_path / name).open("wb") as log:
-            started.append(
-                subprocess.Popen([sys.executable, "-m", "controller", "run"], env=environment, stdout=log, stderr=log)
-            )
-        return started[-1]
+        process = ControllerProcess(
+            database.url.text,
+            BILLING_INTERVAL_MINUTES=str(billing["intervalMinutes"]),
+            BILLING_BATCH_SIZE=str(billing["batchSize"]),
+            BILLING_WORKERS=str(billing["workers"]),
+            BILLING_DRAIN_TIMEOUT_SECONDS="1",
+        )
+        started.append(process)
+        return process
 
     yield start
     for process in started:
-        process.kill()
-        process.wait()
+        process.remove()
 
 
-def leads(database: Database, process: subprocess.Popen[bytes]) -> bool:
+def leads(database: Database, process: ControllerProcess) -> bool:
     """True if the process holds the lock."""
     return [holder.rpartition("-")[2] for holder in database.holders()] == [str(process.pid)]
 
 
 def test_successor_finishes_the_cycle_of_a_drain_that_timed_out(
-    database: Database, start_replica: StartReplica, tmp_path: Path
+    database: Database, start_controller: Callable[[], ControllerProcess]
 ) -> None:
     """The scenario of test_drain.py without a cluster."""
-    first = start_replica("first")
+    first = start_controller()
     eventually(lambda: leads(database, first), "the first leads", 30)
-    second = start_replica("second")
+    second = start_controller()
     with paced(database, "drained", 0.5) as work:
         work.wait_until_under_way()
         term = database.status()["term"]
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(30) == 0
+        assert first.terminate() == 0
         eventually(lambda: leads(database, second), "the second leads", 30)
         set_pace(database, 0)
         work.wait_until_charged()
     assert [(run.term, run.outcome) for run in work.runs()] == [(term, "stopped"), (term + 1, "completed")]
-    logged = log_events((tmp_path / "first").read_text("utf-8"))
-    assert "drain.timed_out" in {event["event"] for event in logged}
-    assert [event["outcome"] for event in logged if event["event"] == "drain.completed"] == ["timed_out"]
+    assert first.events("drain.timed_out")
+    assert [line["outcome"] for line in first.events("drain.completed")] == ["timed_out"]
     assert database.audit() == ""
 
 
-def test_work_of_a_killed_leader_is_charged_exactly_once(database: Database, start_replica: StartReplica) -> None:
-    first = start_replica("first")
+def test_work_of_a_killed_leader_is_charged_exactly_once(
+    database: Database, start_controller: Callable[[], ControllerProcess]
+) -> None:
+    first = start_controller()
     eventually(lambda: leads(database, first), "the first leads", 30)
-    start_replica("second")
-    with paced(database, "killed", 0.3, batches=8) as work:
+    start_controller()
+    with paced(database, "killed", 0.5) as work:
         work.wait_until_under_way()
         first.kill()
+        set_pace(database, 0)
         work.wait_until_charged()
     assert [run.outcome for run in work.runs()] == ["abandoned", "completed"]
     assert database.audit() == ""
