@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -68,7 +69,8 @@ def test_successor_finishes_the_cycle_of_a_drain_that_timed_out(
     with paced(database, "drained", 0.5) as work:
         work.wait_until_under_way()
         term = database.status()["term"]
-        assert first.terminate() == 0
+        first.signal(signal.SIGTERM)
+        assert first.wait() == 0
         eventually(lambda: leads(database, second), "the second leads", 30)
         set_pace(database, 0)
         work.wait_until_charged()
