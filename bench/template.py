@@ -11,8 +11,7 @@ from typing import Final
 import psycopg
 
 from controller.demo import sample
-from controller.postgres import migrations
-from tests.support.servers import Server
+from tests.support.servers import Server, migrate_url
 
 #: With this skew the median organization has nine instances. Of a million instances the largest organization owns
 #: 86,000, the next ones 14,000 and 9,000.
@@ -70,7 +69,7 @@ def funded_template(server: Server, instances: int, history_rows: int = 0) -> Te
     With `history_rows`, each instance has that many hours that were billed long ago.
     """
     template = seed_funded(server, f"funded_{instances}", instances, history_rows)
-    migrations.migrate_url(server.url(template.name))
+    migrate_url(server.url(template.name))
     vacuum(server.url(template.name))
     return template
 
@@ -79,7 +78,7 @@ def mixed_template(server: Server, instances: int, *, backlog: bool = False) -> 
     """One organization in twelve is short of money, and one has no wallet. `backlog` makes all a week behind."""
     name = f"mixed_{instances}{'_backlog' if backlog else ''}"
     template = _seed(server, name, instances, _ADD_BACKLOG if backlog else ())
-    migrations.migrate_url(server.url(template.name))
+    migrate_url(server.url(template.name))
     vacuum(server.url(template.name))
     return template
 

@@ -24,7 +24,7 @@ from psycopg import errors
 from controller import sql
 from controller.errors import BillingError, DatabaseUnreachableError, one_line
 from controller.postgres import index_builds
-from controller.postgres.connections import MIGRATION, BoundedConnection, Database, set_session_settings
+from controller.postgres.connections import BoundedConnection, set_session_settings
 from controller.postgres.index_builds import LOCK_TIMEOUT, Progress
 
 #: The advisory lock that serializes migrations. Election locks are hashes of names, so any constant is free.
@@ -106,12 +106,6 @@ def check(connection: sql.Connection) -> None:
     _refuse_foreign_database(connection)
     if names := [migration.name for migration in pending(connection)]:
         raise SchemaError(f"migrations not applied: {', '.join(names)}; run `containerstacks-billing migrate`")
-
-
-def migrate_url(url: str) -> None:
-    """Migrates the database at `url`; see `migrate`."""
-    with Database(lambda: url, "DATABASE_URL", "migrate").connect(MIGRATION) as connection:
-        migrate(connection)
 
 
 def migrate(connection: BoundedConnection, progress: Progress = lambda _line: None) -> list[str]:

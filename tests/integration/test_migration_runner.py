@@ -14,9 +14,10 @@ from controller.demo.sample import create_schema
 from controller.errors import DatabaseUnreachableError
 from controller.postgres import index_builds, migrations
 from controller.postgres.connections import MIGRATION, Database
-from controller.postgres.migrations import SchemaError, available, migrate_url
+from controller.postgres.migrations import SchemaError, available
 from tests.integration.world import World
 from tests.model import HOUR, NOON
+from tests.support.servers import migrate_url
 from tests.support.shape import shape
 from tests.support.waiting import eventually
 

@@ -19,9 +19,10 @@ from controller.billing.values import Totals
 from controller.demo.sample import create_schema
 from controller.demo.server import Installation
 from controller.postgres import migrations
-from controller.postgres.migrations import REQUIRED, SchemaError, migrate_url
+from controller.postgres.migrations import REQUIRED, SchemaError
 from tests.integration.world import World
 from tests.model import HOUR, NOON
+from tests.support.servers import migrate_url
 from tests.support.shape import shape
 
 FOLDER: Final = Path(migrations.__file__).parents[2] / "migrations"

@@ -19,7 +19,8 @@ from psycopg import sql
 
 from controller.demo.sample import create_schema
 from controller.demo.server import EphemeralServer, Installation, ServerError, find_installations
-from controller.postgres.migrations import migrate_url
+from controller.postgres.connections import MIGRATION, Database
+from controller.postgres.migrations import migrate
 
 Origin = Literal["installed", "embedded"]
 StopMode = Literal["fast", "immediate"]
@@ -91,6 +92,12 @@ class Server(EphemeralServer):
 def installation_of(origin: Origin) -> Installation | None:
     """The newest installation of this origin, if there is one."""
     return next((each for each in find_installations() if each.origin == origin), None)
+
+
+def migrate_url(url: str) -> None:
+    """Applies this project's migrations to the database at `url`."""
+    with Database(lambda: url, "DATABASE_URL", "migrate").connect(MIGRATION) as connection:
+        migrate(connection)
 
 
 def prepare_template(url: str) -> None:
