@@ -117,8 +117,8 @@ class Application:
         return find_pod(
             {"KUBERNETES_SERVICE_HOST": settings.kubernetes_service_host or ""},
             namespace=settings.pod_namespace,
-            pod=settings.pod_name,
-            pod_uid=settings.pod_uid,
+            name=settings.pod_name,
+            uid=settings.pod_uid,
             deployment=settings.deployment_name,
         )
 

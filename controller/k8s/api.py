@@ -1,4 +1,4 @@
-"""Three requests to the API server, by the official client; every failure is an ApiError of some kind."""
+"""Three requests to the API server, through the official client. Every failure is an ApiError."""
 
 import json
 from collections.abc import Callable
@@ -10,93 +10,93 @@ from urllib.parse import quote
 from controller.errors import BillingError, one_line
 from controller.k8s.pod import Pod
 
-#: For connecting and for the answer together.
+#: The bound on a whole request, from connecting to the answer.
 REQUEST_SECONDS: Final = 3.0
-#: Characters of an error's text; a proxy may answer with a whole page.
+#: The longest text of an error, in characters. A proxy may answer with a whole page.
 MAX_ERROR: Final = 300
 
 ROLE_LABEL: Final = "billing.containerstacks.io/role"
 DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 
 
-class Trouble(StrEnum):
-    """What is wrong, sorted by what can be done about it."""
+class FailureKind(StrEnum):
+    """What is wrong, classified by what helps."""
 
-    AWAY = "the API server does not answer, or is too busy"
-    FORBIDDEN = "not permitted: see the permissions in the chart's README"
-    MISSING = "not found"
-    REFUSED = "the request was refused"
+    UNAVAILABLE = "the API server does not answer or is too busy"
+    FORBIDDEN = "not permitted; see the permissions in the chart's README"
+    NOT_FOUND = "not found"
+    REJECTED = "the API server rejected the request"
 
 
 class ApiError(BillingError):
-    """A request failed; the text is one line."""
+    """A request failed. The text is one line."""
 
-    def __init__(self, trouble: Trouble, detail: str) -> None:
+    def __init__(self, kind: FailureKind, detail: str) -> None:
         super().__init__(detail)
-        self.trouble = trouble
+        self.kind = kind
 
     @property
-    def may_pass(self) -> bool:
-        """Whether the same request may succeed soon."""
-        return self.trouble is Trouble.AWAY
+    def transient(self) -> bool:
+        """True if the same request may succeed soon."""
+        return self.kind is FailureKind.UNAVAILABLE
 
 
-def in_cluster_configuration() -> Any:  # noqa: ANN401 - imported where it is called
-    """The official client's, from the service account that the kubelet mounted; it re-reads the token as it rotates.
+def in_cluster_configuration() -> Any:  # noqa: ANN401 - the client is imported only here
+    """Returns the official client's configuration for the mounted service account. It follows the token's rotation.
 
     Raises:
-        kubernetes.config.ConfigException: there is none.
+        kubernetes.config.ConfigException: there is no service account.
     """
-    from kubernetes.client import Configuration  # noqa: PLC0415 - heavy, and only for this thread
+    from kubernetes.client import Configuration  # noqa: PLC0415 - a large import that only a cluster needs
     from kubernetes.config import load_incluster_config  # noqa: PLC0415
 
     configuration = Configuration()
-    load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # the client's
+    load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call] # the client has no types
     return configuration
 
 
 class Api:
-    """The requests. Of one thread; blocks for REQUEST_SECONDS at most.
+    """Sends the requests, for one thread. A request blocks for at most REQUEST_SECONDS.
 
     Args:
-        configuration: the official client's.
-        place: whose pod, in which namespace.
+        configuration: of the official client.
+        pod: the pod to label; its namespace is used for every request.
     """
 
-    def __init__(self, configuration: Any, place: Pod) -> None:  # noqa: ANN401 - the client's own type
+    def __init__(self, configuration: Any, pod: Pod) -> None:  # noqa: ANN401 - the client has no types
         import urllib3  # noqa: PLC0415 - comes with the client
         from kubernetes.client.exceptions import ApiException  # noqa: PLC0415
         from kubernetes.client.rest import RESTClientObject  # noqa: PLC0415
         from kubernetes.config import ConfigException  # noqa: PLC0415
 
-        configuration.retries = False  # the announcer decides when to try again; urllib3 would also log each try
+        configuration.retries = False  # the announcer retries; urllib3 would also log each attempt
         self._configuration = configuration
-        self._place = place
+        self._pod = pod
         self._connection: Any = RESTClientObject(configuration)
-        self._answered_badly: type[Exception] = ApiException
+        self._status_error: type[Exception] = ApiException
         self._failures = (urllib3.exceptions.HTTPError, ApiException, ConfigException, OSError, ValueError)
 
     def show_role(self, role: str, deletion_cost: int, seconds: float) -> None:
-        """Sets this pod's label and annotation."""
+        """Sets the pod's label and annotation, within `seconds`."""
         metadata = {"labels": {ROLE_LABEL: role}, "annotations": {DELETION_COST: str(deletion_cost)}}
-        path = f"/api/v1/namespaces/{_quoted(self._place.namespace)}/pods/{_quoted(self._place.pod)}"
+        path = f"/api/v1/namespaces/{_quoted(self._pod.namespace)}/pods/{_quoted(self._pod.name)}"
         self._request("PATCH", path, seconds, {"metadata": metadata}, content_type="application/merge-patch+json")
 
     def deployment_uid(self, name: str, seconds: float) -> str:
-        """Of a Deployment in this pod's namespace."""
-        path = f"/apis/apps/v1/namespaces/{_quoted(self._place.namespace)}/deployments/{_quoted(name)}"
+        """Returns the uid of a Deployment in the pod's namespace, within `seconds`."""
+        path = f"/apis/apps/v1/namespaces/{_quoted(self._pod.namespace)}/deployments/{_quoted(name)}"
         uid = self._request("GET", path, seconds).get("metadata", {}).get("uid")
         if not isinstance(uid, str):
-            raise ApiError(Trouble.REFUSED, "the answer has no metadata.uid")
+            raise ApiError(FailureKind.REJECTED, "the answer has no metadata.uid")
         return uid
 
     def create_event(self, body: dict[str, Any], seconds: float) -> None:
-        """Creates an Event. One of this name that is there already was made by an earlier try."""
-        path = f"/apis/events.k8s.io/v1/namespaces/{_quoted(self._place.namespace)}/events"
+        """Creates an Event, within `seconds`. If it exists, an earlier attempt created it."""
+        path = f"/apis/events.k8s.io/v1/namespaces/{_quoted(self._pod.namespace)}/events"
         self._request("POST", path, seconds, body, accept=(HTTPStatus.CONFLICT,))
 
     def close(self) -> None:
-        """Closes its connections."""
+        """Closes the connections."""
         self._connection.pool_manager.clear()
 
     def _request(
@@ -112,10 +112,10 @@ class Api:
         try:
             status, text = self._exchange(method, path, seconds, body, content_type)
         except self._failures as error:
-            raise ApiError(Trouble.AWAY, one_line(f"{type(error).__name__}: {error}")[:MAX_ERROR]) from None
+            raise ApiError(FailureKind.UNAVAILABLE, one_line(f"{type(error).__name__}: {error}")[:MAX_ERROR]) from None
         answer = _parsed(text)
         if status not in accept and not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-            raise ApiError(_sort(status), one_line(f"{status} {answer.get('message', '')}")[:MAX_ERROR])
+            raise ApiError(_failure_kind(status), one_line(f"{status} {answer.get('message', '')}")[:MAX_ERROR])
         return answer
 
     def _exchange(
@@ -139,7 +139,7 @@ class Api:
                 body=body,
                 _request_timeout=min(seconds, REQUEST_SECONDS),
             )
-        except self._answered_badly as error:  # older releases raise here for every status that is not 2xx
+        except self._status_error as error:  # older releases raise for every status other than 2xx
             status = getattr(error, "status", None)
             if not status:
                 raise
@@ -148,13 +148,13 @@ class Api:
         return int(response.status), _bytes(read() if read else response.data)
 
 
-def _sort(status: int) -> Trouble:
+def _failure_kind(status: int) -> FailureKind:
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return Trouble.FORBIDDEN
+        return FailureKind.FORBIDDEN
     if status == HTTPStatus.NOT_FOUND:
-        return Trouble.MISSING
+        return FailureKind.NOT_FOUND
     busy = status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS}
-    return Trouble.AWAY if busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR else Trouble.REFUSED
+    return FailureKind.UNAVAILABLE if busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR else FailureKind.REJECTED
 
 
 def _quoted(name: str) -> str:
@@ -162,7 +162,7 @@ def _quoted(name: str) -> str:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    """The object in an answer; a proxy on the way may answer with something else."""
+    """Returns the JSON object in an answer; an empty one if a proxy answered with something else."""
     try:
         answer = json.loads(text)
     except ValueError:

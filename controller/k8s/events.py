@@ -1,4 +1,4 @@
-"""Events of `events.k8s.io/v1`: their reasons, their words, their form. Pure."""
+"""Events of `events.k8s.io/v1`: their reasons, notes and form."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,13 +9,13 @@ from controller.billing.values import CycleResult, Outcome
 from controller.k8s.pod import Pod
 
 CONTROLLER: Final = "containerstacks-billing"
-#: What the API server accepts.
+#: The API server's limit.
 MAX_NOTE_BYTES: Final = 1024
 _MAX_NAME: Final = 200
 
 
 class Reason(StrEnum):
-    """Why there is an Event; documented, so that people can filter by it."""
+    """The reasons of Events. They are documented, so that people can filter by them."""
 
     LEADER_ELECTED = "LeaderElected"
     LEADERSHIP_LOST = "LeadershipLost"
@@ -41,13 +41,14 @@ _ACTIONS: Final = {
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, for people.
+    """Something that happened.
 
     Attributes:
-        name: of the object, made once, so that a second try can't make a second Event.
+        name: of the object. It is chosen once, so that a second attempt can't create a second Event.
+        reason: what happened.
+        note: a sentence for people.
         at: when it happened, in UTC.
-        note: a sentence.
-        warning: whether it should worry anyone.
+        warning: True if somebody should look at it.
     """
 
     name: str
@@ -58,12 +59,12 @@ class Event:
 
 
 def event_name(pod: str, unique: str) -> str:
-    """A name that no other Event has."""
+    """Returns a name for an Event; `unique` makes it differ from every other."""
     return f"{pod[:_MAX_NAME].rstrip('.-')}.{unique}"
 
 
 def cycle_note(result: CycleResult) -> str | None:
-    """What is to be said of a cycle; None for one that a drain stopped, which tells of itself, or a lost leadership."""
+    """Describes a cycle. None for a stopped or deposed one: the drain or the election announces it."""
     totals = result.totals
     charged = (
         f"charged {totals.amount:.2f} for {totals.hours} hours of {totals.instances} instances"
@@ -74,47 +75,47 @@ def cycle_note(result: CycleResult) -> str | None:
         case Outcome.COMPLETED:
             return charged[0].upper() + charged[1:] + left
         case Outcome.FAILED:
-            return f"{result.error or 'for an unknown reason'}; {charged}{left}"
+            return f"{result.error or 'unknown error'}; {charged}{left}"
         case _:
             return None
 
 
 def micro_time(moment: datetime) -> str:
-    """RFC 3339 with exactly six fraction digits: the API server refuses any other number of them."""
+    """Returns a time in RFC 3339 with exactly six fraction digits. The API server rejects any other number."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def event_body(event: Event, place: Pod, deployment_uid: str | None) -> dict[str, Any]:
-    """The object to create.
+def event_body(event: Event, pod: Pod, deployment_uid: str | None) -> dict[str, Any]:
+    """Returns the object to create.
 
     Args:
         event: what happened.
-        place: where.
-        deployment_uid: None: the Event regards the pod.
+        pod: where it happened.
+        deployment_uid: of the Deployment that the Event is about. If None, the Event is about the pod.
     """
-    pod = {"apiVersion": "v1", "kind": "Pod", "namespace": place.namespace, "name": place.pod}
-    if place.pod_uid:
-        pod["uid"] = place.pod_uid
-    regarding = pod
-    if place.deployment and deployment_uid:
+    reference = {"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name}
+    if pod.uid:
+        reference["uid"] = pod.uid
+    regarding = reference
+    if pod.deployment and deployment_uid:
         regarding = {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "namespace": place.namespace,
-            "name": place.deployment,
+            "namespace": pod.namespace,
+            "name": pod.deployment,
             "uid": deployment_uid,
         }
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": event.name, "namespace": place.namespace},
+        "metadata": {"name": event.name, "namespace": pod.namespace},
         "eventTime": micro_time(event.at),
         "reportingController": CONTROLLER,
-        "reportingInstance": place.pod[:128],
+        "reportingInstance": pod.name[:128],
         "action": _ACTIONS[event.reason],
         "reason": str(event.reason),
         "regarding": regarding,
-        **({"related": pod} if regarding is not pod else {}),
+        **({"related": reference} if regarding is not reference else {}),
         "note": _shortened(event.note),
         "type": "Warning" if event.warning else "Normal",
     }

@@ -1,4 +1,4 @@
-"""Where this replica runs, if it runs in Kubernetes."""
+"""The pod that this replica runs in, if it runs in Kubernetes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod, and the Deployment that it belongs to where its name is known.
+    """A pod and its Deployment.
 
     Attributes:
         namespace: of both.
-        pod: its name.
-        pod_uid: None where the Downward API was not asked for it.
-        deployment: a name.
+        name: of the pod.
+        uid: None unless the Downward API provides it.
+        deployment: name of the Deployment; None if it is unknown.
     """
 
     namespace: str
-    pod: str
-    pod_uid: str | None = None
+    name: str
+    uid: str | None = None
     deployment: str | None = None
 
 
@@ -30,25 +30,25 @@ def find_pod(
     environment: Mapping[str, str],
     *,
     namespace: str | None,
-    pod: str | None,
-    pod_uid: str | None = None,
+    name: str | None,
+    uid: str | None = None,
     deployment: str | None = None,
     service_account: Path = SERVICE_ACCOUNT,
 ) -> Pod | str:
-    """The place, or why there is none that could be told about.
+    """Returns the pod, or the reason why Kubernetes can't be told anything.
 
     Args:
-        environment: the process's; Kubernetes puts the API server's address there.
+        environment: of the process. Kubernetes sets the API server's address there.
         namespace: of the pod.
-        pod: its name.
-        pod_uid: its uid.
-        deployment: that the pod belongs to.
-        service_account: the folder of its token.
+        name: of the pod.
+        uid: of the pod.
+        deployment: name of the pod's Deployment.
+        service_account: the folder that holds the token.
     """
     if not environment.get("KUBERNETES_SERVICE_HOST"):
         return "not in a cluster"
     if not (service_account / "token").is_file():
         return "no service account token"
-    if not (namespace and pod):
+    if not (namespace and name):
         return "POD_NAME or POD_NAMESPACE is not set"
-    return Pod(namespace, pod, pod_uid, deployment)
+    return Pod(namespace, name, uid, deployment)

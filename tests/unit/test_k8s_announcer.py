@@ -1,4 +1,4 @@
-"""The leader becomes visible, and an API server in any state costs billing nothing but a warning."""
+"""The leader becomes visible, and a failing API server costs one warning and never delays billing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from controller.billing.values import CycleResult, Outcome, Totals
-from controller.k8s.announcer import CYCLE_NEWS_SECONDS, FLUSH_SECONDS, MAX_EVENTS, Announcer
+from controller.k8s.announcer import CYCLE_EVENT_SECONDS, FLUSH_SECONDS, MAX_EVENTS, Announcer
 from controller.k8s.pod import Pod
 from controller.lifecycle.drain import DrainOutcome
-from tests.unit.test_k8s_api import PATIENCE_SECONDS, PLACE, ApiServer, Request, configuration
+from tests.unit.test_k8s_api import PATIENCE_SECONDS, POD, ApiServer, Request, configuration
 
 ROLE = "billing.containerstacks.io/role"
 
@@ -29,9 +29,9 @@ ROLE = "billing.containerstacks.io/role"
 class Running:
     """An announcer on its thread."""
 
-    def __init__(self, url: str, place: Pod | str = PLACE, **more: Any) -> None:  # noqa: ANN401 - as the class takes them
-        self.announcer = Announcer(place, lambda: configuration(url), **more)
-        self.thread = threading.Thread(target=self.announcer.run, name="cluster", daemon=True)
+    def __init__(self, url: str, pod: Pod | str = POD, **more: Any) -> None:  # noqa: ANN401 - as the class takes them
+        self.announcer = Announcer(pod, lambda: configuration(url), **more)
+        self.thread = threading.Thread(target=self.announcer.run, name="k8s", daemon=True)
 
     def end(self, within_seconds: float = PATIENCE_SECONDS) -> None:
         self.announcer.stop()
@@ -40,8 +40,8 @@ class Running:
 
 
 @contextmanager
-def running(url: str, place: Pod | str = PLACE, **more: Any) -> Iterator[Announcer]:  # noqa: ANN401 - as above
-    made = Running(url, place, **more)
+def running(url: str, pod: Pod | str = POD, **more: Any) -> Iterator[Announcer]:  # noqa: ANN401 - as above
+    made = Running(url, pod, **more)
     made.thread.start()
     try:
         yield made.announcer
@@ -73,12 +73,12 @@ def completed(failures: int = 0) -> CycleResult:
     return CycleResult(Outcome.COMPLETED, Totals(10, 12, Decimal("1.20"), 0, failures), 2.0)
 
 
-def untold(logged: list[Any]) -> list[tuple[str, str]]:
-    """The warnings, by resource and the first word of their error."""
+def warnings(logged: list[Any]) -> list[tuple[str, str]]:
+    """Returns resource and kind of failure of each warning."""
     return [(line["resource"], line["error"].split(":")[0]) for line in logged if line["log_level"] == "warning"]
 
 
-def test_replica_is_a_standby_until_it_leads_and_after(server: ApiServer) -> None:
+def test_label_follows_the_leadership(server: ApiServer) -> None:
     with running(server.url) as announcer:
         assert role(server.next("pods")) == ("standby", "0")
         announcer.elected(7)
@@ -87,7 +87,7 @@ def test_replica_is_a_standby_until_it_leads_and_after(server: ApiServer) -> Non
         assert role(server.next("pods")) == ("standby", "0")
 
 
-def test_events_tell_what_happened_in_its_order(server: ApiServer) -> None:
+def test_events_are_sent_in_order(server: ApiServer) -> None:
     with running(server.url) as announcer:
         announcer.elected(7)
         announcer.cycle_ended(completed())
@@ -97,8 +97,8 @@ def test_events_tell_what_happened_in_its_order(server: ApiServer) -> None:
         announcer.drain_ended(DrainOutcome.COMPLETED)
         announcer.drain_ended(DrainOutcome.TIMED_OUT)
         announcer.deposed(7, "no good ping")
-        told = [server.next("events").body for _ in range(8)]
-    assert [(body["reason"], body["type"]) for body in told] == [
+        bodies = [server.next("events").body for _ in range(8)]
+    assert [(body["reason"], body["type"]) for body in bodies] == [
         ("LeaderElected", "Normal"),
         ("CycleCompleted", "Normal"),
         ("CycleFailed", "Warning"),
@@ -108,13 +108,13 @@ def test_events_tell_what_happened_in_its_order(server: ApiServer) -> None:
         ("DrainTimedOut", "Warning"),
         ("LeadershipLost", "Warning"),
     ]
-    assert told[0]["note"] == "billing-7d4-x2 leads in term 7"
-    assert told[3]["note"] == "billing-7d4-x2 drains: SIGTERM"
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", body["eventTime"]) for body in told)
-    assert len({body["metadata"]["name"] for body in told}) == 8
+    assert bodies[0]["note"] == "billing-7d4-x2 leads in term 7"
+    assert bodies[3]["note"] == "billing-7d4-x2 drains: SIGTERM"
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", body["eventTime"]) for body in bodies)
+    assert len({body["metadata"]["name"] for body in bodies}) == 8
 
 
-def test_standbys_drain_is_not_announced(server: ApiServer) -> None:
+def test_drain_of_a_standby_is_not_announced(server: ApiServer) -> None:
     with running(server.url) as announcer:
         announcer.drain_started("SIGTERM")
         announcer.drain_ended(DrainOutcome.COMPLETED)
@@ -138,44 +138,42 @@ def test_deployment_is_looked_up_once_for_all_events(server: ApiServer) -> None:
     with running(server.url) as announcer:
         for term in range(3):
             announcer.elected(term)
-        told = [server.next("events").body for _ in range(3)]
-    assert {body["regarding"]["uid"] for body in told} == {"deployment-uid"}
-    assert {body["related"]["uid"] for body in told} == {"pod-uid"}
+        bodies = [server.next("events").body for _ in range(3)]
+    assert {body["regarding"]["uid"] for body in bodies} == {"deployment-uid"}
+    assert {body["related"]["uid"] for body in bodies} == {"pod-uid"}
 
 
-def test_events_regard_the_pod_where_no_deployment_is_named(server: ApiServer) -> None:
-    with running(server.url, replace(PLACE, deployment=None)) as announcer:
+def test_events_are_about_the_pod_without_a_deployment(server: ApiServer) -> None:
+    with running(server.url, replace(POD, deployment=None)) as announcer:
         announcer.elected(7)
         body = server.next("events").body
     assert body["regarding"]["kind"] == "Pod"
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_deployment_that_can_not_be_read_costs_a_warning_and_events_regard_the_pod(
-    server: ApiServer, status: int
-) -> None:
+def test_unreadable_deployment_costs_a_warning_and_events_are_about_the_pod(server: ApiServer, status: int) -> None:
     server.status["deployments"] = status
     with capture_logs() as logged, running(server.url) as announcer:
         for term in range(3):
             announcer.elected(term)
-        told = [server.next("events").body for _ in range(3)]
-    assert {body["regarding"]["kind"] for body in told} == {"Pod"}
-    assert [resource for resource, _ in untold(logged)] == ["deployments"]
+        bodies = [server.next("events").body for _ in range(3)]
+    assert {body["regarding"]["kind"] for body in bodies} == {"Pod"}
+    assert [resource for resource, _ in warnings(logged)] == ["deployments"]
 
 
-def test_completed_cycles_are_news_now_and_then_and_failed_instances_always(server: ApiServer) -> None:
+def test_completed_cycles_are_announced_rarely_and_those_with_failures_always(server: ApiServer) -> None:
     now = [1000.0]
     with running(server.url, clock=lambda: now[0]) as announcer:
         announcer.cycle_ended(completed())
         announcer.cycle_ended(completed())
         announcer.cycle_ended(completed(failures=4))
-        now[0] += CYCLE_NEWS_SECONDS
+        now[0] += CYCLE_EVENT_SECONDS
         announcer.cycle_ended(completed())
         announcer.cycle_ended(CycleResult(Outcome.STOPPED, Totals(), 1.0))
         announcer.cycle_ended(CycleResult(Outcome.DEPOSED, Totals(), 1.0))
         announcer.elected(8)
-        told = [server.next("events").body for _ in range(4)]
-    assert [(body["reason"], body["type"]) for body in told] == [
+        bodies = [server.next("events").body for _ in range(4)]
+    assert [(body["reason"], body["type"]) for body in bodies] == [
         ("CycleCompleted", "Normal"),
         ("CycleCompleted", "Warning"),
         ("CycleCompleted", "Normal"),
@@ -183,7 +181,7 @@ def test_completed_cycles_are_news_now_and_then_and_failed_instances_always(serv
     ]
 
 
-def test_no_permission_costs_one_warning_a_resource(server: ApiServer) -> None:
+def test_missing_permissions_cost_one_warning_for_each_resource(server: ApiServer) -> None:
     server.status = {"pods": 403, "events": 403, "deployments": 403}
     with capture_logs() as logged:
         made = Running(server.url)
@@ -193,11 +191,11 @@ def test_no_permission_costs_one_warning_a_resource(server: ApiServer) -> None:
             made.announcer.deposed(term, "no good ping")
         server.next("events")
         made.end()
-    assert sorted(resource for resource, _ in untold(logged)) == ["deployments", "events", "pods"]
+    assert sorted(resource for resource, _ in warnings(logged)) == ["deployments", "events", "pods"]
     assert all("not permitted" in line["error"] for line in logged if line["log_level"] == "warning")
 
 
-def test_label_becomes_true_once_the_api_server_is_back(server: ApiServer) -> None:
+def test_label_is_set_once_the_api_server_is_back(server: ApiServer) -> None:
     server.status["pods"] = 503
     with capture_logs() as logged, running(server.url) as announcer:
         assert role(server.next("pods")) == ("standby", "0")
@@ -206,10 +204,10 @@ def test_label_becomes_true_once_the_api_server_is_back(server: ApiServer) -> No
         assert role(server.next("pods")) == ("leader", "100")
         announcer.deposed(7, "no good ping")
         assert role(server.next("pods")) == ("standby", "0")
-    assert untold(logged) == [("pods", "the API server does not answer, or is too busy")]
+    assert warnings(logged) == [("pods", "the API server does not answer or is too busy")]
 
 
-def test_event_is_sent_again_under_the_same_name(server: ApiServer) -> None:
+def test_event_is_sent_again_with_the_same_name(server: ApiServer) -> None:
     server.status["events"] = 500
     with running(server.url) as announcer:
         announcer.elected(7)
@@ -218,7 +216,7 @@ def test_event_is_sent_again_under_the_same_name(server: ApiServer) -> None:
         assert server.next("events").body == first.body
 
 
-def test_api_server_that_refuses_costs_one_warning() -> None:
+def test_api_server_that_refuses_connections_costs_one_warning() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with capture_logs() as logged:
@@ -226,12 +224,12 @@ def test_api_server_that_refuses_costs_one_warning() -> None:
         made.thread.start()
         for term in range(5):
             made.announcer.elected(term)
-        assert eventually(lambda: len([line for line in logged if line["event"] == "cluster.failed"]) >= 3)
+        assert eventually(lambda: len([line for line in logged if line["event"] == "k8s.request_failed"]) >= 3)
         made.end()
-    assert len(untold(logged)) == 1
+    assert len(warnings(logged)) == 1
 
 
-def test_api_server_that_hangs_holds_no_caller_and_no_exit(server: ApiServer) -> None:
+def test_hanging_api_server_delays_neither_callers_nor_the_end(server: ApiServer) -> None:
     server.answer_now.clear()
     made = Running(server.url)
     made.thread.start()
@@ -246,19 +244,19 @@ def test_api_server_that_hangs_holds_no_caller_and_no_exit(server: ApiServer) ->
     assert time.monotonic() - began < FLUSH_SECONDS + 1.0
 
 
-def test_oldest_event_gives_way_when_nobody_takes_them(server: ApiServer) -> None:
+def test_full_queue_drops_the_oldest_event(server: ApiServer) -> None:
     server.answer_now.clear()
     with running(server.url) as announcer:
         server.next("pods")
         for term in range(MAX_EVENTS + 10):
             announcer.elected(term)
         server.answer_now.set()
-        told = [server.next("events").body["note"] for _ in range(MAX_EVENTS)]
-    assert told[0] == "billing-7d4-x2 leads in term 10"
-    assert told[-1] == f"billing-7d4-x2 leads in term {MAX_EVENTS + 9}"
+        bodies = [server.next("events").body["note"] for _ in range(MAX_EVENTS)]
+    assert bodies[0] == "billing-7d4-x2 leads in term 10"
+    assert bodies[-1] == f"billing-7d4-x2 leads in term {MAX_EVENTS + 9}"
 
 
-def test_what_happened_last_gets_out_before_the_end(server: ApiServer) -> None:
+def test_pending_label_and_events_are_sent_before_the_end(server: ApiServer) -> None:
     server.status = {"events": 503, "pods": 503}
     made = Running(server.url)
     made.thread.start()
@@ -277,7 +275,7 @@ def test_what_happened_last_gets_out_before_the_end(server: ApiServer) -> None:
     assert role([request for request in left if request.kind == "pods"][-1]) == ("standby", "0")
 
 
-def test_announcer_stopped_before_it_runs_still_tells(server: ApiServer) -> None:
+def test_announcer_stopped_before_it_runs_still_announces(server: ApiServer) -> None:
     made = Running(server.url)
     made.announcer.elected(7)
     made.announcer.stop()
@@ -292,7 +290,7 @@ def test_secrets_do_not_reach_an_event(server: ApiServer) -> None:
         assert "password ***;" in server.next("events").body["note"]
 
 
-def test_outside_a_cluster_there_is_one_line_at_debug_and_nothing_else() -> None:
+def test_announcer_outside_a_cluster_only_logs_one_debug_line() -> None:
     with capture_logs() as logged:
         made = Running("http://127.0.0.1:1", "not in a cluster")
         made.announcer.elected(7)
@@ -300,22 +298,22 @@ def test_outside_a_cluster_there_is_one_line_at_debug_and_nothing_else() -> None
         made.announcer.deposed(7, "no good ping")
         made.announcer.stop()
     assert [(line["event"], line["log_level"], line["reason"]) for line in logged] == [
-        ("cluster.skipped", "debug", "not in a cluster")
+        ("k8s.skipped", "debug", "not in a cluster")
     ]
 
 
-def test_client_that_can_not_be_set_up_costs_one_warning() -> None:
+def test_client_that_can_not_be_configured_costs_one_warning() -> None:
     def unreadable() -> object:
         raise ValueError("no certificate")
 
-    announcer = Announcer(PLACE, unreadable)
+    announcer = Announcer(POD, unreadable)
     with capture_logs() as logged:
         announcer.run()
         announcer.elected(7)
-    assert [(line["event"], line["log_level"]) for line in logged] == [("cluster.unavailable", "warning")]
+    assert [(line["event"], line["log_level"]) for line in logged] == [("k8s.client_failed", "warning")]
 
 
-def test_client_is_imported_by_nobody_who_does_not_need_it() -> None:
+def test_client_is_not_imported_outside_a_cluster() -> None:
     program = (
         "import sys, controller.app, controller.k8s, controller.web, controller.metrics\n"
         "controller.k8s.Announcer('not in a cluster').run()\n"
@@ -324,7 +322,7 @@ def test_client_is_imported_by_nobody_who_does_not_need_it() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_generated_classes_are_not_imported_by_those_who_do() -> None:
+def test_generated_classes_of_the_client_are_not_imported() -> None:
     program = (
         "import sys\n"
         "from kubernetes.client import Configuration\n"

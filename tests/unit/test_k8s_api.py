@@ -1,6 +1,6 @@
-"""The requests that reach an API server over real HTTP, by the official client, and what its failures are taken for.
+"""Requests reach an API server over real HTTP, through the official client, and failures are classified.
 
-Its small API server records what arrives, and answers as it is told; the announcer's tests use it too.
+The small API server records requests and gives scripted answers. The announcer's tests use it too.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 
 import pytest
 
-from controller.k8s.api import Api, ApiError, Trouble
+from controller.k8s.api import Api, ApiError, FailureKind
 from controller.k8s.pod import Pod, find_pod
 
 PATIENCE_SECONDS = 15.0
-PLACE = Pod("billing", "billing-7d4-x2", "pod-uid", "billing")
+POD = Pod("billing", "billing-7d4-x2", "pod-uid", "billing")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One that has arrived."""
+    """A recorded request."""
 
     verb: str
     path: str
@@ -42,7 +42,7 @@ class Request:
 
 
 class ApiServer:
-    """Attributes: `status`, by kind of resource; `hang`, while set no request is answered."""
+    """Answers with `status`, by kind of resource, while `answer_now` is set."""
 
     def __init__(self) -> None:
         self.arrived: queue.Queue[Request] = queue.Queue()
@@ -86,14 +86,14 @@ class ApiServer:
             block_on_close = False
 
             def handle_error(self, *_arguments: object) -> None:
-                """A client that went away is what some tests want."""
+                """Some tests make a client disconnect."""
 
         self._server = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @contextmanager
     def serving(self) -> Iterator[ApiServer]:
-        """For the length of a block."""
+        """Serves for the length of a block."""
         thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -105,14 +105,14 @@ class ApiServer:
             thread.join(PATIENCE_SECONDS)
 
     def next(self, kind: str) -> Request:
-        """The next request for a kind of resource; others are passed over."""
+        """Returns the next request for a kind of resource, and skips others."""
         while True:
             request = self.arrived.get(timeout=PATIENCE_SECONDS)
             if request.kind == kind:
                 return request
 
     def all(self) -> list[Request]:
-        """What has arrived and not been looked at."""
+        """Returns the requests that no test has taken."""
         found = []
         while not self.arrived.empty():
             found.append(self.arrived.get_nowait())
@@ -120,7 +120,7 @@ class ApiServer:
 
 
 def configuration(url: str) -> Any:  # noqa: ANN401 - the client's own type
-    """The official client's, for a server on this host."""
+    """Returns the official client's configuration for a server on this host."""
     from kubernetes.client import Configuration  # noqa: PLC0415 - heavy
 
     made = Configuration(host=url)
@@ -137,12 +137,12 @@ def server() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def api(server: ApiServer) -> Iterator[Api]:
-    made = Api(configuration(server.url), PLACE)
+    made = Api(configuration(server.url), POD)
     yield made
     made.close()
 
 
-def test_role_is_a_merge_patch_of_this_pod_alone(server: ApiServer, api: Api) -> None:
+def test_role_is_a_merge_patch_of_this_pod(server: ApiServer, api: Api) -> None:
     api.show_role("leader", 100, 3.0)
     (request,) = server.all()
     assert (request.verb, request.path) == ("PATCH", "/api/v1/namespaces/billing/pods/billing-7d4-x2")
@@ -156,7 +156,7 @@ def test_role_is_a_merge_patch_of_this_pod_alone(server: ApiServer, api: Api) ->
     }
 
 
-def test_deployment_is_asked_for_by_name(server: ApiServer, api: Api) -> None:
+def test_deployment_is_read_by_name(server: ApiServer, api: Api) -> None:
     assert api.deployment_uid("billing", 3.0) == "deployment-uid"
     (request,) = server.all()
     assert (request.verb, request.path, request.body) == (
@@ -173,48 +173,48 @@ def test_event_is_created_in_the_pods_namespace(server: ApiServer, api: Api) -> 
     assert request.headers["content-type"] == "application/json"
 
 
-def test_event_that_is_there_already_was_made_by_an_earlier_try(server: ApiServer, api: Api) -> None:
+def test_event_that_exists_is_not_a_failure(server: ApiServer, api: Api) -> None:
     server.status["events"] = 409
     api.create_event({"metadata": {"name": "x"}}, 3.0)
 
 
 @pytest.mark.parametrize(
-    ("status", "trouble"),
+    ("status", "kind"),
     [
-        (401, Trouble.FORBIDDEN),
-        (403, Trouble.FORBIDDEN),
-        (404, Trouble.MISSING),
-        (409, Trouble.AWAY),
-        (422, Trouble.REFUSED),
-        (429, Trouble.AWAY),
-        (500, Trouble.AWAY),
-        (503, Trouble.AWAY),
+        (401, FailureKind.FORBIDDEN),
+        (403, FailureKind.FORBIDDEN),
+        (404, FailureKind.NOT_FOUND),
+        (409, FailureKind.UNAVAILABLE),
+        (422, FailureKind.REJECTED),
+        (429, FailureKind.UNAVAILABLE),
+        (500, FailureKind.UNAVAILABLE),
+        (503, FailureKind.UNAVAILABLE),
     ],
 )
-def test_refusal_is_told_from_an_outage_and_costs_one_request(
-    server: ApiServer, api: Api, status: int, trouble: Trouble
+def test_status_is_classified_and_costs_one_request(
+    server: ApiServer, api: Api, status: int, kind: FailureKind
 ) -> None:
     server.status["pods"] = status
     with pytest.raises(ApiError, match=f"^{status} pods is refused$") as refused:
         api.show_role("leader", 100, 3.0)
-    assert refused.value.trouble is trouble
+    assert refused.value.kind is kind
     assert len(server.all()) == 1
 
 
-def test_server_that_does_not_answer_costs_the_time_that_was_given(server: ApiServer, api: Api) -> None:
+def test_server_that_does_not_answer_is_given_up_in_time(server: ApiServer, api: Api) -> None:
     server.answer_now.clear()
     with pytest.raises(ApiError, match="Timeout") as hung:
         api.show_role("leader", 100, 0.2)
-    assert hung.value.may_pass
+    assert hung.value.transient
     assert len(server.all()) == 1
 
 
-def test_server_that_refuses_connections_is_away() -> None:
+def test_server_that_refuses_connections_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(ApiError, match=r"^[^\n]*refused[^\n]*$") as away:
-        Api(configuration(url), PLACE).show_role("leader", 100, 1.0)
-    assert away.value.trouble is Trouble.AWAY
+        Api(configuration(url), POD).show_role("leader", 100, 1.0)
+    assert away.value.kind is FailureKind.UNAVAILABLE
 
 
 def test_rotated_token_is_used(server: ApiServer, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_rotated_token_is_used(server: ApiServer, tmp_path: Path) -> None:
     from kubernetes.config.incluster_config import InClusterConfigLoader  # noqa: PLC0415
 
     class Loader(InClusterConfigLoader):
-        """The official one, but for the scheme: this server has no certificate."""
+        """The official loader with plain HTTP, because this server has no certificate."""
 
         def _load_config(self) -> None:
             super()._load_config()  # type: ignore[no-untyped-call]
@@ -237,7 +237,7 @@ def test_rotated_token_is_used(server: ApiServer, tmp_path: Path) -> None:
     made = Configuration()
     loader.load_and_set(made)  # type: ignore[no-untyped-call]
     made.proxy = None
-    api = Api(made, PLACE)
+    api = Api(made, POD)
     api.show_role("leader", 100, 3.0)
     token.write_text("second\n")
     api.show_role("standby", 0, 3.0)
@@ -247,14 +247,14 @@ def test_rotated_token_is_used(server: ApiServer, tmp_path: Path) -> None:
         api.show_role("standby", 0, 3.0)
 
 
-def test_place_is_found_only_where_there_is_somebody_to_tell(tmp_path: Path) -> None:
+def test_pod_is_found_only_in_a_cluster_with_a_token_and_a_name(tmp_path: Path) -> None:
     in_cluster = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
-    def find(environment: dict[str, str], pod: str | None = "pod") -> Pod | str:
-        return find_pod(environment, namespace="billing", pod=pod, deployment="d", service_account=tmp_path)
+    def find(environment: dict[str, str], name: str | None = "pod") -> Pod | str:
+        return find_pod(environment, namespace="billing", name=name, deployment="d", service_account=tmp_path)
 
     assert find({}) == "not in a cluster"
     assert find(in_cluster) == "no service account token"
     (tmp_path / "token").write_text("x")
-    assert find(in_cluster, pod=None) == "POD_NAME or POD_NAMESPACE is not set"
+    assert find(in_cluster, name=None) == "POD_NAME or POD_NAMESPACE is not set"
     assert find(in_cluster) == Pod("billing", "pod", None, "d")

@@ -1,4 +1,4 @@
-"""Events have the form that the API server accepts, and say what people want to know."""
+"""Events have the form that the API server accepts, and describe what happened."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from controller.k8s.events import (
 )
 from controller.k8s.pod import Pod
 
-PLACE = Pod("billing", "billing-7d4-x2", "pod-uid", "billing")
+POD = Pod("billing", "billing-7d4-x2", "pod-uid", "billing")
 EVENT = Event("name", Reason.LEADER_ELECTED, "leads", datetime(2026, 11, 22, 12, tzinfo=UTC))
-POD = {"apiVersion": "v1", "kind": "Pod", "namespace": "billing", "name": "billing-7d4-x2", "uid": "pod-uid"}
+POD_REFERENCE = {"apiVersion": "v1", "kind": "Pod", "namespace": "billing", "name": "billing-7d4-x2", "uid": "pod-uid"}
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ POD = {"apiVersion": "v1", "kind": "Pod", "namespace": "billing", "name": "billi
         (datetime(2026, 11, 22, 12, tzinfo=timezone(timedelta(hours=2))), "2026-11-22T10:00:00.000000Z"),
     ],
 )
-def test_time_has_six_fraction_digits_whatever_it_is(moment: datetime, text: str) -> None:
+def test_time_always_has_six_fraction_digits(moment: datetime, text: str) -> None:
     assert micro_time(moment) == text
 
 
-def test_event_regards_the_deployment_and_relates_to_the_pod() -> None:
-    assert event_body(EVENT, PLACE, "deployment-uid") == {
+def test_event_is_about_the_deployment_and_relates_to_the_pod() -> None:
+    assert event_body(EVENT, POD, "deployment-uid") == {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {"name": "name", "namespace": "billing"},
@@ -55,34 +55,34 @@ def test_event_regards_the_deployment_and_relates_to_the_pod() -> None:
             "name": "billing",
             "uid": "deployment-uid",
         },
-        "related": POD,
+        "related": POD_REFERENCE,
         "note": "leads",
         "type": "Normal",
     }
 
 
-@pytest.mark.parametrize(("place", "uid"), [(PLACE, None), (replace(PLACE, deployment=None), "uid")])
-def test_event_regards_the_pod_where_the_deployment_is_not_known(place: Pod, uid: str | None) -> None:
-    body = event_body(EVENT, place, uid)
-    assert body["regarding"] == POD
+@pytest.mark.parametrize(("pod", "uid"), [(POD, None), (replace(POD, deployment=None), "uid")])
+def test_event_is_about_the_pod_if_the_deployment_is_unknown(pod: Pod, uid: str | None) -> None:
+    body = event_body(EVENT, pod, uid)
+    assert body["regarding"] == POD_REFERENCE
     assert "related" not in body
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_has_an_action(reason: Reason) -> None:
-    body = event_body(replace(EVENT, reason=reason, warning=True), PLACE, None)
+    body = event_body(replace(EVENT, reason=reason, warning=True), POD, None)
     assert (body["reason"], body["type"]) == (reason.value, "Warning")
     assert body["action"] in {"Elect", "Bill", "Drain"}
 
 
-def test_long_note_is_cut_within_a_character_and_is_one_line() -> None:
-    note = event_body(replace(EVENT, note="é\n" * 2000), PLACE, None)["note"]
+def test_long_note_is_cut_between_characters_and_is_one_line() -> None:
+    note = event_body(replace(EVENT, note="é\n" * 2000), POD, None)["note"]
     assert len(note.encode()) <= MAX_NOTE_BYTES
     assert "\n" not in note
     assert note.endswith("…")
 
 
-def test_name_is_one_that_kubernetes_takes() -> None:
+def test_event_name_is_valid_for_any_pod() -> None:
     for pod in ("billing-7d4-x2", "a." * 126 + "a", "x" * 253):
         name = event_name(pod, "0123456789abcdef")
         assert len(name) <= 253
@@ -108,5 +108,5 @@ def test_name_is_one_that_kubernetes_takes() -> None:
         (CycleResult(Outcome.DEPOSED, Totals(), 0.1), None),
     ],
 )
-def test_cycle_is_told_in_its_figures(result: CycleResult, note: str | None) -> None:
+def test_cycle_note_has_the_totals(result: CycleResult, note: str | None) -> None:
     assert cycle_note(result) == note
