@@ -1,4 +1,4 @@
-"""The dedicated session of an election, on PostgreSQL."""
+"""The dedicated session of an election: it holds the advisory lock."""
 
 import hashlib
 import select
@@ -23,44 +23,44 @@ from controller.postgres.connections import (
 
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
 
-#: Another replica that asks at the same moment may be given the backend that would have told.
+#: One probe is not enough: another replica may be given the telltale backend at the same moment.
 POOLER_PROBES: Final = 10
 
 
 class PoolerError(SettingsError):
-    """A pooler moves our session between backends."""
+    """A pooler moves sessions between backends, so a session lock would be stranded."""
 
 
 @dataclass(frozen=True)
 class LockName:
-    """The advisory lock's name; its key is the first 8 bytes of the SHA-256 of the name, signed.
+    """The name of the advisory lock. Its key is the first 8 bytes of the name's SHA-256, as a signed integer.
 
-    For the default name that is 4124582811381579408.
+    The key of the default name is 4124582811381579408.
     """
 
     name: str = DEFAULT_LOCK_NAME
 
     @property
     def key(self) -> int:
-        """As `pg_try_advisory_lock(bigint)` takes it."""
+        """The key for `pg_try_advisory_lock(bigint)`."""
         return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big", signed=True)
 
     @property
     def catalog_key(self) -> dict[str, int]:
-        """As `pg_locks` shows it: classid and objid."""
+        """The key as `pg_locks` shows it: classid and objid."""
         unsigned = self.key % 2**64
         return {"lock_high": unsigned >> 32, "lock_low": unsigned & 0xFFFF_FFFF}
 
 
 class PostgresLockSession:
-    """Implements `controller.election.LockSession`.
+    """Implements `controller.election.LockSession`, which documents the methods.
 
-    Autocommit, so that it is never idle in a transaction but for the instant of a mint.
+    The connection is in autocommit mode, so that only a mint opens a transaction.
     """
 
     def __init__(self, connection: BoundedConnection, lock: LockName, holder: str, bounds: Bounds) -> None:
         self._connection = connection
-        # A standby reads the ping's first words in pg_stat_activity; see try_lock in election.sql.
+        # A standby reads this comment in pg_stat_activity; see try_lock in election.sql.
         self._ping = f"/* leads for {bounds.leader_deadline_seconds} s from asking this */ {sql.load()['ping']}"
         self._lock = lock
         self._holder = holder
@@ -71,11 +71,11 @@ class PostgresLockSession:
 
     @classmethod
     def open(cls, database: Database, lock: LockName, bounds: Bounds) -> Self:
-        """Connects and listens.
+        """Connects, and listens for resignations.
 
         Raises:
             LockSessionError: PostgreSQL can't be reached.
-            PoolerError: a pooler moves sessions between backends; a lock would be stranded.
+            PoolerError: a pooler moves sessions between backends.
         """
         try:
             connection = database.connect(lock_session_settings(bounds))
@@ -96,14 +96,13 @@ class PostgresLockSession:
         return cls(connection, lock, database.instance_id, bounds)
 
     def check_schema(self) -> None:
-        """Raises SchemaError unless billing can work on this database."""
+        """Raises SchemaError unless billing can work on this database; LockSessionError if the session is lost."""
         try:
             migrations.check(self._connection)
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
 
     def try_lock(self) -> Attempt:
-        """See LockSession. The holder is watched by its pid, once it is known."""
         row = self._row("try_lock", lock_key=self._lock.key, watched_pid=self._watched_pid)
         if row["locked"] and row["in_recovery"]:
             raise LockSessionError("the server is in recovery: a standby server can't elect a leader")
@@ -111,21 +110,19 @@ class PostgresLockSession:
             return Attempt(taken=True)
         if row["pid"] is not None and not row["ours"]:
             return Attempt(taken=False, other_role=True)
-        if row["deadline_seconds"] is None:  # not known yet, gone, or no leader (any more)
+        if row["deadline_seconds"] is None:  # the holder is unknown, has gone, or does not lead
             found = self._optional_row("lock_holder", **self._lock.catalog_key)
             before, self._watched_pid = self._watched_pid, found["pid"] if found else None
             return Attempt(taken=False) if self._watched_pid in {None, before} else self.try_lock()
         return Attempt(taken=False, holder=_holder(row) if row["idle"] else None)
 
     def evict(self, holder: Holder) -> bool:
-        """See LockSession."""
         row = self._optional_row(
             "evict", pid=holder.pid, began_at=holder.began_at, spoke_at=holder.spoke_at, **self._lock.catalog_key
         )
         return row is not None and bool(row["ended"])
 
     def mint(self) -> int:
-        """See LockSession. One transaction of two statements."""
         self._refuse_other_lock()
         try:
             with self._connection.transaction():
@@ -136,7 +133,6 @@ class PostgresLockSession:
         return int(row["term"])
 
     def ping(self) -> Ping:
-        """See LockSession."""
         try:
             (row,) = sql.execute(self._connection, self._ping, self._lock.catalog_key).fetchall()
         except psycopg.Error as error:
@@ -146,7 +142,6 @@ class PostgresLockSession:
         return Ping(held=bool(row["held"]) and row["backend_pid"] == self._backend_pid)
 
     def wait(self, timeout_seconds: float) -> None:
-        """See LockSession. What the server says of its own accord (a resignation, an end) ends the wait."""
         try:
             server, awake = self._connection.fileno(), self._awake.fileno()
             ready, _, _ = select.select([server, awake], [], [], timeout_seconds)
@@ -159,30 +154,27 @@ class PostgresLockSession:
             raise LockSessionError(one_line(error)) from None
 
     def wake(self) -> None:
-        """See LockSession."""
-        with suppress(OSError):  # full: it will wake anyhow; closed: nobody waits
+        with suppress(OSError):  # a full socket wakes it anyway; a closed one has no waiter
             self._waker.send(b"!")
 
     def resign(self) -> None:
-        """See LockSession."""
         self._row("resign", lock_key=self._lock.key)
 
     def close(self) -> None:
-        """See LockSession."""
         with suppress(psycopg.Error, OSError):
             self._connection.close()
         self._awake.close()
         self._waker.close()
 
     def _refuse_other_lock(self) -> None:
-        """Two controllers with different locks on the same tables would depose each other without end."""
+        """Refuses tables that a controller with another lock bills. The two would depose each other forever."""
         other = LockName(self._row("current_term")["lock_name"] or self._lock.name)
         if other == self._lock:
             return
         if self._optional_row("lock_holder", **other.catalog_key) is not None:
             raise LockSessionError(
-                f"a controller with BILLING_LOCK_NAME={other.name} bills these very tables; give both the same name,"
-                " or each a schema of its own (search_path in the URL's options)"
+                f"a controller with BILLING_LOCK_NAME={other.name} bills the same tables; give both the same name,"
+                " or give each its own schema (search_path in the URL's options)"
             )
 
     def _optional_row(self, name: str, **parameters: Any) -> dict[str, Any] | None:  # noqa: ANN401
@@ -194,19 +186,19 @@ class PostgresLockSession:
     def _row(self, name: str, **parameters: Any) -> dict[str, Any]:  # noqa: ANN401
         row = self._optional_row(name, **parameters)
         if row is None:
-            raise LockSessionError(f"{name} found no row in billing_leadership; run `containerstacks-billing migrate`")
+            raise LockSessionError("billing_leadership has no row; run `containerstacks-billing migrate`")
         return row
 
 
 def refuse_moving_pooler(connection: BoundedConnection, database: Database, bounds: Bounds) -> None:
-    """Tells session pooling, which is harmless, from transaction pooling, which is not.
+    """Accepts a pooler that gives each session its own backend, and refuses one that moves sessions.
 
-    A second session that is inside a transaction occupies a backend. If that is the one our first session was on just
-    before, or if the first session moves meanwhile, sessions do not keep their backends. A pooler gives away first what
-    was given back last, so our session speaks right before the other one begins.
+    A second session occupies a backend by opening a transaction. Sessions don't keep their backends if it gets the one
+    that the first session just used, or if the first session moves. A pooler hands out first the backend that was
+    returned last, so the first session sends a statement right before the second one begins.
 
     Raises:
-        PoolerError: they don't.
+        PoolerError: the pooler moves sessions between backends.
     """
     before = _backend_pid(connection)
     with database.connect(lock_session_settings(bounds), autocommit=False) as other:
@@ -218,8 +210,8 @@ def refuse_moving_pooler(connection: BoundedConnection, database: Database, boun
                 or _backend_pid(connection) != before
             ):
                 raise PoolerError(
-                    f"{database.setting} leads through a pooler in transaction mode, on which a session lock is"
-                    " stranded; set DATABASE_DIRECT_URL to PostgreSQL itself, or use session pooling"
+                    f"{database.setting} points to a pooler in transaction mode, where a session lock is stranded;"
+                    " set DATABASE_DIRECT_URL to PostgreSQL itself, or use session pooling"
                 )
 
 

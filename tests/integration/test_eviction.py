@@ -1,4 +1,4 @@
-"""What a standby sees of the session that holds the lock, and which sessions it can end."""
+"""A standby ends the session of a silent leader, and no other."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ STATEMENT = "/* leads for 6.0 s from asking this */ select"
 
 @pytest.fixture
 def lock_session(database: str) -> Iterator[LockSessions]:
-    """Opens lock sessions: `lock_session(lock name, instance)`."""
+    """Opens lock sessions: `lock_session(lock_name, instance)`."""
     opened: list[PostgresLockSession] = []
 
-    def open_one(name: str, instance: str) -> PostgresLockSession:
+    def open_session(name: str, instance: str) -> PostgresLockSession:
         where = Database(lambda: database, "DATABASE_URL", instance)
         opened.append(PostgresLockSession.open(where, LockName(name), Bounds()))
         return opened[-1]
 
-    yield open_one
+    yield open_session
     for each in opened:
         each.close()
 
 
-def test_slower_of_two_evictions_finds_nothing_to_end(lock_session: LockSessions) -> None:
+def test_slower_of_two_evictions_ends_nothing(lock_session: LockSessions) -> None:
     silent, first, second = (lock_session("a", f"test-{number}") for number in (1, 2, 3))
     assert silent.try_lock().taken
     silent.ping()
@@ -47,7 +47,7 @@ def test_slower_of_two_evictions_finds_nothing_to_end(lock_session: LockSessions
     assert first.ping().held
 
 
-def test_holder_that_has_spoken_is_not_ended(lock_session: LockSessions) -> None:
+def test_holder_that_has_pinged_again_is_not_evicted(lock_session: LockSessions) -> None:
     holder, standby = lock_session("a", "test-1"), lock_session("a", "test-2")
     holder.try_lock()
     holder.ping()
@@ -59,7 +59,7 @@ def test_holder_that_has_spoken_is_not_ended(lock_session: LockSessions) -> None
     assert holder.ping().held
 
 
-def test_election_of_another_name_is_another_matter(lock_session: LockSessions) -> None:
+def test_eviction_spares_the_holder_of_another_lock(lock_session: LockSessions) -> None:
     ours, theirs, standby = (lock_session(name, "test-1") for name in ("a", "b", "a"))
     for holder in (ours, theirs):
         assert holder.try_lock().taken
@@ -72,29 +72,29 @@ def test_election_of_another_name_is_another_matter(lock_session: LockSessions) 
 
 
 def test_holder_that_states_no_deadline_is_not_watched(database: str, lock_session: LockSessions) -> None:
-    """A controller of an older version, or a person who has taken the lock by hand."""
+    """An older version of the controller, or a person who took the lock by hand."""
     standby = lock_session("a", "test-1")
     with psycopg.connect(database, autocommit=True) as person:
         person.execute("select pg_advisory_lock(%s)", [LockName("a").key])
         assert [standby.try_lock().holder for _ in range(3)] == [None] * 3
 
 
-def test_holder_in_the_middle_of_a_statement_is_not_watched(database: str, lock_session: LockSessions) -> None:
-    """The server is still at its ping: nobody can say that it is silent."""
-    standby, failure_reason = lock_session("a", "test-1"), LockName("b").key
+def test_holder_with_a_statement_in_progress_is_not_evicted(database: str, lock_session: LockSessions) -> None:
+    """Its ping may be the reason: it can't be called silent."""
+    standby, other_key = lock_session("a", "test-1"), LockName("b").key
     with psycopg.connect(database, autocommit=True) as person, psycopg.connect(database, autocommit=True) as other:
         person.execute("select pg_advisory_lock(%s)", [LockName("a").key])
         person.execute(STATEMENT)
         seen = standby.try_lock().holder
         assert seen is not None
-        other.execute("select pg_advisory_lock(%s)", [failure_reason])
+        other.execute("select pg_advisory_lock(%s)", [other_key])
         pinging = threading.Thread(
             target=person.execute,
-            args=(f"{STATEMENT} pg_advisory_lock(%s)", [failure_reason]),
+            args=(f"{STATEMENT} pg_advisory_lock(%s)", [other_key]),
         )
         pinging.start()
-        eventually(lambda: standby.try_lock().holder is None, "it is at its ping")
+        eventually(lambda: standby.try_lock().holder is None, "the ping is in progress")
         assert not standby.evict(seen)
-        other.execute("select pg_advisory_unlock(%s)", [failure_reason])
+        other.execute("select pg_advisory_unlock(%s)", [other_key])
         pinging.join()
         assert standby.try_lock().holder not in {None, seen}

@@ -1,4 +1,4 @@
-"""Every named statement is valid SQL on a migrated database, and every one is used."""
+"""Every named statement is valid on a migrated database, and every one is used."""
 
 import ast
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ STATEMENTS = sql.load()
 UTILITY = {"close_leadership", "listen_for_resignations"}  # can't be prepared
 TEMPLATES = {"audit_summary"}
 
-#: How a statement's name reaches a connection.
+#: The functions and methods that take a statement's name.
 EXECUTORS = {"rows", "row", "optional_row", "run", "_row", "_optional_row", "_write"}
 
 
@@ -31,7 +31,7 @@ def nodes() -> Iterator[ast.AST]:
 
 
 def executed() -> Iterator[str]:
-    """The names that the code hands to `controller.sql`, or to a method that hands them on."""
+    """Yields the names that the code passes to `controller.sql`, directly or through a method."""
     for node in nodes():
         match node:
             case ast.Call(func=ast.Attribute(attr=method), args=arguments) if method in EXECUTORS:
@@ -48,5 +48,5 @@ def test_no_statement_is_unused() -> None:
     assert STATEMENTS.keys() == set(executed()) | {f"audit_{name}" for name in INVARIANTS}
 
 
-def test_a_name_can_not_be_used_twice() -> None:
+def test_file_is_split_by_names() -> None:
     assert list(sql.parse("prose\n-- name: one\nselect 1\n\n-- name: two\nselect 2\n")) == ["one", "two"]

@@ -1,10 +1,10 @@
--- The lock session. See the docstring of controller/election for what each of these means.
+-- The lock session. The docstring of controller/election explains what these statements are for.
 
 -- name: try_lock
--- Never the blocking pg_advisory_lock: a blocked statement holds a snapshot and stops vacuum for everyone.
--- In the same round trip, what is to be known of the session that was last found to hold the lock. It is looked up by
--- pid: reading pg_locks each second would cost milliseconds on a server with many locks. What its last statement was and
--- since when it has been idle, the server shows to its own role.
+-- Never uses the blocking pg_advisory_lock: a blocked statement holds a snapshot, which keeps vacuum from cleaning up.
+-- The same round trip looks at the session that last held the lock, by its pid, because reading pg_locks every second
+-- would cost milliseconds on a server with many locks. The server shows that session's last statement, and when it became
+-- idle, only to sessions of the same role.
 select pg_try_advisory_lock(%(lock_key)s) as locked, pg_is_in_recovery() as in_recovery, a.pid, a.backend_start,
     a.application_name, starts_with(a.state, 'idle') as idle, a.state_change,
     a.usesysid = (select oid from pg_roles where rolname = session_user) and pg_has_role(a.usesysid, 'usage') as ours,
@@ -13,10 +13,9 @@ from (select) as always
 left join pg_stat_activity a on a.pid = %(watched_pid)s
 
 -- name: close_leadership
--- Before a mint: a queue for everyone. Batches lock the row `for share` and so hold this table in row share mode;
--- exclusive mode waits for those under way and, unlike a row lock, is not starved by the ones that come after it:
--- two overlapping workers of a deposed leader could otherwise keep a plain update waiting for ever.
--- Reading the table is not affected.
+-- Runs before a mint. Batches lock the row `for share` and therefore hold the table in row share mode. Exclusive mode waits
+-- for the batches in flight, and later ones queue behind it. A plain update would have no such queue: two overlapping
+-- workers of a deposed leader could keep it waiting forever. Reading the table is not affected.
 lock table billing_leadership in exclusive mode
 
 -- name: mint_term
@@ -31,7 +30,7 @@ with minted as (
 select term from minted
 
 -- name: ping
--- The lock is still ours, on the very backend that took it.
+-- True if this session still holds the lock, on the backend that took it.
 select exists (
     select from pg_locks
     where locktype = 'advisory' and granted and pid = pg_backend_pid()
@@ -40,8 +39,9 @@ select exists (
 ) as held, pg_backend_pid() as backend_pid
 
 -- name: evict
--- Only the very session, holding this very lock, idle since its last word as we saw it, and of our own role. Everything
--- is asked again here: another standby may have been faster, and the lock be a new leader's.
+-- Ends exactly the session that the standby has watched: the same role, the same backend, idle since the same statement,
+-- and still holding this lock. It checks everything again, because another standby may have been faster, and a new leader
+-- may hold the lock.
 select pg_terminate_backend(a.pid) as ended
 from pg_stat_activity a
 where a.pid = %(pid)s and a.backend_start = %(began_at)s and a.state_change = %(spoke_at)s
@@ -55,12 +55,12 @@ where a.pid = %(pid)s and a.backend_start = %(began_at)s and a.state_change = %(
     )
 
 -- name: listen_for_resignations
--- One channel for every lock name: an unrelated notification costs a standby one more try.
+-- All lock names share one channel: an unrelated notification costs a standby one attempt.
 listen billing_resigned
 
 -- name: resign
--- The unlock takes effect at once, the notification when the statement commits, so a standby that it wakes finds the
--- lock free.
+-- The unlock takes effect at once, and the notification when the statement commits. A standby that it wakes therefore finds
+-- the lock free.
 select pg_advisory_unlock(%(lock_key)s) as unlocked, pg_notify('billing_resigned', '')
 
 -- name: lock_holder
@@ -72,9 +72,9 @@ where l.locktype = 'advisory' and l.granted
     and l.classid = %(lock_high)s::bigint::oid and l.objid = %(lock_low)s::bigint::oid and l.objsubid = 1
 
 -- name: fence
--- The first statement of every transaction that writes: no row, and the writer is deposed. `for share`, not
--- `for key share`: a mint changes no key and would pass the weaker lock. The holder as well: on a server that was promoted
--- without the last terms, a number can be given a second time.
+-- The first statement of every transaction that writes. If it returns no row, the writer is deposed. It locks `for share`
+-- and not `for key share`, because a mint changes no key and would not conflict with the weaker lock. It compares the
+-- holder too, because a promoted server that lacks the newest terms can mint a term a second time.
 select term from billing_leadership where term = %(term)s and holder = %(holder)s for share
 
 -- name: current_term
