@@ -69,7 +69,7 @@ def billed(database: str) -> Iterator[World]:
 def test_statements_of_a_batch_and_of_the_guard_read_the_partial_indexes(billed: World) -> None:
     for statement, session, index in (
         ("charge_covered", WORKER, "billing_open_rows"),
-        ("charge_ordered", WORKER, "billing_open_rows"),
+        ("clear_open_rows", WORKER, "billing_open_rows"),
         ("guard_charges", GUARD, "billing_payments"),
         ("guard_charges", GUARD, "billing_ledger"),
     ):
