@@ -33,15 +33,16 @@ grant select, insert, update on vps_billing_cycles to containerstacks_billing;
 grant select, insert, update, delete on billing_daemon_status to containerstacks_billing;
 grant usage on sequence billing_daemon_status_id_seq to containerstacks_billing;
 
--- The controller's own tables. Terms and wallet baselines are never changed; batches are deleted once they are old.
+-- The controller's own tables. Terms and wallet baselines are never changed. Batches are deleted once they are old,
+-- suspensions once the organization's audit is clean.
 grant select on billing_schema_migrations to containerstacks_billing;
 grant select, update on billing_leadership to containerstacks_billing;
 grant select, insert on billing_terms, billing_wallet_baselines to containerstacks_billing;
 grant select, insert, delete on billing_batches to containerstacks_billing;
 grant select, insert, update on billing_runs to containerstacks_billing;
 grant select, update on billing_guard to containerstacks_billing;
-
 grant select, insert, delete on billing_suspensions to containerstacks_billing;
+grant select, insert, update on billing_prices, billing_price_check to containerstacks_billing;
 
 -- What `status`, the status page and the metrics read.
 grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history to containerstacks_billing;
