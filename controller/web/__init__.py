@@ -1,26 +1,6 @@
 """HTTP: probes for Kubernetes, metrics for Prometheus, the status for programs and people. It only shows.
 
-Live and ready
---------------
-Both probes answer 200 `ok`, or 503 with one line for each failed check. They use only what the process knows, never the
-database: they cost nothing at rest, and they answer while the database hangs.
-
-`/livez`: the elector's loop turns, and no thread that must run has ended. It says nothing about the database, because
-restarting a process doesn't repair a database. Every wait in the elector's loop is bounded: after joining, by the lock
-session's reply timeout (JOINED_SECONDS is far above it); before, by the timeouts of connecting and of name servers
-(CONNECTING_LIVENESS_SECONDS is above those). A late restart does no harm: a leader that hangs stops believing in its
-leadership at its deadline, seconds earlier, and its successor doesn't wait for the restart.
-
-`/readyz`: the replica could lead. It isn't draining; its elector has joined the election, as standby or leader; and the
-elector's loop has turned within the lock session's timeout. This proves that the database can be reached and that its
-schema is supported. Joining opens the lock session and checks the schema on it. After that, a standby tries the lock in
-every round and a leader pings, each with a bounded reply. The first failure closes the session; the elector is then
-`connecting`, which is not ready, and the answer says why. The server ends a session that is silent for longer than its
-timeout. Leadership plays no part: a standby is as ready as a leader.
-
-The lock session proves nothing about the workers if they use another connection string (DATABASE_DIRECT_URL is set).
-The replica is then ready only after it has read the status once through the workers' connection string. A rollout thus
-stops at a wrong address, and a standby doesn't query the database again.
+`health` decides whether a replica is live and ready, and its docstring gives the rules.
 
 Guarantees
 ----------

@@ -22,7 +22,7 @@ SETTING: Final = "BILLING_HTTP_ADDRESS"
 #: `settings.parse_address` returns this host for every interface.
 EVERY_INTERFACE: Final = "*"
 
-#: More than `status_cache.MAX_WAITING`, so that threads are left for the probes.
+#: More than `status_cache.MAX_WAITING`: the others answer the probes.
 THREADS: Final = 4
 #: At this many connections, the oldest one without a complete request is closed for the next.
 MAX_CONNECTIONS: Final = 64

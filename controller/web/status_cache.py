@@ -11,7 +11,7 @@ from controller.billing.status import Status
 from controller.errors import BillingError, one_line
 from controller.log import WarnOnce
 
-#: How long a snapshot is fresh. A failed read is kept as long, so that a database in trouble is left alone.
+#: How long a snapshot is fresh. A failed read is kept as long, to spare a database in trouble.
 FRESH_SECONDS: Final = 5.0
 #: How long a request waits for a read, and how many requests may wait.
 WAIT_SECONDS: Final = 2.0

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from controller.billing.status import Status, read_history, read_status
+from controller.demo.process import ControllerProcess, run_command
 from controller.demo.sample import Size, create_data
 from controller.election import Role
 from controller.errors import DatabaseUnreachableError, one_line
@@ -28,6 +26,7 @@ from controller.metrics import Metrics
 from controller.postgres.connections import HEARTBEAT, Database
 from controller.postgres.lock_session import LockName
 from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
+from tests.support.processes import terminate
 
 PATIENCE_SECONDS = 30.0
 #: The kubelet's default timeout.
@@ -163,29 +162,12 @@ def test_database_without_migrations_is_reported(empty_database: str) -> None:
 
 
 @contextmanager
-def replica(url: str, port: int, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    """The real command line. Its output is drained, so that it never waits for us."""
-    foreign = ("PG", "BILLING_", "DATABASE_", "LOG_", "POD_", "KUBERNETES_")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)} | {
-        "DATABASE_URL": url,
-        "BILLING_TAKEOVER_DELAY_SECONDS": "0",
-        "BILLING_CONTROL_SOCKET": "none",
-        "BILLING_HTTP_ADDRESS": f"127.0.0.1:{port}",
-        "LOG_FORMAT": "json",
-        **settings,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "controller", "run"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def replica(url: str, port: int) -> Iterator[ControllerProcess]:
+    process = ControllerProcess(url, BILLING_HTTP_ADDRESS=f"127.0.0.1:{port}")
     try:
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        process.remove()
 
 
 def free_port() -> int:
@@ -219,8 +201,7 @@ def test_replica_shows_itself_and_stops_cleanly(database: str, conn: psycopg.Con
         status = json.loads(becomes(port, "/status.json", 200, '"outcome": "completed"'))
         assert status["leader"] == status["replica"]["instance"]
         assert status["replica"]["leads_in_term"] == status["term"]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_SECONDS) == 0
+        assert terminate(process) == 0
 
 
 def test_replica_that_can_not_connect_is_live_and_says_why_without_the_password(database: str) -> None:
@@ -234,11 +215,10 @@ def test_replica_that_can_not_connect_is_live_and_says_why_without_the_password(
     assert 'role "nobody"' in reason or 'user "nobody"' in reason
 
 
-def test_replica_exits_with_status_2_if_the_port_is_in_use(database: str) -> None:
+def test_replica_exits_with_status_2_if_the_port_is_in_use(database: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with replica(database, port) as process:
-            output, _ = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 2
-    assert output.count("\n") == 1
-    assert f"BILLING_HTTP_ADDRESS=127.0.0.1:{port}: can't listen: address already in use" in output
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run_command("run", folder=tmp_path, DATABASE_URL=database, BILLING_HTTP_ADDRESS=address)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: BILLING_HTTP_ADDRESS={address}: can't listen: address already in use")
+    assert done.stderr.count("\n") == 1

@@ -1,7 +1,6 @@
-"""A migration never blocks the application, and whatever interrupts it, the next one repairs it."""
+"""A migration never blocks the application, and the next one repairs what an interrupted one has left."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any, Final, Self
 import psycopg
 import pytest
 
+from controller.demo.process import COMMAND, clean_environment
 from controller.demo.sample import create_schema
 from controller.errors import DatabaseUnreachableError
 from controller.postgres import index_builds, migrations
@@ -32,7 +32,7 @@ APPLICATION_PATIENCE: Final = "1s"
 
 
 class Migrate:
-    """Migrates on a thread of its own, once started. At the end of the `with` block it has ended."""
+    """Migrates on a thread once `start` is called. The `with` block waits for its end."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -147,7 +147,7 @@ def test_top_up_and_charge_commit_during_the_migration(
     application: Application, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     migrate_before(monkeypatch, application.url, name)
-    with application.conn.transaction():  # so that every index statement has something to do
+    with application.conn.transaction():  # gives every index statement something to do
         for table in ("vps_instances", "wallets", "payment_transactions"):
             application.conn.execute(f"drop index idx_{table}_organization_id".encode())
         for index in ("billing_one_charge_a_period", "billing_one_open_debt_an_instance"):
@@ -252,8 +252,8 @@ def test_index_build_whose_session_was_ended_is_repaired(application: Applicatio
 def test_killed_migrate_is_waited_for_and_completed_by_the_next(application: Application, database: str) -> None:
     with Migrate(application.url) as running, application.in_flight():
         killed = subprocess.Popen(
-            [sys.executable, "-m", "controller", "migrate"],
-            env={"DATABASE_URL": application.url},
+            [*COMMAND, "migrate"],
+            env=clean_environment({"DATABASE_URL": application.url}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -1,9 +1,7 @@
 """Migrations succeed on databases as they are: old, unclean, with the application's own 012, ten commands at once."""
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from controller.billing.values import Totals
+from controller.demo.process import run_command
 from controller.demo.sample import create_schema
 from controller.demo.server import Installation
 from controller.postgres import migrations
@@ -67,15 +66,7 @@ def connected(url: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
 
 def cli(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process."""
-    return subprocess.run(
-        [sys.executable, "-m", "controller", *arguments],
-        env={"DATABASE_URL": url, "PATH": os.environ["PATH"], "PYTHONPATH": str(FOLDER.parent)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=FOLDER,
-    )
+    return run_command(*arguments, folder=FOLDER, DATABASE_URL=url)
 
 
 @pytest.fixture
