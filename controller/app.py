@@ -15,6 +15,7 @@ from typing import Any, Final
 import psycopg
 
 from controller import __version__
+from controller.billing import access
 from controller.billing.audit import AuditReport, audit
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.guard import Guard
@@ -65,7 +66,7 @@ class Application:
         self.lock = LockName(settings.lock_name)
         self.database = Database(settings.read_url, "DATABASE_URL", self.instance_id)
         self.direct = Database(settings.read_direct_url, settings.direct_url_setting, self.instance_id)
-        self.pricing = Pricing(settings.default_monthly_price, settings.currency)
+        self.pricing = Pricing(settings.default_monthly_price, settings.currency, settings.accepted_columns)
         #: Called for each transaction that the fence refuses.
         self.on_fenced: Callable[[], None] = lambda: None
 
@@ -104,9 +105,11 @@ class Application:
         session = PostgresLockSession.open(self.direct, self.lock, self.settings.bounds)
         try:
             session.check_schema()
-        except BillingError as error:
+            with self.connect(BILLER) as connection:  # by the address that charges are written with
+                access.check(connection, self.pricing.accepted_columns)
+        except (BillingError, psycopg.Error) as error:
             session.close()
-            raise LockSessionError(str(error)) from None
+            raise LockSessionError(one_line(error)) from None
         return session
 
     def pod(self) -> Pod | str:

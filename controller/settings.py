@@ -141,6 +141,15 @@ class Settings(BaseSettings):
             "Price per hour of an instance without a priced plan. `none` records a failure instead of charging.",
         ),
     ] = Decimal("0.027")
+    accept_columns: Annotated[
+        str,
+        _setting(
+            "BILLING_ACCEPT_COLUMNS",
+            BILLING,
+            "Columns of `vps_plans` and `vps_instances`, separated by commas, whose names look like prices and that"
+            " this version may ignore. Otherwise billing refuses a database that has such a column.",
+        ),
+    ] = ""
     currency: Annotated[
         str,
         _setting(
@@ -346,6 +355,11 @@ class Settings(BaseSettings):
     def default_monthly_price(self) -> Decimal | None:
         """The price of 730 hours without a priced plan; None if such an instance is a failure."""
         return None if self.default_hourly_rate is None else self.default_hourly_rate * HOURS_A_MONTH
+
+    @property
+    def accepted_columns(self) -> tuple[str, ...]:
+        """The columns that look like prices and that billing may ignore."""
+        return tuple(name for name in re.split(r"[\s,]+", self.accept_columns) if name)
 
     def require_database(self) -> None:
         """Raises SettingsError if no database is configured or its file can't be read."""

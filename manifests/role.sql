@@ -20,14 +20,14 @@ $$;
 grant connect on database :"DBNAME" to containerstacks_billing;
 grant usage on schema public to containerstacks_billing;
 
--- The application's tables. The controller inserts payments and lowers balances; it never deletes. Locking a row needs
--- the right to update at least one of its columns.
+-- The application's tables. The controller inserts payments and lowers balances. It deletes only open rows of its own whose
+-- hours are billed. Locking a row needs the right to update at least one of its columns.
 grant select on vps_plans to containerstacks_billing;
 grant select, update (id) on organizations to containerstacks_billing; -- to lock rows, never to change them
 grant select, update (balance, updated_at) on wallets to containerstacks_billing;
 grant select, update (last_billed_at) on vps_instances to containerstacks_billing;
 grant select, insert on payment_transactions to containerstacks_billing;
-grant select, insert, update on vps_billing_cycles to containerstacks_billing;
+grant select, insert, update, delete on vps_billing_cycles to containerstacks_billing;
 
 -- The status table that the application reads. The controller deletes the rows of replicas that stopped long ago.
 grant select, insert, update, delete on billing_daemon_status to containerstacks_billing;

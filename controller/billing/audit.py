@@ -66,8 +66,10 @@ def audit(connection: sql.Connection, organization: UUID | None = None) -> Audit
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     with connection.transaction():
+        # a generic plan can't tell one organization from all, and would read whole tables for it
+        sql.run(connection, "set_transaction_settings", names=["plan_cache_mode"], settings=["force_custom_plan"])
         findings = tuple(_check(connection, name, organization) for name in INVARIANTS)
-        older = sql.row(connection, "audit_older_rows")
+        older = sql.row(connection, "audit_older_rows", organization=organization)
     return AuditReport(findings, older["older_rows"])
 
 

@@ -8,6 +8,7 @@ import psycopg
 import structlog
 
 from controller.billing.cycle import Cycle
+from controller.billing.errors import DeposedError
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
@@ -111,6 +112,10 @@ class Biller:
                     self._start_term(leadership)
                     started = True
                 seconds = self._seconds_until_due()
+            except DeposedError:
+                if leadership.still_leads():
+                    self._step_down_contradicted(leadership)
+                return
             except (psycopg.Error, BillingError) as error:
                 failures += 1
                 log.warning("schedule.failed", error=one_line(error))

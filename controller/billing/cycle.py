@@ -81,6 +81,7 @@ class Cycle:
         try:
             ledger = self._connect()
             with ledger.connection:
+                ledger.check_access()
                 with ledger.fenced(leadership.term, keep=not dry):
                     run = ledger.begin_run(leadership.term)
                 plan = ledger.plan(run, self._settings.batch_size)

@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from controller import sql
+from controller.billing import access
 from controller.billing.errors import DeposedError, InconsistentError
 from controller.billing.values import Batch, BatchResult, Outcome, Pricing, ResumePoint, Run, Totals
 
@@ -67,6 +68,9 @@ class Ledger:
                 self._on_fenced()
                 raise DeposedError(f"term {term} is over: another replica leads")
             yield
+            if not keep:
+                # a real run would meet deferred constraints at its commit
+                sql.run(self.connection, "check_constraints_now")
 
     def begin_run(self, term: int) -> Run:
         """Closes what lost leaders left open, and begins. Needs `fenced`."""
@@ -74,6 +78,10 @@ class Ledger:
         sql.run(self.connection, "record_prices")
         row = sql.row(self.connection, "begin_run", term=term, holder=self._holder)
         return Run(row["id"], term, row["started_at"])
+
+    def check_access(self) -> None:
+        """Raises AccessError unless this role sees and may write everything that billing needs."""
+        access.check(self.connection, self._pricing.accepted_columns)
 
     def plan(self, run: Run, batch_size: int) -> list[Batch]:
         """The batches in the order of their organizations."""

@@ -37,10 +37,12 @@ class Pricing:
     Attributes:
         default_monthly_price: for an instance whose plan has no price; None records a failure instead.
         currency: the currency that every wallet must have, as an ISO 4217 code.
+        accepted_columns: columns of plans and instances that look like prices and may be ignored.
     """
 
     default_monthly_price: Decimal | None
     currency: str
+    accepted_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

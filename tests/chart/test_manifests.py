@@ -143,7 +143,6 @@ def test_role_suffices_for_the_command(command: list[str], as_role: psycopg.Conn
     [
         "delete from payment_transactions",
         "update payment_transactions set amount = 0",
-        "delete from vps_billing_cycles",
         "delete from wallets",
         "update wallets set currency = 'EUR'",
         "insert into wallets (organization_id) select id from organizations",

@@ -109,3 +109,24 @@ def test_an_election_in_the_middle_of_it_does_not_end_it(touchy: World) -> None:
     kind.counted = 0
     assert dry(touchy, NOON).totals.instances == 4
     assert terms == [touchy.term().term]
+
+
+def test_dry_run_meets_the_constraints_that_a_real_run_meets_at_its_commit(world: World) -> None:
+    plan, organizations = world.plan("7.30"), [world.organization() for _ in range(4)]
+    for organization in organizations:
+        world.instance(organization, plan, NOON - 5 * HOUR)
+    world.run(
+        f"""create function refuse() returns trigger language plpgsql as
+        $$ begin if new.organization_id = '{organizations[1]}' then raise 'not this one'; end if; return null; end $$"""
+    )
+    world.run(
+        "create constraint trigger refuse after insert on payment_transactions deferrable initially deferred"
+        " for each row execute function refuse()"
+    )
+    world.lead()
+    before = world.dump()
+    tried = world.cycle(NOON).run(world.term(), dry=True)
+    assert world.dump() == before
+    real = world.cycle(NOON).run(world.lead())
+    assert tried.totals == real.totals
+    assert (real.totals.instances, real.totals.failures) == (3, 1)

@@ -9,14 +9,19 @@ import pytest
 from structlog.testing import capture_logs
 
 from controller.billing import guard as guards
+from controller.billing.audit import audit
 from controller.billing.guard import Guard
 from controller.billing.values import Totals
+from controller.postgres.connections import GUARD
 from tests.integration.world import LedgerAt, ScriptedStop, World
 from tests.model import HOUR, NOON
 
 D = Decimal
 THEN = NOON - 2 * HOUR
 #: What befalls the first instance's period, payment or wallet after its charge.
+#: Tables that grow with years of billing.
+BIG = ("payment_transactions", "vps_billing_cycles", "vps_instances")
+
 MISHAPS = {
     "transactions": "update vps_billing_cycles set total_amount = 0.06, metadata = metadata where vps_instance_id = %s",
     "whole_hours": "update vps_billing_cycles set billing_period_end = billing_period_end + interval '1 minute'"
@@ -233,3 +238,22 @@ def test_a_deposed_leaders_guard_holds_and_releases_nobody(world: World) -> None
     world.lead("test-2")
     guard(world).check(old)
     assert held(world) == {}
+
+
+def test_audit_of_one_organization_reads_no_whole_table(world: World) -> None:
+    broken, *_ = town(world)
+    organization = organization_of(world, broken)
+    world.run(
+        "insert into billing_suspensions (organization_id, reason, detail) values (%s, 'periods', 'a test')",
+        organization,
+    )
+
+    def scans() -> dict[str, int]:
+        world.run("select pg_stat_force_next_flush()")
+        rows = world.rows("select relname, seq_scan from pg_stat_user_tables where relname = any (%s)", list(BIG))
+        return {row["relname"]: row["seq_scan"] for row in rows}
+
+    before = scans()
+    with World(world.url) as other, other.database.connect(GUARD) as connection:
+        assert audit(connection, organization).clean
+    assert scans() == before

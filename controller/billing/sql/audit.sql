@@ -199,4 +199,4 @@ where billing_is_ours(c.metadata)
 -- name: audit_older_rows
 select count(*) as older_rows
 from vps_billing_cycles
-where not billing_is_ours(metadata)
+where not billing_is_ours(metadata) and (%(organization)s::uuid is null or organization_id = %(organization)s)

@@ -12,3 +12,6 @@ where current_setting(name, true) is not null
 -- name: set_transaction_settings
 select set_config(name, setting, true)
 from unnest(%(names)s::text[], %(settings)s::text[]) as s (name, setting)
+
+-- name: check_constraints_now
+set constraints all immediate
