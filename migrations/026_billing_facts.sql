@@ -2,6 +2,13 @@
 -- read the views over them with psql. A function with a string body does not depend on the tables that it reads, so the
 -- application can alter them; a view directly over its tables would block it.
 
+-- Every cycle, newest first.
+create or replace view billing_history as
+select id, term, holder, started_at, finished_at, extract(epoch from finished_at - started_at) as seconds, outcome,
+    instances, hours, amount, debts, failures, error
+from billing_runs
+order by started_at desc, id desc;
+
 -- The key of the advisory lock: the first 8 bytes of the SHA-256 of its name.
 create or replace function billing_lock_key(lock_name text) returns bigint
 language sql immutable parallel safe as
@@ -120,12 +127,5 @@ create or replace view billing_status as select * from billing_status();
 create or replace view billing_replicas as select * from billing_replicas();
 create or replace view billing_debts as select * from billing_debts();
 create or replace view billing_failures as select * from billing_failures();
-
--- Every cycle, newest first.
-create or replace view billing_history as
-select id, term, holder, started_at, finished_at, extract(epoch from finished_at - started_at) as seconds, outcome,
-    instances, hours, amount, debts, failures, error
-from billing_runs
-order by started_at desc, id desc;
 
 insert into billing_schema_migrations (name) values ('026_billing_facts') on conflict do nothing;

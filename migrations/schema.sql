@@ -340,7 +340,7 @@ CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading
         (select max(r.started_at) from billing_runs r where r.outcome = 'completed'),
         -- the amount as text, because JSON readers turn numbers into floats
         (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
-         from billing_runs r where r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
+         from billing_history r where r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
         (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8 from billing_daemon_status s),
         debt.instances, debt.owed, failure.instances,
         (select count(*) from billing_suspensions),

@@ -128,12 +128,17 @@ class Biller:
                     self._step_down_contradicted(leadership)
                     return
                 failures = failures + 1 if result.outcome is Outcome.FAILED else 0
-            if failures >= FAILURES_BEFORE_STEPPING_DOWN:
-                log.error("leader.unable", failures=failures)
-                leadership.step_down(STEP_DOWN_BACK_OFF_SECONDS)
+            if failures and not self._may_try_again(leadership, failures):
                 return
-            if failures:
-                self._wait(FIRST_BACK_OFF_SECONDS * 2 ** (failures - 1))
+
+    def _may_try_again(self, leadership: ElectedLeadership, failures: int) -> bool:
+        """Waits before the next try. After too many failures in a row, steps down and returns False."""
+        if failures < FAILURES_BEFORE_STEPPING_DOWN:
+            self._wait(FIRST_BACK_OFF_SECONDS * 2 ** (failures - 1))
+            return True
+        log.error("leader.unable", failures=failures)
+        leadership.step_down(STEP_DOWN_BACK_OFF_SECONDS)
+        return False
 
     def _start_term(self, leadership: Leadership) -> None:
         ledger = self._connect()
