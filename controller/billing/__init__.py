@@ -1,12 +1,13 @@
-"""Charges what is due: batches, cycles, the heartbeat that says so, the audit that proves it, the guard that heeds it.
+"""Charges what is due. Holds the cycle, its batches, the heartbeat, the guard, the audit, and their SQL in `sql/`.
 
-What it guarantees: every whole instance-hour is charged exactly once, to the cent, or stands as one open debt with its
-reason. Each batch is one transaction that begins with the fence, locks wallets in the one global order, and commits the
-wallet, the payment transaction, the period and `last_billed_at` together. Nothing outside the database is needed to go
-on after a crash: what is due is computed from what is committed. The rules of money (the price clock, the plan's price,
-what a short wallet pays) are written once, in SQL: `billing_price_clock` and its neighbours in migrations 014 and 016,
-and the statements of charge.sql.
+Guarantees: every whole instance-hour is charged exactly once, to the cent, at the price that it had when it began, or is
+recorded in an open row with its reason. A batch is one transaction that begins with the fence and commits the wallet, the
+payment, the period and `last_billed_at` together. What is due follows from what is committed, so a successor needs
+nothing from a lost leader.
 
-What it must not do: elect anyone, or decide when the process ends; it is told under which leadership it works and asks
-before each step whether that still holds. It makes no round trip for a single instance.
+The statements in `sql/` decide who is charged and what is written. The calculations that people may want to repeat in
+`psql` (the price clock, the price history, what an instance owes) are functions of migrations 014, 016 and 027.
+
+Must not: elect anyone, or decide when the process ends. A leadership says whether this replica still leads, and a
+`StopToken` whether another cycle or batch may start. No statement handles a single instance.
 """
