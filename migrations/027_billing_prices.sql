@@ -114,6 +114,20 @@ $$
     ) ledger on true
 $$;
 
+-- Wallets that can be charged without a closer look: the only one of an organization that is not suspended, adopted, in the
+-- right currency, with a finite balance.
+create or replace function billing_sound_wallets(wanted_currency text)
+returns table (organization_id uuid, wallet_id uuid, balance numeric)
+language sql stable parallel safe as
+$$
+    select w.organization_id, w.id, w.balance
+    from wallets w
+    where w.balance < 'infinity' and upper(w.currency) = wanted_currency
+        and exists (select from billing_wallet_baselines b where b.wallet_id = w.id)
+        and not exists (select from wallets other where other.organization_id = w.organization_id and other.id <> w.id)
+        and not exists (select from billing_suspensions s where s.organization_id = w.organization_id)
+$$;
+
 -- How many whole hours after `since` the first hour begins that is not before `moment`.
 create or replace function billing_hours_until(since timestamptz, moment timestamptz) returns bigint
 language sql immutable parallel safe as

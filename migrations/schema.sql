@@ -330,6 +330,17 @@ CREATE FUNCTION billing_segments(instance_ids uuid[], as_of timestamp with time 
         and not billing_is_price(reused.monthly_price)
 $$;
 
+CREATE FUNCTION billing_sound_wallets(wanted_currency text) RETURNS TABLE(organization_id uuid, wallet_id uuid, balance numeric)
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select w.organization_id, w.id, w.balance
+    from wallets w
+    where w.balance < 'infinity' and upper(w.currency) = wanted_currency
+        and exists (select from billing_wallet_baselines b where b.wallet_id = w.id)
+        and not exists (select from wallets other where other.organization_id = w.organization_id and other.id <> w.id)
+        and not exists (select from billing_suspensions s where s.organization_id = w.organization_id)
+$$;
+
 CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading_since timestamp with time zone, standbys text[], next_cycle_at timestamp with time zone, waiting_for text, running_since timestamp with time zone, last_completed_at timestamp with time zone, last_run jsonb, heartbeat_age_seconds double precision, debts bigint, owed numeric, failures bigint, suspended bigint, checked_until timestamp with time zone, database_time timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$

@@ -38,13 +38,9 @@ with due as materialized (
     cross join lateral billing_position(due.id, due.last_billed_at, due.created_at) position
     left join price p on p.key = due.plan_id
 ), covered as materialized (
-    select o.organization_id, o.amount, w.id as wallet_id
+    select o.organization_id, o.amount, w.wallet_id
     from (select organization_id, sum(amount) as amount from costed group by 1 having count(amount) = count(*)) o
-    join wallets w on w.organization_id = o.organization_id
-    where w.balance >= o.amount and w.balance < 'infinity' and upper(w.currency) = %(currency)s
-        and exists (select from billing_wallet_baselines b where b.wallet_id = w.id)
-        and not exists (select from wallets other where other.organization_id = w.organization_id and other.id <> w.id)
-        and not exists (select from billing_suspensions h where h.organization_id = o.organization_id)
+    join billing_sound_wallets(%(currency)s) w on w.organization_id = o.organization_id and w.balance >= o.amount
 ), charge as materialized (
     select *, period_start + hours * interval '1 hour' as period_end, billing_time_ordered_uuid(clock_timestamp()) as charge_id
     from costed
