@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -11,14 +12,8 @@ import psycopg
 import structlog
 from psycopg import errors
 
-from controller.billing.errors import (
-    CycleFailedError,
-    DeposedError,
-    Fault,
-    InconsistentError,
-    StoppedError,
-    classify,
-)
+from controller.billing.errors import CycleFailedError, DeposedError, InconsistentError, StoppedError, is_transient
+from controller.billing.evidence import FEWEST_ORGANIZATIONS, TRIALS, Evidence, signature
 from controller.billing.ledger import Ledger
 from controller.billing.values import Batch, BatchResult, Run, Totals
 from controller.errors import BillingError, one_line
@@ -29,6 +24,8 @@ TRIES_LOST = 6
 #: Tries of a transaction that conflicts with others. After that, splitting the batch finds the organization concerned.
 TRIES_CONFLICT = 3
 FIRST_BACK_OFF_SECONDS = 0.1
+#: A step that exceeds its statement timeout is tried again with this fraction of its rows, down to one row.
+FEWER_ROWS = 8
 
 T = TypeVar("T")
 
@@ -44,6 +41,7 @@ class CycleContext:
         stop: ends the waits between two tries.
         check: called before each transaction; raises if no further one may start.
         on_result: called with the result of each transaction, on the worker's thread.
+        evidence: says whose failure it is that an organization can't be charged.
         dry: True rolls back what each batch did.
     """
 
@@ -53,6 +51,7 @@ class CycleContext:
     stop: StopToken
     check: Callable[[], None]
     on_result: Callable[[BatchResult], None]
+    evidence: Evidence
     dry: bool = False
 
 
@@ -63,24 +62,27 @@ class BatchWorker:
         self._context = context
         self._ledger: Ledger | None = None
 
+    def open(self) -> Ledger:
+        """Opens the session, unless it is open.
+
+        Raises:
+            BillingError: PostgreSQL can't be reached, or refuses the session.
+        """
+        if self._ledger is None:
+            self._ledger = self._context.connect()
+        return self._ledger
+
     def charge(self, batch: Batch) -> None:
         """Charges a batch. An organization that can't be charged is recorded as a failure; the others are charged.
 
         Raises:
-            CycleFailedError: neither trying again nor splitting the batch helps.
+            CycleFailedError: the failure is the controller's, not an organization's.
             DeposedError: another replica leads.
             StoppedError: the drain's deadline has passed.
         """
-        results: list[BatchResult] = []  # survives a failed try, so that nothing that has been committed counts twice
-        try:
-            self._with_retries(
-                lambda ledger, attempt: self._charge(
-                    ledger, batch, results, lock_first=batch.locked_by_others or attempt > 0
-                )
-            )
-        except (psycopg.Error, InconsistentError) as error:
-            if classify(error) is Fault.OURS:
-                raise CycleFailedError(one_line(error)) from error
+        if batch.first_organization == batch.last_organization:
+            self._charge_alone(batch)
+        elif (error := self._try_charge(batch)) is not None:
             self._split(batch, error)
 
     def fail(self, organization: UUID, reason: str, error: str) -> None:
@@ -100,10 +102,11 @@ class BatchWorker:
         try:
             totals = self._with_retries(record)
         except (psycopg.Error, InconsistentError) as unrecorded:
-            if classify(unrecorded) is Fault.OURS:
-                raise CycleFailedError(one_line(unrecorded)) from unrecorded
             log.warning("failure.unrecorded", organization=str(organization), error=one_line(unrecorded))
-            totals = self._with_retries(count)  # its rows refuse even the reason, which must not stop the others
+            try:
+                totals = self._with_retries(count)  # its rows refuse even the reason, which must not stop the others
+            except psycopg.Error as uncounted:  # the controller's own tables refuse
+                raise CycleFailedError(one_line(uncounted)) from uncounted
         self._context.on_result(BatchResult(totals, totals.failures, failures_by_reason={reason: totals.failures}))
 
     def close(self) -> None:
@@ -113,13 +116,101 @@ class BatchWorker:
                 self._ledger.connection.close()
             self._ledger = None
 
-    def _charge(self, ledger: Ledger, batch: Batch, results: list[BatchResult], *, lock_first: bool) -> None:
-        """Charges a large organization in several transactions, unless the run is dry.
+    def _try_charge(self, batch: Batch) -> Exception | None:
+        """Charges a batch in one transaction. Returns the error if that fails even after retries."""
+        try:
+            self._charge_with_retries(batch, [], None)
+        except (psycopg.Error, InconsistentError) as error:
+            return error
+        return None
+
+    def _split(self, batch: Batch, error: Exception) -> None:
+        """Charges the two halves of a failed batch separately, and splits again the half that fails.
+
+        If both fail, the failures are many: the organizations are then charged one at a time.
+        """
+        organizations = self._with_retries(lambda ledger, _: ledger.due_organizations(self._context.run, batch))
+        while len(organizations) > 1:
+            log.debug("batch.split", organizations=len(organizations), error=one_line(error))
+            middle = len(organizations) // 2
+            halves = [organizations[:middle], organizations[middle:]]
+            failed = []
+            for half in halves:
+                if (half_error := self._try_charge(Batch(half[0], half[-1], 0))) is not None:
+                    failed.append(half)
+                    error = half_error
+            if len(failed) != 1:
+                break
+            organizations = failed[0]
+        else:
+            failed = [organizations]
+        for organization in (each for half in failed for each in half):
+            self._charge_alone(Batch(organization, organization, 0))
+
+    def _charge_alone(self, batch: Batch) -> None:
+        """Charges one organization. If it can't be charged, finds out whose failure that is."""
+        context, organization = self._context, batch.first_organization
+        results: list[BatchResult] = []  # survives a failed try, so that nothing that has been committed counts twice
+        limit = context.batch_size if batch.large else None
+        while True:
+            try:
+                self._charge_with_retries(batch, results, limit)
+            except (psycopg.Error, InconsistentError) as error:
+                failure = error
+            else:
+                return
+            if not isinstance(failure, errors.QueryCanceled) or limit == 1:
+                break
+            # the step took longer than its statement timeout
+            limit = max(1, (limit or context.batch_size) // FEWER_ROWS)
+            log.debug("batch.shortened", organization=str(organization), rows=limit)
+        if not batch.failed_before and context.evidence.controller_at_fault(
+            lambda: self._others_fail_alike(organization, failure)
+        ):
+            raise CycleFailedError(one_line(failure)) from failure
+        locked = isinstance(failure, errors.LockNotAvailable)
+        self.fail(organization, "locked" if locked else "error", one_line(failure))
+
+    def _others_fail_alike(self, organization: UUID, failure: Exception) -> bool:
+        """Tries other organizations alone and rolls them back. Returns True if they all fail like this one."""
+        context, alike = self._context, 0
+        others = self._with_retries(lambda ledger, _: ledger.trial_organizations(context.run, organization, TRIALS))
+        if len(others) + 1 < FEWEST_ORGANIZATIONS:
+            return False
+
+        def charge_one(other: UUID, ledger: Ledger, _attempt: int) -> BatchResult:
+            with ledger.fenced(context.run.term, keep=False):
+                return ledger.charge(context.run, Batch(other, other, 1), None, limit=1)
+
+        for other in others:
+            try:
+                result = self._with_retries(partial(charge_one, other), tries=1)
+            except (psycopg.Error, InconsistentError) as error:
+                if signature(error) != signature(failure):
+                    return False
+                alike += 1
+            else:
+                if result.totals.instances or result.totals.debts:
+                    return False
+        log.debug("failure.tried_others", organizations=len(others), alike=alike, error=one_line(failure))
+        return alike + 1 >= FEWEST_ORGANIZATIONS
+
+    def _charge_with_retries(self, batch: Batch, results: list[BatchResult], limit: int | None) -> None:
+        self._with_retries(
+            lambda ledger, attempt: self._charge(
+                ledger, batch, results, limit, lock_first=batch.locked_by_others or attempt > 0
+            )
+        )
+
+    def _charge(
+        self, ledger: Ledger, batch: Batch, results: list[BatchResult], limit: int | None, *, lock_first: bool
+    ) -> None:
+        """Charges a batch in steps of at most `limit` rows, each in its own transaction unless the run is dry.
 
         In a dry run each step must see what the earlier steps did, so one transaction holds them all.
         """
         context = self._context
-        term, limit, dry = context.run.term, context.batch_size if batch.large else None, context.dry
+        term, dry = context.run.term, context.dry
         if dry:
             results.clear()
         with ledger.fenced(term, keep=False) if dry else nullcontext():
@@ -137,42 +228,40 @@ class BatchWorker:
             for result in results:
                 context.on_result(result)
 
-    def _with_retries(self, action: Callable[[Ledger, int], T]) -> T:
-        """Runs an action until it succeeds or fails for good. It receives the number of failed attempts so far."""
+    def _with_retries(self, action: Callable[[Ledger, int], T], tries: int = TRIES_CONFLICT) -> T:
+        """Runs an action until it succeeds or fails for good. It receives the number of failed attempts so far.
+
+        Args:
+            action: one or more transactions.
+            tries: of an action that conflicts with other sessions.
+
+        Raises:
+            CycleFailedError: no session can be opened.
+            psycopg.Error, InconsistentError: the action fails.
+        """
         for attempt in range(TRIES_LOST):
             self._context.check()
+            opened = False
             try:
-                if self._ledger is None:
-                    self._ledger = self._context.connect()
-                return action(self._ledger, attempt)
+                ledger = self.open()
+                opened = True
+                return action(ledger, attempt)
             except (DeposedError, StoppedError, CycleFailedError):
                 raise
             except (psycopg.Error, BillingError) as error:
                 lost = self._ledger is None or self._ledger.connection.closed
                 if lost:
                     self.close()
-                if classify(error) is not Fault.TRANSIENT:
+                if not is_transient(error):
                     raise
                 if not lost and isinstance(error, (psycopg.Error, InconsistentError)):
-                    if attempt >= TRIES_CONFLICT - 1:
+                    if attempt >= tries - 1:
                         raise
                 elif attempt == TRIES_LOST - 1:
+                    if opened:  # something in these rows may end the session
+                        raise
                     raise CycleFailedError(one_line(error)) from error
                 log.debug("batch.retried", attempt=attempt + 1, error=one_line(error))
                 jitter = 0.5 + random.random()  # noqa: S311 - not for cryptography
                 self._context.stop.wait(FIRST_BACK_OFF_SECONDS * 2**attempt * jitter)
         raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _split(self, batch: Batch, error: Exception) -> None:
-        """Charges the two halves of a failed batch separately. An organization that fails alone is at fault itself."""
-        organizations = self._with_retries(lambda ledger, _: ledger.due_organizations(self._context.run, batch))
-        if not organizations:  # in the meantime they were deleted, or the application charged them
-            return
-        if len(organizations) == 1:
-            locked = isinstance(error, errors.LockNotAvailable)
-            self.fail(organizations[0], "locked" if locked else "error", one_line(error))
-            return
-        log.debug("batch.split", organizations=len(organizations), error=one_line(error))
-        middle = len(organizations) // 2
-        for half in (organizations[:middle], organizations[middle:]):
-            self.charge(Batch(half[0], half[-1], batch.instances // 2))

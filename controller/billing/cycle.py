@@ -13,6 +13,7 @@ import structlog
 
 from controller.billing.batch import BatchWorker, CycleContext
 from controller.billing.errors import CycleFailedError, DeposedError, StoppedError
+from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
 from controller.billing.values import Batch, BatchResult, CycleResult, Leadership, Outcome, Run, Totals
 from controller.errors import BillingError, one_line
@@ -93,6 +94,7 @@ class Cycle:
                 stop=self._stop,
                 check=lambda: self._check(leadership, state),
                 on_result=state.add,
+                evidence=state.evidence,
                 dry=dry,
             )
             self._charge(context, plan, state)
@@ -137,12 +139,14 @@ class Cycle:
             worker.close()
 
     def _run_workers(self, context: CycleContext, batches: Sequence[Batch], state: "_CycleState") -> None:
-        """Charges batches on the workers' threads. The first error stops every worker after its batch in hand."""
+        """Charges batches on the workers' threads. The first error stops every worker after its batch in hand.
+
+        A worker whose session is refused leaves its work to the others.
+        """
         queue = iter(batches)
         queue_lock = Lock()
 
-        def charge_until_empty() -> None:
-            worker = BatchWorker(context)
+        def charge_until_empty(worker: BatchWorker) -> None:
             try:
                 while True:
                     with queue_lock:
@@ -155,10 +159,21 @@ class Cycle:
             finally:
                 worker.close()
 
+        def work() -> None:
+            worker = BatchWorker(context)
+            try:
+                worker.open()
+            except (psycopg.Error, BillingError) as error:
+                log.warning("worker.unavailable", error=one_line(error))
+                return
+            charge_until_empty(worker)
+
         threads = max(1, min(self._settings.workers, len(batches)))
         with ThreadPoolExecutor(threads, thread_name_prefix="worker") as pool:
             for _ in range(threads):
-                pool.submit(charge_until_empty)
+                pool.submit(work)
+        if state.error is None:
+            charge_until_empty(BatchWorker(context))  # if no session could be opened, keep trying on this thread
         if state.error is not None:
             raise state.error
 
@@ -171,9 +186,14 @@ class Cycle:
 
     def _write_end(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
         ledger = self._connect()
-        with ledger.connection, ledger.fenced(run.term):
-            totals = ledger.finish_run(run, outcome, error)
-            ledger.prune(self._settings.retention_days)
+        with ledger.connection:
+            with ledger.fenced(run.term):
+                totals = ledger.finish_run(run, outcome, error)
+            try:
+                with ledger.fenced(run.term):
+                    ledger.prune(self._settings.retention_days)
+            except (psycopg.Error, DeposedError) as unpruned:
+                log.warning("history.unpruned", error=one_line(unpruned))
         return totals
 
 
@@ -184,6 +204,7 @@ class _CycleState:
         self._on_result = on_result
         self.totals = Totals()
         self.failures_by_reason: Counter[str] = Counter()
+        self.evidence = Evidence()
         self.error: BaseException | None = None
         self._locked: set[UUID] = set()
         self._price_warnings = 0
@@ -191,6 +212,7 @@ class _CycleState:
 
     def add(self, result: BatchResult) -> None:
         """Adds the result of one transaction."""
+        self.evidence.add(result.totals)
         with self._lock:
             self.totals += result.totals
             self.failures_by_reason.update(result.failures_by_reason)

@@ -86,7 +86,7 @@ class Ledger:
     def plan(self, run: Run, batch_size: int) -> list[Batch]:
         """The batches in the order of their organizations."""
         rows = sql.rows(self.connection, "plan_cycle", as_of=run.as_of, batch_size=batch_size)
-        return [Batch(r["first_organization"], r["last_organization"], r["instances"], r["large"]) for r in rows]
+        return [Batch(**row) for row in rows]
 
     def charge(
         self, run: Run, batch: Batch, after: ResumePoint | None, limit: int | None, *, lock_first: bool = False
@@ -171,6 +171,13 @@ class Ledger:
             first_organization=batch.first_organization,
             last_organization=batch.last_organization,
             as_of=run.as_of,
+        )
+        return [row["organization_id"] for row in rows]
+
+    def trial_organizations(self, run: Run, organization: UUID, number: int) -> list[UUID]:
+        """Returns up to `number` other due organizations, spread over the plan, without those that failed before."""
+        rows = sql.rows(
+            self.connection, "trial_organizations", organization_id=organization, as_of=run.as_of, number=number
         )
         return [row["organization_id"] for row in rows]
 

@@ -96,6 +96,7 @@ class Batch:
     Attributes:
         instances: due in this range, as planned.
         large: True for a single organization that is charged in several transactions.
+        failed_before: True for a single organization that an earlier cycle could not charge.
         locked_by_others: True if another session held locks on its rows when it was last tried.
     """
 
@@ -103,6 +104,7 @@ class Batch:
     last_organization: UUID
     instances: int
     large: bool = False
+    failed_before: bool = False
     locked_by_others: bool = False
 
 

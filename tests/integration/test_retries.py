@@ -1,4 +1,4 @@
-"""What passes by itself is tried again; what lies with the server ends the cycle, and the next one goes on."""
+"""Errors that pass are tried again; any other error splits the batch."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from decimal import Decimal
 import psycopg
 import pytest
 
-from controller.billing.values import Batch, BatchResult, Outcome, ResumePoint, Run, Totals
+from controller.billing.values import Batch, BatchResult, ResumePoint, Run, Totals
 from tests.integration.touchy import TouchyLedger
 from tests.integration.world import LedgerAt, World
 from tests.model import NOON
@@ -142,29 +142,18 @@ def test_a_statement_that_takes_too_long_is_halved(touchy: World) -> None:
     assert touchy.violations() == {}
 
 
-def test_an_error_that_is_nobodys_data_fails_the_cycle_and_the_next_goes_on(touchy: World) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    ["do $$ begin raise sqlstate '53100' using message = 'disk full'; end $$", "set local role pg_monitor"],
+    ids=["disk full", "permission denied"],
+)
+def test_an_error_that_does_not_recur_is_survived_by_splitting_the_batch(touchy: World, failure: str) -> None:
     moment = statements_of_a_cycle(touchy).index("charge_covered")
 
     def fail(ledger: TouchyLedger) -> None:
-        ledger.connection.execute("do $$ begin raise sqlstate '53100' using message = 'disk full'; end $$")
-
-    before(touchy)[moment + 7] = fail  # in the second batch
-    result = touchy.cycle(NOON, batch_size=2).run(touchy.lead())
-    assert (result.outcome, result.error) == (Outcome.FAILED, "disk full")
-    (run,) = touchy.rows("select outcome, error, instances from billing_runs")
-    assert run == {"outcome": "failed", "error": "disk full", "instances": 2}
-    assert touchy.bill(NOON).totals == Totals(instances=2, hours=10, amount=D("0.10"))
-    assert touchy.violations() == {}
-
-
-def test_a_missing_privilege_fails_the_cycle_with_its_reason(touchy: World) -> None:
-    moment = statements_of_a_cycle(touchy).index("charge_covered")
-
-    def fail(ledger: TouchyLedger) -> None:
-        ledger.connection.execute("set local role pg_monitor")
+        ledger.connection.execute(failure.encode())
 
     before(touchy)[moment] = fail
-    result = touchy.cycle(NOON, batch_size=2).run(touchy.lead())
-    assert result.outcome is Outcome.FAILED
-    assert result.error is not None
-    assert result.error.startswith("permission denied for table")
+    assert touchy.bill(NOON, batch_size=4).totals == BILLED
+    assert touchy.one("select count(*) from billing_batches") == 2
+    assert touchy.violations() == {}

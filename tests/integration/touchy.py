@@ -11,8 +11,8 @@ from controller.billing.values import Batch, BatchResult, Pricing, ResumePoint, 
 from tests.integration.intercept import intercept
 from tests.integration.world import LedgerAt, World
 
-#: Begins every transaction, before its fence.
-UNCOUNTED: Final = {"set_transaction_settings", "backend_pid", "set_session_settings"}
+#: Begins or ends every transaction, before its fence or its roll-back.
+UNCOUNTED: Final = {"set_transaction_settings", "backend_pid", "set_session_settings", "check_constraints"}
 
 
 class TouchyLedger(LedgerAt):

@@ -42,29 +42,37 @@ returning id, started_at
 -- name: plan_cycle
 -- The batches: ranges of organizations that hold about batch_size due instances each, in the one global order. An
 -- organization larger than a batch stands alone, comes first, since it takes one worker several transactions, and is split
--- as it is charged. A few bytes a batch, whatever the size.
+-- as it is charged. One that an earlier cycle could not charge stands alone and comes last, to delay no other. A few bytes
+-- a batch, whatever the size.
 with due as (
     select organization_id, count(*) as instances
     from vps_instances
     where billing_due(last_billed_at, created_at, %(as_of)s)
     group by organization_id
+), failed_before as materialized (
+    select distinct organization_id
+    from vps_billing_cycles
+    where status = 'failed' and billing_is_ours(metadata) and metadata ->> 'reason' in ('error', 'locked')
 ), marked as (
-    select organization_id, instances, instances > %(batch_size)s as large,
-        count(*) filter (where instances > %(batch_size)s) over (order by organization_id) as large_so_far
-    from due
+    select due.*, instances > %(batch_size)s as large, f.organization_id is not null as failed_before
+    from due left join failed_before f on f.organization_id = due.organization_id
+), counted as (
+    select *, count(*) filter (where large or failed_before) over (order by organization_id) as alone_so_far
+    from marked
 ), placed as (
     select *,
-        sum(instances) filter (where not large) over (order by organization_id) - instances as small_before
-    from marked
+        sum(instances) filter (where not large and not failed_before) over (order by organization_id) - instances as small_before
+    from counted
 )
 select
     min(organization_id::text collate "C")::uuid as first_organization,
     max(organization_id::text collate "C")::uuid as last_organization,
     sum(instances)::bigint as instances,
-    large
+    large,
+    failed_before
 from placed
-group by large, large_so_far, case when not large then div(small_before, %(batch_size)s) end
-order by large desc, 1
+group by large, failed_before, alone_so_far, case when not large and not failed_before then div(small_before, %(batch_size)s) end
+order by failed_before, large desc, 1
 
 -- name: finish_run
 update billing_runs r

@@ -8,6 +8,25 @@ where organization_id between %(first_organization)s and %(last_organization)s
     and billing_due(last_billed_at, created_at, %(as_of)s)
 order by organization_id
 
+-- name: trial_organizations
+-- Other due organizations to try alone, at random: one from each of `number` equal parts of the plan. Parts take
+-- organizations at odd and even places in turn, so that a pattern by which every other one fails can't hide those that work.
+with other as (
+    select organization_id, row_number() over (order by organization_id) - 1 as place, count(*) over () as others
+    from vps_instances
+    where billing_due(last_billed_at, created_at, %(as_of)s)
+        and organization_id <> %(organization_id)s
+        and organization_id not in (
+            select organization_id
+            from vps_billing_cycles
+            where status = 'failed' and billing_is_ours(metadata) and metadata ->> 'reason' in ('error', 'locked')
+                and organization_id is not null)
+    group by organization_id
+)
+select distinct on (place * %(number)s / others) organization_id
+from other
+order by place * %(number)s / others, place %% 2 <> place * %(number)s / others %% 2, random()
+
 -- name: record_failed_organization
 -- Every due instance gets the reason on its open rows, and an open row without a price for the hours that none of them
 -- covers. Prices and amounts that are recorded stay as they are. Computes nothing that could fail again.
