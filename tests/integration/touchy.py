@@ -12,7 +12,7 @@ from tests.integration.intercept import intercept
 from tests.integration.world import LedgerAt, World
 
 #: Begins or ends every transaction, before its fence or its roll-back.
-UNCOUNTED: Final = {"set_transaction_settings", "backend_pid", "set_session_settings", "check_constraints"}
+UNCOUNTED: Final = {"set_transaction_settings", "backend_pid", "set_session_settings", "check_constraints_now"}
 
 
 class TouchyLedger(LedgerAt):

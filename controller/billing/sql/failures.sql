@@ -25,7 +25,7 @@ with other as (
 )
 select distinct on (place * %(number)s / others) organization_id
 from other
-order by place * %(number)s / others, place %% 2 <> place * %(number)s / others %% 2, random()
+order by place * %(number)s / others, mod(place, 2) <> mod(place * %(number)s / others, 2), random()
 
 -- name: record_failed_organization
 -- Every due instance gets the reason on its open rows, and an open row without a price for the hours that none of them
