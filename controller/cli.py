@@ -22,7 +22,13 @@ EXIT_STATUS = """Exit status: 0 done; 1 the command's own finding; 2 wrong usage
 3 the database can't be reached; 4 another replica leads."""
 #: In a cluster, `demo seed` starts together with the database that it fills.
 SEED_PATIENCE_SECONDS = 60.0
-OUTCOME_STATUS = {Outcome.COMPLETED: 0, Outcome.STOPPED: 1, Outcome.FAILED: 1, Outcome.DEPOSED: 4}
+OUTCOME_STATUS = {
+    Outcome.COMPLETED: 0,
+    Outcome.STOPPED: 1,
+    Outcome.FAILED: 1,
+    Outcome.DEPOSED: 4,
+    Outcome.SUPERSEDED: 1,
+}
 
 
 class _Commands(TyperGroup):

@@ -234,6 +234,22 @@ CREATE FUNCTION billing_price_history() RETURNS TABLE(key text, monthly_price nu
     ) h
 $$;
 
+CREATE FUNCTION billing_refuse_other_generation() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+declare
+    leadership billing_leadership;
+begin
+    select * into strict leadership from billing_leadership;
+    if new.generation is distinct from leadership.generation then
+        raise exception 'this database follows the billing rules of generation %, this program those of generation %: use containerstacks-billing % or newer, as it ran the migration',
+            leadership.generation, coalesce(new.generation, 1), leadership.needs_version
+            using errcode = 'object_not_in_prerequisite_state';
+    end if;
+    return new;
+end
+$$;
+
 CREATE FUNCTION billing_replicas() RETURNS TABLE(instance_id text, role text, connected_at timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
@@ -500,12 +516,18 @@ CREATE TABLE billing_leadership (
     elected_at timestamp with time zone,
     bill_after timestamp with time zone,
     interval_minutes double precision,
+    generation integer DEFAULT 1 NOT NULL,
+    needs_version text,
     CONSTRAINT billing_leadership_only_row_check CHECK (only_row)
 );
 
 COMMENT ON COLUMN billing_leadership.bill_after IS 'no cycle starts before this time: the application''s own billing may still have been running at takeover';
 
 COMMENT ON COLUMN billing_leadership.interval_minutes IS 'BILLING_INTERVAL_MINUTES of the leader of this term';
+
+COMMENT ON COLUMN billing_leadership.generation IS 'the rules of billing that this database follows; a program of another generation does not contend';
+
+COMMENT ON COLUMN billing_leadership.needs_version IS 'the oldest version of containerstacks-billing that follows these rules';
 
 CREATE TABLE billing_price_check (
     only_row boolean DEFAULT true NOT NULL,
@@ -569,8 +591,11 @@ COMMENT ON COLUMN billing_suspensions.reason IS 'the invariant that was violated
 CREATE TABLE billing_terms (
     term bigint NOT NULL,
     holder text NOT NULL,
-    minted_at timestamp with time zone NOT NULL
+    minted_at timestamp with time zone NOT NULL,
+    generation integer
 );
+
+COMMENT ON COLUMN billing_terms.generation IS 'of the program that minted this term; null before migration 029';
 
 CREATE TABLE billing_wallet_baselines (
     wallet_id uuid NOT NULL,
@@ -633,3 +658,5 @@ CREATE INDEX billing_runs_started_at ON billing_runs USING btree (started_at);
 CREATE INDEX idx_billing_daemon_status_heartbeat ON billing_daemon_status USING btree (heartbeat_at);
 
 CREATE INDEX idx_billing_daemon_status_instance ON billing_daemon_status USING btree (daemon_instance_id);
+
+CREATE TRIGGER billing_refuse_other_generation BEFORE INSERT ON billing_terms FOR EACH ROW EXECUTE FUNCTION billing_refuse_other_generation();

@@ -17,6 +17,7 @@ from controller.billing.evidence import FEWEST_ORGANIZATIONS, TRIALS, Evidence, 
 from controller.billing.ledger import Ledger
 from controller.billing.values import Batch, BatchResult, Run, Totals
 from controller.errors import BillingError, one_line
+from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
 
 #: Tries of a transaction whose connection is lost: enough for a server to restart.
@@ -246,7 +247,7 @@ class BatchWorker:
                 ledger = self.open()
                 opened = True
                 return action(ledger, attempt)
-            except (DeposedError, StoppedError, CycleFailedError):
+            except (DeposedError, GenerationError, StoppedError, CycleFailedError):
                 raise
             except (psycopg.Error, BillingError) as error:
                 lost = self._ledger is None or self._ledger.connection.closed

@@ -30,6 +30,7 @@ CYCLE_EVENTS = {
     Outcome.FAILED: "cycle.failed",
     Outcome.STOPPED: "cycle.stopped",
     Outcome.DEPOSED: "cycle.deposed",
+    Outcome.SUPERSEDED: "cycle.superseded",
 }
 
 log = structlog.get_logger(part="billing")
@@ -124,6 +125,9 @@ class Biller:
                     self._wait(min(seconds, RECHECK_SECONDS))
                     continue
                 result = self._bill(leadership)
+                if result.outcome is Outcome.SUPERSEDED:
+                    leadership.step_down(FIRST_BACK_OFF_SECONDS)
+                    return
                 if result.outcome is Outcome.DEPOSED and leadership.still_leads():
                     self._step_down_contradicted(leadership)
                     return
@@ -182,7 +186,7 @@ class Biller:
 
 def _log_result(result: CycleResult) -> None:
     totals = result.totals
-    write = log.error if result.outcome is Outcome.FAILED else log.info
+    write = log.error if result.outcome in {Outcome.FAILED, Outcome.SUPERSEDED} else log.info
     write(
         CYCLE_EVENTS[result.outcome],
         cycle=result.run.id if result.run else None,

@@ -17,6 +17,7 @@ from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
 from controller.billing.values import Batch, BatchResult, CycleResult, Leadership, Outcome, Run, Totals
 from controller.errors import BillingError, one_line
+from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
 
 #: Waits between the tries for organizations with rows that another session has locked.
@@ -98,18 +99,18 @@ class Cycle:
                 dry=dry,
             )
             self._charge(context, plan, state)
-        except DeposedError as deposed:
-            outcome, error = Outcome.DEPOSED, str(deposed)
+        except (DeposedError, GenerationError) as deposed:
+            outcome, error = _ended_by(deposed), str(deposed)
         except StoppedError as stopped:
             outcome, error = Outcome.STOPPED, str(stopped)
         except (psycopg.Error, BillingError) as failed:
             outcome, error = Outcome.FAILED, one_line(failed)
         totals = state.totals
-        if run is not None and not dry and outcome is not Outcome.DEPOSED:
+        if run is not None and not dry and outcome not in {Outcome.DEPOSED, Outcome.SUPERSEDED}:
             try:
                 totals = self._finish(run, outcome, error)
-            except DeposedError as deposed:
-                outcome, error = Outcome.DEPOSED, str(deposed)
+            except (DeposedError, GenerationError) as deposed:
+                outcome, error = _ended_by(deposed), str(deposed)
             except (psycopg.Error, BillingError) as failed:
                 outcome, error = Outcome.FAILED, error or f"the end of the run was not recorded: {one_line(failed)}"
         return CycleResult(outcome, totals, time.monotonic() - began, run, error, dict(state.failures_by_reason))
@@ -195,6 +196,10 @@ class Cycle:
             except (psycopg.Error, DeposedError) as unpruned:
                 log.warning("history.unpruned", error=one_line(unpruned))
         return totals
+
+
+def _ended_by(error: DeposedError | GenerationError) -> Outcome:
+    return Outcome.DEPOSED if isinstance(error, DeposedError) else Outcome.SUPERSEDED
 
 
 class _CycleState:

@@ -21,6 +21,7 @@ from controller.billing.errors import DeposedError
 from controller.billing.ledger import Ledger
 from controller.billing.values import Leadership
 from controller.errors import BillingError, one_line
+from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
 
 #: Payments that one statement checks.
@@ -55,7 +56,7 @@ class Guard:
             ledger = self._connect()
             with ledger.connection:
                 action(leadership, ledger)
-        except DeposedError:
+        except (DeposedError, GenerationError):
             return
         except (psycopg.Error, BillingError) as error:
             log.warning("guard.failed", error=one_line(error))

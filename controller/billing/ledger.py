@@ -12,6 +12,7 @@ from controller import sql
 from controller.billing import access
 from controller.billing.errors import DeposedError, InconsistentError
 from controller.billing.values import Batch, BatchResult, Outcome, Pricing, ResumePoint, Run, Totals
+from controller.generation import GENERATION, refuse_other_generation
 
 #: Marks the rows that this controller writes; `billing_is_ours` (migration 017) knows it and its predecessor.
 MARKER: Final = "vps-billing"
@@ -56,6 +57,7 @@ class Ledger:
 
         Raises:
             DeposedError: another term has been minted; nothing has been written.
+            GenerationError: the database follows the rules of another generation; nothing has been written.
         """
         with self.connection.transaction(force_rollback=not keep):
             sql.run(
@@ -64,8 +66,10 @@ class Ledger:
                 names=list(TRANSACTION_BOUNDS),
                 settings=list(TRANSACTION_BOUNDS.values()),
             )
-            if sql.optional_row(self.connection, "fence", term=term, holder=self._holder) is None and keep:
+            fence = sql.optional_row(self.connection, "fence", term=term, holder=self._holder, generation=GENERATION)
+            if fence is None and keep:
                 self._on_fenced()
+                refuse_other_generation(self.connection)
                 raise DeposedError(f"term {term} is over: another replica leads")
             yield
             if not keep:

@@ -22,12 +22,16 @@ class Leadership(Protocol):
 
 
 class Outcome(StrEnum):
-    """How a cycle ended. The first three are values of `billing_runs.outcome`; a deposed leader can't write there."""
+    """How a cycle ended. The first three are values of `billing_runs.outcome`.
+
+    A cycle that was deposed, or superseded by a migration to another generation, can't write there.
+    """
 
     COMPLETED = "completed"
     FAILED = "failed"
     STOPPED = "stopped"
     DEPOSED = "deposed"
+    SUPERSEDED = "superseded"
 
 
 @dataclass(frozen=True)

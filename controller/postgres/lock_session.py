@@ -12,6 +12,7 @@ import psycopg
 from controller import sql
 from controller.election import Attempt, Bounds, Holder, LockSessionError, Ping
 from controller.errors import BillingError, SettingsError, one_line
+from controller.generation import GENERATION, refuse_other_generation
 from controller.postgres import migrations
 from controller.postgres.connections import (
     BoundedConnection,
@@ -104,6 +105,7 @@ class PostgresLockSession:
 
     def try_lock(self) -> Attempt:
         row = self._row("try_lock", lock_key=self._lock.key, watched_pid=self._watched_pid)
+        self._refuse_other_generation(row)
         if row["locked"] and row["in_recovery"]:
             raise LockSessionError("the server is in recovery: a standby server can't elect a leader")
         if row["locked"]:
@@ -127,7 +129,7 @@ class PostgresLockSession:
         try:
             with self._connection.transaction():
                 sql.run(self._connection, "close_leadership")
-                row = self._row("mint_term", holder=self._holder, lock_name=self._lock.name)
+                row = self._row("mint_term", holder=self._holder, lock_name=self._lock.name, generation=GENERATION)
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
         return int(row["term"])
@@ -137,6 +139,7 @@ class PostgresLockSession:
             (row,) = sql.execute(self._connection, self._ping, self._lock.catalog_key).fetchall()
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
+        self._refuse_other_generation(row)
         if self._backend_pid is None:
             self._backend_pid = row["backend_pid"]
         return Ping(held=bool(row["held"]) and row["backend_pid"] == self._backend_pid)
@@ -166,9 +169,19 @@ class PostgresLockSession:
         self._awake.close()
         self._waker.close()
 
+    def _refuse_other_generation(self, row: dict[str, Any]) -> None:
+        if row["generation"] == GENERATION:
+            return
+        try:
+            refuse_other_generation(self._connection)
+        except (psycopg.Error, BillingError) as error:
+            raise LockSessionError(one_line(error)) from None
+
     def _refuse_other_lock(self) -> None:
         """Refuses tables that a controller with another lock bills. The two would depose each other forever."""
-        other = LockName(self._row("current_term")["lock_name"] or self._lock.name)
+        row = self._row("current_term")
+        self._refuse_other_generation(row)
+        other = LockName(row["lock_name"] or self._lock.name)
         if other == self._lock:
             return
         if self._optional_row("lock_holder", **other.catalog_key) is not None:

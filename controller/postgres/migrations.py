@@ -23,6 +23,7 @@ from psycopg import errors
 
 from controller import sql
 from controller.errors import BillingError, DatabaseUnreachableError, one_line
+from controller.generation import refuse_other_generation
 from controller.postgres import index_builds
 from controller.postgres.connections import BoundedConnection, set_session_settings
 from controller.postgres.index_builds import LOCK_TIMEOUT, Progress
@@ -102,10 +103,16 @@ def pending(connection: sql.Connection) -> list[Migration]:
 
 
 def check(connection: sql.Connection) -> None:
-    """Raises SchemaError unless billing can work on this database."""
+    """Raises unless billing can work on this database.
+
+    Raises:
+        SchemaError: it is not a ContainerStacks database, or not migrated.
+        GenerationError: it follows the rules of another generation.
+    """
     _refuse_foreign_database(connection)
     if names := [migration.name for migration in pending(connection)]:
         raise SchemaError(f"migrations not applied: {', '.join(names)}; run `containerstacks-billing migrate`")
+    refuse_other_generation(connection)
 
 
 def migrate(connection: BoundedConnection, progress: Progress = lambda _line: None) -> list[str]:

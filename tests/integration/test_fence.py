@@ -13,6 +13,7 @@ from controller import sql
 from controller.billing.errors import DeposedError
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.values import Outcome, Totals
+from controller.generation import GENERATION
 from tests.integration.touchy import TouchyLedger, touchy_kind
 from tests.integration.world import Term, World
 from tests.model import NOON
@@ -23,6 +24,14 @@ QUERIES = sql.load()
 
 def session(world: World) -> psycopg.Connection[dict[str, Any]]:
     return psycopg.connect(world.url, autocommit=True, row_factory=dict_row)
+
+
+def minting(holder: str) -> dict[str, Any]:
+    return {"holder": holder, "lock_name": "test", "generation": GENERATION}
+
+
+def fencing(term: int) -> dict[str, Any]:
+    return {"term": term, "holder": "test-1", "generation": GENERATION}
 
 
 #: All that a batch may do; `begin_again` makes the first one do it.
@@ -64,7 +73,7 @@ class Mint:
     def _run(self) -> None:
         with self._connection, self._connection.transaction():
             self._connection.execute(QUERIES["close_leadership"].encode())
-            minted = self._connection.execute(QUERIES["mint_term"].encode(), {"holder": "test-1", "lock_name": "test"})
+            minted = self._connection.execute(QUERIES["mint_term"].encode(), minting("test-1"))
             row = minted.fetchone()
             self.term = row["term"] if row else None
 
@@ -106,7 +115,7 @@ def test_a_deposed_leader_cannot_commit(touchy: World) -> None:
                 with session(touchy) as successor, successor.transaction():
                     successor.execute("set local lock_timeout = '50ms'")
                     successor.execute(QUERIES["close_leadership"].encode())
-                    successor.execute(QUERIES["mint_term"].encode(), {"holder": "test-2", "lock_name": "test"})
+                    successor.execute(QUERIES["mint_term"].encode(), minting("test-2"))
             except errors.LockNotAvailable:
                 waited_at.add(name)
             else:
@@ -154,7 +163,7 @@ def test_a_batch_in_flight_delays_the_mint_and_commits_before_it(touchy: World) 
 def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
     """The workers of a deposed leader that does not know it: one always begins before the other ends."""
     term = world.lead().term
-    fence, parameters = QUERIES["fence"].encode(), {"term": term, "holder": "test-1"}
+    fence, parameters = QUERIES["fence"].encode(), fencing(term)
     with session(world) as first, session(world) as second:
         first.execute("begin")
         first.execute(fence, parameters)
@@ -174,7 +183,7 @@ def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
 def test_a_plain_update_would_be_starved(world: World) -> None:
     """Why `close_leadership` locks the table: row locks that are shared let each other pass a waiting update."""
     term = world.lead().term
-    fence, parameters = QUERIES["fence"].encode(), {"term": term, "holder": "test-1"}
+    fence, parameters = QUERIES["fence"].encode(), fencing(term)
     with session(world) as first, session(world) as second, session(world) as successor:
         workers = [first, second]
         first.execute("begin")

@@ -18,6 +18,7 @@ from controller.billing.audit import AuditReport, audit
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
 from controller.billing.values import CycleResult, Outcome, Pricing, Run
+from controller.generation import GENERATION
 from controller.lifecycle.stop import StopToken
 from controller.postgres.connections import FOREGROUND, WORKER, Database, SessionSettings
 from tests.model import DEFAULT_PRICE, HOUR, NOON
@@ -279,7 +280,7 @@ class World:
         """Mints a term as the election does."""
         with self.conn.transaction():
             sql.run(self.conn, "close_leadership")
-            return Term(sql.row(self.conn, "mint_term", holder=holder, lock_name="test")["term"])
+            return Term(sql.row(self.conn, "mint_term", holder=holder, lock_name="test", generation=GENERATION)["term"])
 
     def term(self) -> Term:
         """The newest, whoever's."""

@@ -8,7 +8,8 @@
 select pg_try_advisory_lock(%(lock_key)s) as locked, pg_is_in_recovery() as in_recovery, a.pid, a.backend_start,
     a.application_name, starts_with(a.state, 'idle') as idle, a.state_change,
     a.usesysid = (select oid from pg_roles where rolname = session_user) and pg_has_role(a.usesysid, 'usage') as ours,
-    substring(a.query from '^/[*] leads for ([0-9]+[.]?[0-9]*) s')::float8 as deadline_seconds
+    substring(a.query from '^/[*] leads for ([0-9]+[.]?[0-9]*) s')::float8 as deadline_seconds,
+    (select generation from billing_leadership) as generation
 from (select) as always
 left join pg_stat_activity a on a.pid = %(watched_pid)s
 
@@ -19,24 +20,26 @@ left join pg_stat_activity a on a.pid = %(watched_pid)s
 lock table billing_leadership in exclusive mode
 
 -- name: mint_term
+-- No row: the database follows the rules of another generation.
 with minted as (
     update billing_leadership
     set term = term + 1, holder = %(holder)s, lock_name = %(lock_name)s, elected_at = clock_timestamp()
-    returning term, holder, elected_at
+    where generation = %(generation)s
+    returning term, holder, elected_at, generation
 ), recorded as (
-    insert into billing_terms (term, holder, minted_at)
-    select term, holder, elected_at from minted
+    insert into billing_terms (term, holder, minted_at, generation)
+    select term, holder, elected_at, generation from minted
 )
 select term from minted
 
 -- name: ping
--- True if this session still holds the lock, on the backend that took it.
+-- True if this session still holds the lock, on the backend that took it. A migration may have raised the generation.
 select exists (
     select from pg_locks
     where locktype = 'advisory' and granted and pid = pg_backend_pid()
         and database = (select oid from pg_database where datname = current_database())
         and classid = %(lock_high)s::bigint::oid and objid = %(lock_low)s::bigint::oid and objsubid = 1
-) as held, pg_backend_pid() as backend_pid
+) as held, pg_backend_pid() as backend_pid, (select generation from billing_leadership) as generation
 
 -- name: evict
 -- Ends exactly the session that the standby has watched: the same role, the same backend, idle since the same statement,
@@ -75,7 +78,8 @@ where l.locktype = 'advisory' and l.granted
 -- The first statement of every transaction that writes. If it returns no row, the writer is deposed. It locks `for share`
 -- and not `for key share`, because a mint changes no key and would not conflict with the weaker lock. It compares the
 -- holder too, because a promoted server that lacks the newest terms can mint a term a second time.
-select term from billing_leadership where term = %(term)s and holder = %(holder)s for share
+select term from billing_leadership
+where term = %(term)s and holder = %(holder)s and generation = %(generation)s for share
 
 -- name: current_term
-select term, holder, lock_name, elected_at from billing_leadership
+select term, holder, lock_name, elected_at, generation, needs_version from billing_leadership

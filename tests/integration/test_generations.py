@@ -1,0 +1,213 @@
+"""Only a program of the database's generation leads, beats and charges, also while an older version is running."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+
+from controller import sql
+from controller.billing.values import Outcome
+from controller.demo.process import ControllerProcess, clean_environment
+from controller.demo.sample import create_schema
+from controller.election import Bounds, LockSessionError
+from controller.generation import GENERATION, GenerationError
+from controller.postgres import migrations
+from controller.postgres.lock_session import LockName, PostgresLockSession
+from tests.integration.world import World
+from tests.model import HOUR, NOON
+from tests.support.ledger_probe import LedgerProbe
+from tests.support.processes import BUSY
+from tests.support.servers import migrate_url
+from tests.support.waiting import eventually
+
+#: The last version that knows no generations.
+FIRST_VERSION: Final = "22d817249456235c4bd83fa2f20042988895a3bd"
+ROOT: Final = Path(__file__).parents[2]
+NEXT: Final = GENERATION + 1
+
+Start = Callable[..., ControllerProcess]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts controllers that end with the test. A failing test prints the ends of their logs."""
+    started: list[ControllerProcess] = []
+
+    def start_one(url: str, **settings: str) -> ControllerProcess:
+        started.append(ControllerProcess(url, **settings))
+        return started[-1]
+
+    yield start_one
+    for replica in started:
+        replica.remove()
+        print(f"{replica.instance}:\n{replica.tail()}")  # noqa: T201 - pytest shows it with a failure
+
+
+@pytest.fixture(scope="session")
+def first_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first version's code."""
+    archive = subprocess.run(
+        ["git", "archive", FIRST_VERSION, "controller", "migrations"], cwd=ROOT, capture_output=True, check=False
+    )
+    if archive.returncode:
+        pytest.skip("this clone does not contain the first version")
+    folder = tmp_path_factory.mktemp("first-version")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+    return folder
+
+
+def raise_generation(world: World) -> None:
+    """As a later migration does it."""
+    with world.conn.transaction():
+        world.run(
+            "update billing_leadership"
+            " set generation = %s, needs_version = '9.0', term = term + 1, holder = 'migration'",
+            NEXT,
+        )
+
+
+def test_mint_of_another_generation_is_refused_with_the_version_to_use(world: World) -> None:
+    raise_generation(world)
+    session = PostgresLockSession.open(world.database, LockName(), Bounds())
+    with closing(session):
+        for attempt in (session.mint, session.try_lock, session.ping):
+            with pytest.raises(LockSessionError, match=r"generation 3.*use containerstacks-billing 9\.0 or newer"):
+                attempt()
+    assert world.one("select count(*) from billing_terms where generation is distinct from %s", GENERATION) == 0
+
+
+def test_term_without_a_generation_can_not_be_recorded(world: World) -> None:
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"use containerstacks-billing 0\.1\.0"):
+        world.run("insert into billing_terms (term, holder, minted_at) values (99, 'x', now())")
+
+
+def test_every_write_under_another_generation_is_refused(world: World) -> None:
+    leadership = world.lead()
+    world.run("update billing_leadership set generation = %s, needs_version = '9.0'", NEXT)
+    with (ledger := world.ledger()).connection, pytest.raises(GenerationError), ledger.fenced(leadership.term):
+        pass
+    world.instance(world.organization(), world.plan(), NOON - 5 * HOUR)
+    result = world.cycle(NOON).run(leadership)
+    assert result.outcome is Outcome.SUPERSEDED
+    assert result.error is not None
+    assert "use containerstacks-billing 9.0 or newer" in result.error
+    assert world.rows("select from billing_runs") == []
+
+
+def test_cycle_ends_at_once_when_a_migration_raises_the_generation(touchy: World) -> None:
+    leadership = touchy.lead()
+    touchy.bill(NOON, leadership, batch_size=2)
+    touchy.run("update vps_instances set last_billed_at = null, created_at = created_at - interval '1 hour'")
+    batches = 0
+
+    def may_start_batch() -> bool:
+        nonlocal batches
+        batches += 1
+        if batches == 2:
+            raise_generation(touchy)
+        return True
+
+    result = touchy.cycle(NOON + 3 * HOUR, batch_size=2, may_start_batch=may_start_batch).run(leadership)
+    assert result.outcome is Outcome.SUPERSEDED
+    assert batches == 2, "nothing is tried again"
+
+
+def test_migration_mints_a_term_on_a_database_that_has_had_a_leader(empty_database: str) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        create_schema(conn)
+    migrate_url(empty_database)
+    raising = next(each for each in migrations.available() if each.name == "029_billing_generation").text
+    with World(empty_database) as world:
+        assert world.term().term == 0
+        old = world.lead()
+        world.run("update billing_leadership set generation = 1")
+        with world.conn.transaction():
+            sql.execute(world.conn, raising)
+        assert world.term().term == old.term + 1
+        sql.execute(world.conn, raising)
+        assert world.term().term == old.term + 1, "applied twice it mints once"
+        assert world.cycle().run(old).outcome is Outcome.DEPOSED
+
+
+def test_replica_of_another_generation_stays_unready_and_does_not_contend(world: World, start: Start) -> None:
+    replica = start(world.url)
+    replica.wait_for("cycle.completed")
+    raise_generation(world)
+    ended = replica.wait_for("leader.deposed")
+    assert "generation 3" in ended["reason"]
+    refused = replica.wait_for("session.failed", after=ended)
+    assert "use containerstacks-billing 9.0 or newer" in refused["error"]
+    term, beat = world.term().term, world.one("select max(heartbeat_at) from billing_daemon_status")
+    eventually(lambda: no_elector_session(world), "the replica keeps no lock session")
+    standby = start(world.url)
+    standby.wait_for("session.failed")
+    assert world.term().term == term
+    assert world.one("select max(heartbeat_at) from billing_daemon_status") == beat
+
+
+def no_elector_session(world: World) -> bool:
+    return not world.rows("select from pg_locks where locktype = 'advisory' and granted")
+
+
+def command(package: Path, url: str, *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "controller", *arguments],
+        env={**clean_environment({"DATABASE_URL": url}), "PYTHONPATH": str(package)},
+        cwd=package,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+def slow_down(conn: psycopg.Connection[Any]) -> None:
+    """Makes a cycle last for seconds."""
+    conn.execute(
+        "create function slow() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(0.03); return new; end $$;"
+        " create trigger slow before insert on vps_billing_cycles for each row execute function slow()"
+    )
+
+
+@pytest.mark.timeout(180)
+def test_upgrade_in_mid_cycle_and_return_lose_and_double_no_hour(
+    empty_database: str, first_version: Path, start: Start
+) -> None:
+    url, old_code = empty_database, {"PYTHONPATH": str(first_version), **BUSY}
+    with psycopg.connect(url, autocommit=True) as conn:
+        create_schema(conn)
+        command(first_version, url, "migrate")
+        ledger = LedgerProbe(conn)
+        ledger.add(organizations=60)
+        slow_down(conn)
+        old = start(url, **old_code)
+        eventually(lambda: ledger.billed_instances > 0, "the old version charges")
+        migrate_url(url)
+        assert not ledger.all_billed, "the cycle was still running"
+        conn.execute("drop trigger slow on vps_billing_cycles")
+        new = start(url, **BUSY)
+        new.wait_for("cycle.completed", within=60)
+        ledger.judge()
+        ledger.add(organizations=2)
+        new.kill()  # the old version takes the lock, and is refused a term
+        for returned in (old, start(url, **old_code)):
+            refused = returned.wait_until(lambda line: "generation 2" in str(line.fields.get("error")), "the refusal")
+            assert "use containerstacks-billing 0.1.0 or newer" in refused["error"]
+        assert not ledger.all_billed
+        start(url, **BUSY).wait_for("cycle.completed")
+        ledger.judge()
+        (raised,) = ledger.rows("select term, minted_at from billing_terms where holder = 'migration 029'")
+        late = ledger.rows(
+            "select from billing_batches where term < %s and written_at > %s", raised["term"], raised["minted_at"]
+        )
+        assert late == []
