@@ -32,6 +32,8 @@ CYCLE_EVENTS = {
     Outcome.DEPOSED: "cycle.deposed",
     Outcome.SUPERSEDED: "cycle.superseded",
 }
+#: Outcomes of a cycle that the fence has refused.
+REFUSED = {Outcome.DEPOSED, Outcome.SUPERSEDED}
 
 log = structlog.get_logger(part="billing")
 
@@ -115,7 +117,7 @@ class Biller:
                 seconds = self._seconds_until_due()
             except DeposedError:
                 if leadership.still_leads():
-                    self._step_down_contradicted(leadership)
+                    self._step_down_refused(leadership, Outcome.DEPOSED)
                 return
             except (psycopg.Error, BillingError) as error:
                 failures += 1
@@ -125,11 +127,8 @@ class Biller:
                     self._wait(min(seconds, RECHECK_SECONDS))
                     continue
                 result = self._bill(leadership)
-                if result.outcome is Outcome.SUPERSEDED:
-                    leadership.step_down(FIRST_BACK_OFF_SECONDS)
-                    return
-                if result.outcome is Outcome.DEPOSED and leadership.still_leads():
-                    self._step_down_contradicted(leadership)
+                if result.outcome in REFUSED and leadership.still_leads():
+                    self._step_down_refused(leadership, result.outcome)
                     return
                 failures = failures + 1 if result.outcome is Outcome.FAILED else 0
             if failures and not self._may_try_again(leadership, failures):
@@ -169,14 +168,15 @@ class Biller:
         self._guard.check(leadership)
         return result
 
-    def _step_down_contradicted(self, leadership: ElectedLeadership) -> None:
+    def _step_down_refused(self, leadership: ElectedLeadership, outcome: Outcome) -> None:
         """The fence refused a term whose lock this replica still holds."""
-        log.error(
-            "leader.contradicted",
-            term=leadership.term,
-            error="this replica holds the lock, but the term in the database belongs to another one",
-            remedy="make sure that DATABASE_URL and DATABASE_DIRECT_URL lead to the same database on the same server",
-        )
+        if outcome is Outcome.DEPOSED:
+            log.error(
+                "leader.contradicted",
+                term=leadership.term,
+                error="this replica holds the lock, but the term in the database belongs to another one",
+                remedy="make sure that DATABASE_URL and DATABASE_DIRECT_URL lead to the same database on the same server",
+            )
         leadership.step_down(CONTRADICTED_BACK_OFF_SECONDS)
 
     def _wait(self, seconds: float) -> None:
