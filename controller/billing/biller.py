@@ -175,7 +175,7 @@ class Biller:
                 "leader.contradicted",
                 term=leadership.term,
                 error="this replica holds the lock, but the term in the database belongs to another one",
-                remedy="make sure that DATABASE_URL and DATABASE_DIRECT_URL lead to the same database on the same server",
+                remedy="make sure that DATABASE_URL and DATABASE_DIRECT_URL lead to one database on one server",
             )
         leadership.step_down(CONTRADICTED_BACK_OFF_SECONDS)
 
