@@ -73,7 +73,6 @@ class Application:
     # --- the parts of a replica
 
     def cycle(self, stop: StopToken) -> Cycle:
-        """Builds the cycle."""
         settings = CycleSettings(
             self.settings.workers,
             self.settings.batch_size,
@@ -82,11 +81,9 @@ class Application:
         return Cycle(partial(self.ledger, CYCLE), partial(self.ledger, WORKER), settings, stop)
 
     def guard(self, stop: StopToken) -> Guard:
-        """Builds the guard of payments."""
         return Guard(partial(self.ledger, GUARD), stop)
 
     def heartbeat(self) -> Heartbeat:
-        """Builds the heartbeat of this process."""
         return Heartbeat(
             connect=partial(self.connect, HEARTBEAT),
             instance_id=self.instance_id,
@@ -105,7 +102,7 @@ class Application:
         session = PostgresLockSession.open(self.direct, self.lock, self.settings.bounds)
         try:
             session.check_schema()
-            with self.connect(BILLER) as connection:  # by the address that charges are written with
+            with self.connect(BILLER) as connection:  # through the workers' connection string
                 access.check(connection, self.pricing.accepted_columns)
         except (BillingError, psycopg.Error) as error:
             session.close()
@@ -113,7 +110,7 @@ class Application:
         return session
 
     def pod(self) -> Pod | str:
-        """Finds the pod that this process runs in; a string says why Kubernetes is not told anything."""
+        """Returns the pod that this process runs in, or the reason why nothing is sent to Kubernetes."""
         settings = self.settings
         if settings.kubernetes == "off":
             return "switched off"
@@ -126,7 +123,7 @@ class Application:
         )
 
     def redact(self, text: str) -> str:
-        """Replaces our passwords in a text from elsewhere."""
+        """Masks this process's database passwords in a text from outside."""
         for secret in self.settings.secrets():
             text = text.replace(secret, "***")
         return text
@@ -134,7 +131,6 @@ class Application:
     # --- sessions
 
     def connect(self, kind: SessionSettings = FOREGROUND) -> BoundedConnection:
-        """Opens a session."""
         return self.database.connect(kind)
 
     def connect_patiently(self, seconds: float) -> BoundedConnection:
@@ -149,7 +145,7 @@ class Application:
             time.sleep(1)
 
     def ledger(self, kind: SessionSettings = BILLER) -> Ledger:
-        """Opens a session for the statements of a cycle."""
+        """Opens a session and wraps it in a ledger."""
         return self._ledger(self.connect(kind))
 
     # --- one read or write for a command or a page
@@ -189,7 +185,6 @@ class Application:
             return read_history(connection, limit)
 
     def audit(self) -> AuditReport:
-        """Checks every invariant of the money."""
         with self.connect() as connection:
             migrations.check(connection)
             return audit(connection)

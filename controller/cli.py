@@ -18,7 +18,7 @@ from controller.lifecycle.control import request_drain
 from controller.lifecycle.signals import Signals
 from controller.replica import Replica
 
-EXIT_STATUS = """Exit status: 0 done; 1 the command's own finding; 2 wrong usage or settings;
+EXIT_STATUS = """Exit status: 0 done; 1 the command failed or found a problem; 2 wrong usage or settings;
 3 the database can't be reached; 4 another replica leads."""
 #: In a cluster, `demo seed` starts together with the database that it fills.
 SEED_PATIENCE_SECONDS = 60.0
@@ -113,7 +113,7 @@ def migrate(
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """Shows who leads, when the next cycle starts, and how billing stands."""
+    """Shows who leads, when the next cycle starts, and the state of billing."""
     output.status(_application().status(), as_json=as_json)
 
 
@@ -162,7 +162,7 @@ def drain(
         ),
     ] = None,
 ) -> None:
-    """Tells the controller in this pod or on this host to finish its work, hand over and stop. Waits until it has."""
+    """Tells the controller in this pod or on this host to finish its work, hand over and stop. Waits for the outcome."""
     loaded = settings.load()
     if loaded.control_socket is None:
         raise SettingsError(

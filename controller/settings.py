@@ -367,7 +367,7 @@ class Settings(BaseSettings):
         self.read_direct_url()
 
     def read_url(self) -> str:
-        """The connection string. One in a file is read again on each call, since it may have been rotated."""
+        """The connection string. A file is read again on each call, because the password may have been rotated."""
         if self.database_url is None and self.database_url_file is None:
             raise SettingsError(
                 "DATABASE_URL is not set: set it to a PostgreSQL URL such as"
@@ -445,7 +445,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def default_control_socket() -> Path:
-    """A path in the user's runtime folder, or else in a folder of the user's in the temporary one."""
+    """A path in the user's runtime folder, or in a folder for this user below the temporary folder."""
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     return Path(base) / f"containerstacks-billing-{user}" / "control.sock"

@@ -1,7 +1,7 @@
-"""The only way by which SQL reaches a connection: named statements from `.sql` files.
+"""Executes named statements from `.sql` files. All SQL reaches a connection through this module.
 
-Statements live beside the code that decides what they mean: charging in `billing/sql/`, election, sessions and
-migrations in `postgres/sql/`. A statement starts with the line `-- name: some_name`.
+Statements are next to the code that uses them: charging in `billing/sql/`; election, sessions and migrations in
+`postgres/sql/`. A statement starts with the line `-- name: some_name`.
 """
 
 import re
@@ -82,7 +82,7 @@ def optional_row(connection: Connection, name: str, /, **parameters: Any) -> Row
 
 
 def run(connection: Connection, name: str, /, **parameters: Any) -> None:  # noqa: ANN401 - as above
-    """Executes a named statement whose result, if any, is of no interest.
+    """Executes a named statement and ignores its result.
 
     Raises:
         psycopg.Error: as the server or libpq reports it.
@@ -91,7 +91,7 @@ def run(connection: Connection, name: str, /, **parameters: Any) -> None:  # noq
 
 
 def execute(connection: Connection, text: str, parameters: Mapping[str, Any] | None = None) -> psycopg.Cursor[Row]:
-    """Executes SQL text that is one of ours: a named statement, a variation of one, or a migration.
+    """Executes SQL text of this project: a named statement, a variation of one, or a migration.
 
     Raises:
         psycopg.Error: as the server or libpq reports it.

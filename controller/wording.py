@@ -57,5 +57,5 @@ def duration(seconds: float) -> str:
 
 
 def json_value(value: object) -> str:
-    """Returns what `json` can't write: times in RFC 3339, and amounts as text, which no reader turns into a float."""
+    """Converts values that `json` can't write: times to RFC 3339, and amounts to text, which no reader makes a float."""
     return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -55,12 +55,12 @@ def check(connection: sql.Connection, accepted_columns: Collection[str]) -> None
     """Raises AccessError unless billing sees and may write everything that it needs.
 
     Args:
-        connection: of the role and to the database that charges are written with.
+        connection: with the role and to the database that the workers use.
         accepted_columns: `column` or `table.column` names of BILLING_ACCEPT_COLUMNS.
 
     Raises:
         AccessError: one line: the first problem with its remedy, and how many more there are.
-        psycopg.Error: the database is away.
+        psycopg.Error: the database can't be reached.
     """
     problems = [*_missing_rights(connection), *_hidden_rows(connection), *_unfit_columns(connection)]
     problems += [

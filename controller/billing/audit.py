@@ -1,4 +1,4 @@
-"""The audit: the invariants of money, each a query that finds nothing."""
+"""The audit: checks the invariants of money. Each invariant is a query that returns a row for each violation."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,11 +11,11 @@ from controller import sql
 
 INVARIANTS: Final = {
     "wallet_balance": "a wallet holds the sum of its completed transactions since adoption",
-    "wallet_state": "no wallet is negative, null, NaN or double",
+    "wallet_state": "no wallet is negative, null, NaN or a duplicate",
     "periods": "billed periods of an instance neither overlap nor leave a gap",
     "last_billed": "last_billed_at is the end of the last billed period",
     "whole_hours": "only whole and past hours are billed",
-    "transactions": "every billed amount has its transaction of the same organization, and the other way round",
+    "transactions": "every billed amount has one transaction of the same organization, and every transaction its period",
     "price_clock": "every amount is the price clock's",
     "open_rows": "the open rows of an instance are contiguous",
     "overdue": "nothing is overdue without a recorded reason",
@@ -50,23 +50,23 @@ class AuditReport:
 
     @property
     def clean(self) -> bool:
-        """No invariant is violated."""
+        """True if no invariant is violated."""
         return all(finding.violations == 0 for finding in self.findings)
 
 
 def audit(connection: sql.Connection, organization: UUID | None = None) -> AuditReport:
-    """Checks every invariant in one snapshot, of all or of one organization; locks nothing, and writes nothing.
+    """Checks every invariant in one snapshot, for one organization or for all. Locks and writes nothing.
 
-    A row that an invariant can't even be computed from breaks it.
+    A row that can't be read, such as one with malformed metadata, counts as a violation.
 
     Raises:
-        psycopg.Error: the database is away, or lacks the controller's tables.
+        psycopg.Error: the database can't be reached, or lacks the controller's tables.
     """
     connection.autocommit = False
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     with connection.transaction():
-        # a generic plan can't tell one organization from all, and would read whole tables for it
+        # A generic plan would read whole tables even for one organization.
         sql.run(connection, "set_transaction_settings", names=["plan_cache_mode"], settings=["force_custom_plan"])
         findings = tuple(_check(connection, name, organization) for name in INVARIANTS)
         older = sql.row(connection, "audit_older_rows", organization=organization)

@@ -1,4 +1,4 @@
-"""The statements of a cycle as methods: rows in, values out. Decides nothing."""
+"""The statements of a cycle as methods. They turn rows into values and decide nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from controller.billing.errors import DeposedError, InconsistentError
 from controller.billing.values import Batch, BatchResult, Outcome, Pricing, ResumePoint, Run, Totals
 from controller.generation import GENERATION, refuse_other_generation
 
-#: Marks the rows that this controller writes; `billing_is_ours` (migration 017) knows it and its predecessor.
+#: Marks the rows that this controller writes. `billing_is_ours` (migration 017) recognizes it and its predecessor.
 MARKER: Final = "vps-billing"
 
-#: A batch's bounds on the server. A frozen worker's transaction ends after the last of them, so that the next leader's
-#: mint waits no longer for it.
+#: A batch's bounds on the server. The last one ends the open transaction of a frozen worker, because the next leader's
+#: mint waits for that transaction.
 TRANSACTION_BOUNDS: Final = {
     "lock_timeout": "500ms",
     "statement_timeout": "5s",
@@ -31,8 +31,8 @@ class Ledger:
 
     Args:
         connection: in autocommit mode; its rows are mappings.
-        holder: whose terms it writes under.
-        on_fenced: told of each transaction that the fence refuses; returns at once.
+        holder: the replica that minted the terms it writes under.
+        on_fenced: called for each transaction that the fence refuses. Must not block.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class Ledger:
 
     @contextmanager
     def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
-        """A transaction that commits only while `term` is the newest, and ours.
+        """A transaction that commits only if `term` is still the newest and this replica minted it.
 
         Args:
             term: the writer's.
-            keep: False rolls back at the end what was done, for a dry run: under anybody's term.
+            keep: False, for a dry run, accepts any term and rolls everything back at the end.
 
         Raises:
-            DeposedError: another term has been minted; nothing has been written.
-            GenerationError: the database follows the rules of another generation; nothing has been written.
+            DeposedError: another term has been minted. Nothing has been written.
+            GenerationError: the database follows the rules of another generation. Nothing has been written.
         """
         with self.connection.transaction(force_rollback=not keep):
             sql.run(
@@ -73,11 +73,11 @@ class Ledger:
                 raise DeposedError(f"term {term} is over: another replica leads")
             yield
             if not keep:
-                # a real run would meet deferred constraints at its commit
+                # A real run checks deferred constraints at its commit.
                 sql.run(self.connection, "check_constraints_now")
 
     def begin_run(self, term: int) -> Run:
-        """Closes what lost leaders left open, and begins. Needs `fenced`."""
+        """Closes the runs that lost leaders left open, records prices, and begins a run. Needs `fenced`."""
         sql.run(self.connection, "close_abandoned_runs", term=term)
         sql.run(self.connection, "record_prices")
         row = sql.row(self.connection, "begin_run", term=term, holder=self._holder)
@@ -88,20 +88,27 @@ class Ledger:
         access.check(self.connection, self._pricing.accepted_columns)
 
     def plan(self, run: Run, batch_size: int) -> list[Batch]:
-        """The batches in the order of their organizations."""
+        """Returns the batches: large ones first, then the others in the order of their organizations."""
         rows = sql.rows(self.connection, "plan_cycle", as_of=run.as_of, batch_size=batch_size)
         return [Batch(**row) for row in rows]
 
     def charge(
         self, run: Run, batch: Batch, after: ResumePoint | None, limit: int | None, *, lock_first: bool = False
     ) -> BatchResult:
-        """Charges up to `limit` instances of a batch, those after `after`. Needs `fenced`.
+        """Charges a batch, or up to `limit` instances of it from `after` on. Needs `fenced`.
 
-        Organizations that are plainly covered take the fast path, all others the ordered one. `lock_first` takes the
-        ordered one for all, finds out first which rows someone else holds a lock on, and leaves out who they belong to.
+        Organizations that plainly can pay take the fast path, all others the ordered one.
+
+        Args:
+            run: the cycle's run.
+            batch: the organizations to charge.
+            after: where the previous step of a large organization ended.
+            limit: the most instances to charge; None for no limit.
+            lock_first: takes the ordered path for every organization, first locks every row that will be written, and
+                leaves out organizations with rows that other sessions have locked.
 
         Raises:
-            InconsistentError: a row has changed meanwhile.
+            InconsistentError: a row has changed in the meantime.
         """
         step: dict[str, Any] = {
             "as_of": run.as_of,
@@ -168,7 +175,7 @@ class Ledger:
         return _result(row)
 
     def due_organizations(self, run: Run, batch: Batch) -> list[UUID]:
-        """In order."""
+        """Returns the ids of the batch's due organizations, in order."""
         rows = sql.rows(
             self.connection,
             "due_organizations",
@@ -186,7 +193,7 @@ class Ledger:
         return [row["organization_id"] for row in rows]
 
     def record_failed_organization(self, run: Run, organization: UUID, reason: str, error: str) -> Totals:
-        """Leaves an open row with the reason for each due instance. Needs `fenced`."""
+        """Writes open rows with the reason for each due instance. Needs `fenced`."""
         row = sql.row(
             self.connection,
             "record_failed_organization",
@@ -200,7 +207,7 @@ class Ledger:
         return Totals(failures=row["failures"])
 
     def count_failed_organization(self, run: Run, organization: UUID) -> Totals:
-        """Counts its due instances as failures, without writing to any row of it. Needs `fenced`."""
+        """Counts an organization's due instances as failures without writing to its rows. Needs `fenced`."""
         row = sql.row(
             self.connection,
             "count_failed_organization",
@@ -211,13 +218,13 @@ class Ledger:
         return Totals(failures=row["failures"])
 
     def finish_run(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
-        """Ends the run's row with the sum of what its batches committed. Needs `fenced`."""
+        """Completes the run's row with the sums of its committed batches, and returns them. Needs `fenced`."""
         return Totals.from_row(
             sql.row(self.connection, "finish_run", run_id=run.id, term=run.term, outcome=str(outcome), error=error)
         )
 
     def prune(self, retention_days: int) -> None:
-        """Removes the batches of old runs."""
+        """Deletes the batches of old runs."""
         sql.run(self.connection, "prune_history", retention_days=retention_days)
 
     def begin_term(self, interval_minutes: float, takeover_delay_seconds: float) -> bool:
@@ -243,13 +250,13 @@ class Ledger:
 
     @staticmethod
     def _origin(run: Run) -> dict[str, Any]:
-        """Whence a row comes: what every row that is written for a run says of it."""
+        """Provenance stored with every row that a cycle writes."""
         origin = {"controller": MARKER, "term": run.term, "run": run.id}
         return {"term": run.term, "run_id": run.id, "origin": Jsonb(origin)}
 
 
 def _require_consistent(row: Mapping[str, Any]) -> None:
-    """Raises InconsistentError unless the statement wrote every row as it was told."""
+    """Raises InconsistentError unless the statement wrote every row with the intended values."""
     if not row["consistent"]:
         raise InconsistentError("the database dropped or changed a row of a charge; look for triggers and rules")
 

@@ -1,4 +1,4 @@
-"""Who leads and how billing stands: what `status`, the status page and the metrics show. Reads only.
+"""Reads the state of billing: who leads, the cycles and the debts. `status`, the status page and the metrics show it.
 
 The facts are SQL functions and views of migration 026, so `psql` shows the same answers.
 """
@@ -18,13 +18,13 @@ class Status:
     Attributes:
         leader: instance id (`hostname-pid`) of the lock's holder according to `pg_locks`; None if the lock is free.
         term: the newest term.
-        leading_since: when that term was minted; None if nobody leads.
+        leading_since: when that term was minted; None if no replica leads.
         standbys: instance ids of the other connected replicas.
         next_cycle_at: when the next cycle is due; None if no cycle has ever completed.
         waiting_for: what the next cycle waits for: leader, running, takeover, interval or nothing.
         running_since: start of the cycle in progress.
         last_completed_at: start of the newest completed cycle.
-        last_run: the newest finished run, as a row of `billing_runs`.
+        last_run: the newest run that has ended, as a row of `billing_runs`.
         heartbeat_age_seconds: age of the newest heartbeat in `billing_daemon_status`; None if there is none.
         debts: instances with a debt.
         owed: sum of all debts.
@@ -52,7 +52,7 @@ class Status:
     database_time: datetime
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which writes times and amounts as text."""
+        """Returns the fields for JSON, which writes times and amounts as text."""
         return asdict(self)
 
 
@@ -60,7 +60,7 @@ def read_status(connection: sql.Connection) -> Status:
     """Reads the status.
 
     Raises:
-        psycopg.Error: the database is away or not migrated.
+        psycopg.Error: the database can't be reached, or is not migrated.
     """
     row = sql.row(connection, "status")
     return Status(**{**row, "standbys": tuple(row["standbys"])})
@@ -70,6 +70,6 @@ def read_history(connection: sql.Connection, limit: int) -> list[dict[str, Any]]
     """Reads the newest `limit` runs, newest first.
 
     Raises:
-        psycopg.Error: the database is away or not migrated.
+        psycopg.Error: the database can't be reached, or is not migrated.
     """
     return sql.rows(connection, "history", limit=limit)

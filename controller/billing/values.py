@@ -51,10 +51,10 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Totals:
-    """What has been committed.
+    """Committed totals.
 
-    Charged instances, their hours and the amount in the wallets' currency; instances with an open debt; and instances
-    that could not be charged for a reason other than their balance.
+    They count the charged instances, their hours and the amount in the wallets' currency, the instances with an open
+    debt, and the instances that could not be charged for a reason other than their balance.
     """
 
     instances: int = 0
@@ -125,7 +125,7 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What one transaction did.
+    """The result of one transaction.
 
     Attributes:
         due: instances that it looked at.
@@ -153,8 +153,8 @@ class BatchResult:
             Counter(self.failures_by_reason) + Counter(other.failures_by_reason),
             self.priced_by_default + other.priced_by_default,
             self.rewound + other.rewound,
-            other.last
-            or self.last,  # of the later snapshot; an instance that appeared in between would shift the earlier one's
+            # The ordered path has the later snapshot. The fast path's may lack an instance that appeared in between.
+            other.last or self.last,
         )
 
 

@@ -1,7 +1,7 @@
 """Ends the processes and removes the folders of this process once it is gone, even after `kill -9`.
 
 A companion does the work: the end of its input tells it that its parent is gone. It runs this file by path with
-`-I -S`, so this module imports the standard library alone.
+`-I -S`, so this module imports only the standard library.
 """
 
 import atexit

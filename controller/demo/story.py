@@ -1,6 +1,6 @@
-"""The demo: three replicas on an ephemeral PostgreSQL. A leader is killed, the next one drained; the books are proved.
+"""The demo: three replicas on an ephemeral PostgreSQL. It kills a leader, drains the next one, and checks every charge.
 
-Everything that the story says is measured, and everything with a tick is verified. It ends at the first surprise.
+Every printed time and amount is measured, and every line with a tick is verified. The first failed check ends the demo.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from controller.demo.server import EphemeralServer
 
 SIZE: Final = sample.Size(organizations=400, instances=30_000, skew=1.6)
 NEW_INSTANCES: Final = 9_000
-#: A cycle every few seconds instead of every hour, so that the story doesn't wait for the second one.
+#: A cycle every few seconds instead of every hour, because the demo waits for the second one.
 SETTINGS: Final = {"BILLING_INTERVAL_MINUTES": "0.05", "BILLING_BATCH_SIZE": "500"}
 #: The leader is killed, and later drained, once it has charged this share of what is due.
 SHARE: Final = 0.35
@@ -40,7 +40,7 @@ show = partial(print, flush=True)
 
 
 def tell() -> int:
-    """Tells the story. Returns 0 if everything held, 1 if not, 130 if interrupted. Raises: ServerError."""
+    """Runs the demo. Returns 0 if every check passed, 1 if not, 130 if interrupted. Raises: ServerError."""
     story = Story()
     try:
         story.tell()
@@ -52,7 +52,7 @@ def tell() -> int:
         for process in getattr(error, "processes", ()):
             show(f"\nThe end of the log of process {process.pid}:\n{process.tail()}")
         return 1
-    show(f"\nAll of it held, in {time.monotonic() - story.began:.0f} s. Nothing is left behind.")
+    show(f"\nEvery check passed, in {time.monotonic() - story.began:.0f} s. Nothing is left behind.")
     if Path("Makefile").is_file():
         show(NEXT)
     return 0
@@ -68,7 +68,7 @@ class Story:
         self._term = 0
 
     def tell(self) -> None:
-        """Tells every chapter. Raises: ExpectationError."""
+        """Runs every chapter. Raises: ExpectationError."""
         show(f"containerstacks-billing {__version__}: three replicas, one PostgreSQL, one leader\n")
         with ExitStack() as stack:
             self._prepare(stack)
@@ -166,7 +166,7 @@ class Story:
         self._verified(f"{self._name} is told to stop, too, and ends: status 0")
 
     def _prove(self) -> None:
-        """Audits, then does the sums again."""
+        """Runs the audit, then checks the totals independently of the controller."""
         findings = json.loads(self._run("audit", "--json"))["findings"]
         broken = [each["invariant"] for each in findings if each["violations"]]
         self._expect(broken, [], "broken invariants")

@@ -79,7 +79,7 @@ class Elector:
         self.role = Role.CONNECTING
         #: Why this replica has not joined the election, or has dropped out of it; one line.
         self.trouble: str | None = None
-        #: When the loop last came round; monotonic seconds.
+        #: When the loop last began a round; monotonic seconds.
         self.alive_at = clock()
 
     @property

@@ -48,7 +48,7 @@ class Leadership:
     def extend(self, sent_at: float) -> bool:
         """Counts a good ping from the moment it was sent, because the lock may have been lost after the answer.
 
-        A ping that came back after the deadline revives nothing.
+        A ping that came back after the deadline has no effect.
 
         Returns:
             True if it came back in time.
@@ -60,7 +60,7 @@ class Leadership:
             return True
 
     def end(self) -> None:
-        """Ends it for good."""
+        """Ends the leadership for good."""
         with self._lock:
             self._over = True
 
@@ -76,6 +76,6 @@ class Leadership:
         return self._stepping_down.is_set()
 
     def _still_leads(self) -> bool:
-        # What one thread has seen to be over must stay over, even if this process was frozen and a ping arrives late.
+        # Once a thread has seen the end, it must be final, even if this process was frozen and a ping arrives late.
         self._over = self._over or self._clock() >= self.deadline
         return not self._over

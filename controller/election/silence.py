@@ -28,14 +28,14 @@ class Silence:
         """Records what a try has found. Call it after the answer has arrived.
 
         Args:
-            holder: None if there is no holder whose silence means anything.
+            holder: None if there is no holder to watch.
         """
         if holder != self._holder:
             self._holder, self._since = holder, self._clock()
 
     @property
     def seconds(self) -> float:
-        """How long the silence has lasted at least."""
+        """The shortest time that the silence can have lasted."""
         return self._clock() - self._since
 
     @property

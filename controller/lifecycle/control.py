@@ -57,7 +57,7 @@ class ControlSocket:
                     peer, _ = self._listener.accept()
                     threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True).start()
         with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == own_inode:  # it may be a successor's by now
+            if self._path.stat().st_ino == own_inode:  # by now it may belong to a successor
                 self._path.unlink()
 
     def stop(self) -> None:

@@ -26,7 +26,7 @@ class StopToken:
         return not self._batches_stopped.is_set()
 
     def stop_cycles(self) -> None:
-        """Lets no cycle start any more."""
+        """Prevents further cycles from starting."""
         with self._lock:
             self._cycles_stopped.set()
             callbacks, self._callbacks = self._callbacks, []
@@ -34,7 +34,7 @@ class StopToken:
             callback()
 
     def stop_batches(self) -> None:
-        """Lets no batch start any more, and so no cycle either."""
+        """Prevents further batches from starting, and therefore further cycles too."""
         self._batches_stopped.set()
         self.stop_cycles()
 

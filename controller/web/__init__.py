@@ -1,4 +1,4 @@
-"""HTTP: probes for Kubernetes, metrics for Prometheus, the status for programs and people. It only shows.
+"""HTTP: probes for Kubernetes, metrics for Prometheus, and the status for programs and people. It is read-only.
 
 `health` decides whether a replica is live and ready, and its docstring gives the rules.
 

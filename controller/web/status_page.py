@@ -97,7 +97,7 @@ def _cards(status: Status, identity: Mapping[str, Any]) -> str:
         _card(
             "Heartbeat",
             "none yet" if age is None else f"{duration(age)} ago",
-            "after 90 minutes the application bills by itself",
+            "after 90 minutes the application resumes its own billing",
             "bad" if late else "good",
         ),
         _card("Debts", f"{status.debts}", f"{status.owed} {identity['currency']} owed", "wait" if status.debts else ""),

@@ -49,7 +49,7 @@ MILESTONES = (
     r"= all charges = all debits",
     r"[✓] hours: [\d,]+ due = [\d,]+ charged \+ [\d,]+ unpaid",
     r"[✓] [\d,]+ charges, none a cent off",
-    r"All of it held",
+    r"Every check passed",
 )
 
 

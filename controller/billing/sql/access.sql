@@ -1,7 +1,7 @@
--- What keeps this role from seeing or writing what billing needs. Reads catalogs only.
+-- Find what keeps this role from seeing or writing what billing needs. They read only catalogs.
 
 -- name: missing_rights
--- A right on some columns is enough where columns are listed.
+-- Where columns are listed, the right on these columns is enough.
 select w.relname as table_name, w.privilege,
     case when w.columns = '' then w.relname else w.relname || ' (' || w.columns || ')' end as object
 from unnest(%(tables)s::text[], %(privileges)s::text[], %(columns)s::text[]) as w (relname, privilege, columns)
@@ -13,8 +13,8 @@ where to_regclass(w.relname) is not null
 order by 1, 2
 
 -- name: hidden_rows
--- Tables whose row-level security applies to this role and may hide rows from it: without a permissive policy that lets
--- everything through, or with any other policy.
+-- Tables whose row-level security applies to this role and may hide rows from it. They lack a permissive policy that lets
+-- every row through, or have any other policy.
 select c.relname as table_name, current_user as role, policies.others
 from pg_class c
 cross join lateral (
@@ -46,7 +46,7 @@ where (case when t.typtype = 'd' then t.typbasetype else a.atttypid end) <> to_r
 order by 1, 2
 
 -- name: unknown_price_columns
--- Numeric columns that look like a part of the price and that this version does not charge.
+-- Numeric columns that look like a part of the price but that this version does not charge.
 select c.relname || '.' || a.attname as name
 from pg_class c
 join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped

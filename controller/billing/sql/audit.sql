@@ -1,6 +1,7 @@
--- The invariants of money. Each gives (subject, detail, exempt) for every row that breaks it: `exempt` marks what is older
--- than the controller's adoption of the database, or another program's, and is reported without counting as a violation.
--- Of one organization, or with null of all. Run in one read-only snapshot. "Ours" are the rows with metadata.controller.
+-- The invariants of money. Each returns (subject, detail, exempt) for every row that breaks it. `exempt` marks rows that are
+-- older than the controller's adoption of the database, or that another program wrote. They are reported but are no
+-- violations. The parameter `organization` restricts the check to one organization; null checks all of them. All run in one
+-- read-only snapshot. "Our" rows are those for which billing_is_ours(metadata) is true.
 
 -- name: audit_summary
 -- A template: the statement of one invariant goes between the parentheses.
@@ -63,7 +64,7 @@ with period as (
 select 'instance ' || o.vps_instance_id as subject,
     case when o.previous_end > o.billing_period_start then 'period ' || o.id || ' overlaps the one before it'
         else 'gap of ' || (o.billing_period_start - o.previous_end) || ' before period ' || o.id end as detail,
-    -- the application's own billing may have filled it while we were away
+    -- the application's own billing may have filled the gap while this controller was down
     o.previous_end < o.billing_period_start and exists (
         select from period f where f.vps_instance_id = o.vps_instance_id and not f.ours
             and f.billing_period_end = o.billing_period_start) as exempt
@@ -81,7 +82,7 @@ join period f on f.vps_instance_id = o.vps_instance_id and not f.ours
 -- last_billed_at = end of the last billed period
 select 'instance ' || i.id as subject,
     'last_billed_at is ' || coalesce(i.last_billed_at::text, 'null') || ', its last billed period ends ' || p.last_end as detail,
-    -- moved on by the application's own billing
+    -- the application's own billing has advanced it
     exists (
         select from vps_billing_cycles f
         where f.vps_instance_id = i.id and f.status in ('billed', 'refunded')
@@ -111,7 +112,7 @@ where billing_is_ours(metadata) and status in ('billed', 'refunded')
         or billing_period_end is distinct from billing_period_start + (metadata ->> 'hours')::bigint * interval '1 hour')
 
 -- name: audit_transactions
--- every billed amount has its transaction of the same organization, and the other way round
+-- every billed amount has one transaction of the same organization, and every transaction has its billed period
 select 'period ' || c.id as subject,
     case
         when t.id is null then 'charged ' || c.total_amount || ' without a transaction'
@@ -127,7 +128,7 @@ where billing_is_ours(c.metadata) and c.status = 'billed'
     and case when c.total_amount = 0 then t.id is not null
         else t.id is null or t.organization_id <> c.organization_id or t.amount <> -c.total_amount or t.status <> 'completed' end
 union all
--- a deleted instance takes its periods with it; its transactions stay
+-- deleting an instance deletes its periods but not its transactions
 select 'transaction ' || t.id, 'of ' || t.amount || ' has ' || count(c.id) || ' periods', false
 from payment_transactions t
 left join vps_billing_cycles c on c.payment_transaction_id = t.id
@@ -138,7 +139,7 @@ group by t.id, t.amount
 having count(c.id) <> 1
 
 -- name: audit_price_clock
--- every amount equals the price clock's from the row's own metadata
+-- every amount is what the price clock gives for the row's own metadata
 select 'period ' || id as subject,
     'charged ' || total_amount || ', the price clock says '
         || billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint) as detail,

@@ -1,11 +1,11 @@
--- The fast path of a batch: fence, charge_covered, charge_wallets in one transaction. What it leaves over takes the ordered
--- path (ordered.sql) in the same transaction. No statement locks a wallet before the last one, so a top-up waits only for
--- the end of a transaction.
+-- The fast path of a batch: fence, charge_covered and charge_wallets, in one transaction. Organizations that it leaves over
+-- take the ordered path (ordered.sql) in the same transaction. Only the last statement locks wallets, so a top-up waits for a
+-- commit and not for a batch.
 
 -- name: charge_covered
--- Charges the organizations whose one sound wallet plainly covers everything: no open row, one price for all hours, and a
--- ledger that agrees with last_billed_at. Returns the wallets with what to take from each, and the organizations left over.
--- Locks nothing; charge_wallets finds out whether the wallets can still pay.
+-- Charges the organizations that plainly can pay: exactly one wallet with a valid balance that covers everything, no open
+-- row, one price for all hours, and a ledger that agrees with last_billed_at. Returns the wallets with the amount to take from
+-- each, and the organizations left over. Locks nothing; charge_wallets checks that the wallets can still pay.
 with due as materialized (
     select id, organization_id, plan_id, label, created_at, last_billed_at,
         coalesce(last_billed_at, created_at) as period_start
@@ -23,8 +23,8 @@ with due as materialized (
 ), price as materialized (
     select key, monthly_price, source, valid_from from billing_price_history() where valid_to = 'infinity'
 ), costed as materialized (
-    -- amount is null unless everything about the instance is plain. `is not true` keeps `in` from becoming a join, whose
-    -- size the planner can't know
+    -- amount is null unless the fast path can charge the instance. `is not true` keeps the planner from making a join of
+    -- `in`, because it can't estimate the size of that join
     select due.id, due.organization_id, due.label, due.last_billed_at, due.period_start, counted.hours, p.monthly_price,
         p.source as price_source,
         case when billing_is_price(p.monthly_price) and p.valid_from <= due.period_start
@@ -64,7 +64,7 @@ with due as materialized (
     from charge
     returning total_amount
 ), advanced as (
-    -- compare and swap
+    -- compare and swap: another session may have moved last_billed_at
     update vps_instances i set last_billed_at = c.period_end
     from charge c
     where i.id = c.id and i.last_billed_at is not distinct from c.last_billed_at
@@ -78,7 +78,7 @@ with due as materialized (
     select %(run_id)s, %(term)s, clock_timestamp(), instances, hours, amount, 0, 0 from total where instances > 0
 )
 select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, (select count(*) from due) as due,
-    -- the database wrote every row, and wrote it as it was told
+    -- a trigger or a rule may have dropped or changed a row
     (select (count(*), coalesce(sum(amount), 0)) = (t.payments, -t.amount) from paid)
         and (select (count(*), coalesce(sum(total_amount), 0)) = (t.instances, t.amount) from period)
         and (select count(*) filter (where written) = t.instances from advanced) as consistent,
@@ -94,8 +94,8 @@ left join lateral (
 ) last_due on true
 
 -- name: charge_wallets
--- In the one global order. Counts the wallets that could pay and whose balance fell by exactly their amount; if one is
--- missing, the batch is rolled back.
+-- Debits the wallets in the one global order. Counts those that could pay and whose balance fell by exactly their amount. If
+-- the count is too low, the caller rolls the batch back.
 with locked as materialized (
     select w.id, o.amount, w.balance
     from unnest(%(wallets)s::uuid[], %(amounts)s::numeric[]) as o (wallet_id, amount)

@@ -1,9 +1,10 @@
--- One billing cycle: when it is due, its plan, its row of history. Its batches are in charge.sql.
+-- One billing cycle: when it is due, its plan, and its row in the history. covered.sql and ordered.sql charge its batches.
 
 -- name: begin_term
--- Needs the fence. Records the leader's interval, which the schedule follows. If no heartbeat is younger than 90 minutes,
--- the application's own billing may be in the middle of a run, and it reads last_billed_at only at its start: then no
--- cycle starts before the delay has passed. The next leader has to respect the delay too, so it is kept here.
+-- Needs the fence. Records the leader's interval, because the schedule follows it. If no heartbeat is younger than 90
+-- minutes, the application's own billing may be in the middle of a run. It reads last_billed_at only when it starts, so no
+-- cycle may start before the takeover delay has passed. The end of the delay is stored, because the next leader has to
+-- respect it too.
 with heartbeat as (
     select coalesce(max(heartbeat_at) < clock_timestamp() - interval '90 minutes', true) as stale
     from billing_daemon_status
@@ -15,12 +16,12 @@ from heartbeat h
 returning h.stale as takeover
 
 -- name: seconds_until_due
--- By the database's clock, whichever replica led the last cycle. Negative once the cycle is due.
+-- By the database's clock, and independent of the replica that led the last cycle. Negative once the cycle is due.
 select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as seconds
 from billing_next_cycle()
 
 -- name: close_abandoned_runs
--- Runs of leaders that are gone: their figures are what their batches committed.
+-- Closes the runs of lost leaders, with the sums of the batches that they committed.
 update billing_runs r
 set outcome = 'abandoned', finished_at = clock_timestamp(),
     error = 'leader of term ' || r.term || ' was lost before the cycle ended',
@@ -40,10 +41,10 @@ values (%(term)s, %(holder)s, clock_timestamp())
 returning id, started_at
 
 -- name: plan_cycle
--- The batches: ranges of organizations that hold about batch_size due instances each, in the one global order. An
--- organization larger than a batch stands alone, comes first, since it takes one worker several transactions, and is split
--- as it is charged. One that an earlier cycle could not charge stands alone and comes last, to delay no other. A few bytes
--- a batch, whatever the size.
+-- Returns the batches: ranges of organizations with about batch_size due instances each, in the one global order. An
+-- organization larger than a batch is a batch of its own, which is charged in several transactions. These come first, because
+-- only one worker can charge each. An organization that an earlier cycle could not charge is a batch of its own too. These come
+-- last, so that they delay no other. The result has one short row per batch, so it stays small at any number of instances.
 with due as (
     select organization_id, count(*) as instances
     from vps_instances
@@ -88,7 +89,7 @@ where r.id = %(run_id)s and r.term = %(term)s
 returning r.instances, r.hours, r.amount, r.debts, r.failures
 
 -- name: prune_history
--- What a run's figures were added up from is not needed once the run has ended; runs themselves are kept.
+-- Deletes the batches of runs that ended long ago, because the runs hold their sums. Runs are never deleted.
 delete from billing_batches
 where written_at < now() - %(retention_days)s * interval '1 day'
     and id < (select min(b.id) + 100000 from billing_batches b)

@@ -1,7 +1,7 @@
--- An organization that can't be charged at all, and the search for it.
+-- Finding an organization that can't be charged, and recording the failure.
 
 -- name: due_organizations
--- A batch that fails is bisected until the organization at fault stands alone.
+-- The due organizations of a batch. A batch that fails is bisected until the organization at fault is alone.
 select distinct organization_id
 from vps_instances
 where organization_id between %(first_organization)s and %(last_organization)s
@@ -28,8 +28,8 @@ from other
 order by place * %(number)s / others, mod(place, 2) <> mod(place * %(number)s / others, 2), random()
 
 -- name: record_failed_organization
--- Every due instance gets the reason on its open rows, and an open row without a price for the hours that none of them
--- covers. Prices and amounts that are recorded stay as they are. Computes nothing that could fail again.
+-- Writes the reason to the open rows of every due instance, and adds an open row without a price for the hours that they
+-- don't cover. Recorded prices and amounts don't change. The statement avoids every computation that could fail again.
 with due as materialized (
     select i.id, i.organization_id, billing_is_moment(p.starts_at) as start_known,
         case when billing_is_moment(p.starts_at) then p.starts_at else %(as_of)s::timestamptz - interval '1 hour' end as starts_at
@@ -43,7 +43,7 @@ with due as materialized (
     from due
     join vps_billing_cycles c on c.vps_instance_id = due.id and c.status = 'failed' and billing_is_ours(c.metadata)
 ), tail as materialized (
-    -- the hours that no open row covers, or that the last one without a price covers
+    -- The hours after the priced open rows. The last open row is extended if it has no price.
     select due.id, due.organization_id, g.id as row_id, g.starts_at,
         billing_whole_hours(g.starts_at, %(as_of)s) as hours
     from due
@@ -83,7 +83,7 @@ select count(*) as failures,
 from due
 
 -- name: count_failed_organization
--- Counts its due instances as failures without touching its rows, for when another session keeps them locked.
+-- Counts an organization's due instances as failures without writing to its rows, because another session keeps them locked.
 with failed as (
     select count(*) as failures
     from vps_instances

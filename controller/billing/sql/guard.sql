@@ -1,9 +1,9 @@
--- The guard: a cheap audit of what has just been charged. It follows the money: every payment that the controller has written
--- since the guard last looked, by its time-ordered id, with its period, its instance and its wallet. What it does not see, a
--- wallet against the whole of its history or a change of old rows, the audit does. Locks nothing that billing needs.
+-- The guard: a cheap audit of the newest charges. It reads every payment that the controller has written since the guard's
+-- last check, by its time-ordered id, with its period, its instance and its wallet. It can't compare a wallet with its whole
+-- history or find changes of old rows; the audit does. It locks nothing that billing needs.
 
 -- name: guard_begin
--- After which id, up to which: ids are times by the database's clock.
+-- Returns the range of payment ids to check. The ids contain the time of the payment by the database's clock.
 select checked_until, clock_timestamp() as now,
     (lpad(to_hex(floor(extract(epoch from checked_until) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid as after_id,
     (lpad(to_hex(floor(extract(epoch from clock_timestamp()) * 1000)::bigint + 1), 12, '0') || repeat('0', 20))::uuid as end_id
@@ -25,7 +25,7 @@ with payment as materialized (
 ), judged as materialized (
     select p.organization_id, p.id as payment_id,
         case
-            when c.id is null and i.id is null then null  -- a deleted instance has taken its period with it
+            when c.id is null and i.id is null then null  -- deleting an instance deletes its periods
             when c.id is null or count(c.id) over (partition by p.id) > 1 then 'transactions'
             when c.status = 'billed' and (c.organization_id <> p.organization_id or c.total_amount <> -p.amount
                 or p.status <> 'completed') then 'transactions'
@@ -35,8 +35,8 @@ with payment as materialized (
             when c.total_amount <> billing_charge((c.metadata ->> 'monthly_price')::numeric, c.billing_period_start,
                 (c.metadata ->> 'hours')::bigint) then 'price_clock'
             when before.period_end > c.billing_period_start then 'periods'
-            -- the application's own billing may have filled a gap while we were away. Looked up only where there is one,
-            -- and not by `exists`, for which the planner would read the whole history and hash it
+            -- The application's own billing may have filled a gap while this controller was down. The lookup runs only where
+            -- there is a gap. It doesn't use `exists`, because the planner would then hash the whole history.
             when case when before.period_end < c.billing_period_start then (
                 select f.id
                 from vps_billing_cycles f
@@ -72,7 +72,7 @@ select (select count(*) from payment) as payments,
         ) broken), '[]') as violations
 
 -- name: guard_unreadable
--- The next payment alone: something about it makes guard_charges fail.
+-- Returns only the id and the organization of the next payment, because guard_charges can't read it.
 select id, organization_id
 from payment_transactions
 where id > %(after_id)s and id < %(end_id)s and billing_is_ours(metadata)

@@ -1,8 +1,8 @@
--- billing_daemon_status: what the application reads. Written by the leader alone.
+-- billing_daemon_status, which the application reads. Only the leader writes it.
 
 -- name: heartbeat
--- The last run's figures come from the run history, whoever led then, so that they survive a stop, a handover and a
--- crash. A reading of the term, not a lock on it: a heartbeat must not wait for a batch.
+-- The last run's totals come from the run history, whichever replica led it, so they survive a stop, a handover and a crash.
+-- It reads the term without locking it, because a heartbeat must not wait for a batch.
 insert into billing_daemon_status as s
     (daemon_instance_id, status, last_run_at, last_run_success, instances_billed, total_amount, total_hours,
      error_message, started_at, heartbeat_at, metadata, updated_at)
@@ -22,8 +22,8 @@ set status = excluded.status, last_run_at = excluded.last_run_at, last_run_succe
 returning s.heartbeat_at
 
 -- name: mark_stopped
--- With the last run's figures, but heartbeat_at stays as it is: a refreshed one would hold back the application's own
--- billing with nobody billing here.
+-- Writes the last run's totals, but does not change heartbeat_at. A newer heartbeat would hold back the application's own
+-- billing although this controller has stopped.
 update billing_daemon_status s
 set status = 'stopped', updated_at = clock_timestamp(), last_run_at = coalesce(r.started_at, s.last_run_at),
     last_run_success = coalesce(r.outcome = 'completed', s.last_run_success),
@@ -36,7 +36,7 @@ left join lateral (
 where s.daemon_instance_id = %(instance_id)s::text and l.term = %(term)s and l.holder = %(instance_id)s::text
 
 -- name: close_other_statuses
--- A new leader knows that nobody else leads: rows that still say so belong to replicas that are gone.
+-- A new leader knows that no other replica leads. Rows that still say `running` belong to replicas that are gone.
 update billing_daemon_status
 set status = 'stopped', updated_at = clock_timestamp()
 where daemon_instance_id <> %(instance_id)s::text and status <> 'stopped'

@@ -1,11 +1,11 @@
--- The ordered path of a batch: whatever is not plainly covered. lock_organizations, adopt_wallets where needed,
--- reckon_ordered, clear_open_rows where needed, and settle_ordered, in one transaction that began with the fence.
+-- The ordered path of a batch, for organizations that the fast path leaves over: lock_organizations, adopt_wallets if needed,
+-- reckon_ordered, clear_open_rows, settle_periods and settle_wallets, in one transaction that began with the fence.
 
 -- name: lock_organizations
--- Locks the wallets in the one global order without waiting. An organization with a row that another session has locked is
--- returned, to be tried again on its own. reckon_ordered reads again what is locked here, with a snapshot younger than the
--- locks. Instances and open rows are locked as settle_ordered writes them; `lock_first`, after a first try has failed, locks
--- them here in the strength that the writes need, to find out whose they are.
+-- Locks the wallets in the one global order without waiting. Returns the organizations with a row that another session has
+-- locked; the caller tries each of them again alone. reckon_ordered reads the locked rows again, with a snapshot that is newer
+-- than the locks. Instances and open rows are usually locked by the statements that write them. After a failed try,
+-- `lock_first` locks them here, as strongly as the writes need, to find out which organizations are locked.
 with due as materialized (
     select distinct organization_id
     from vps_instances
@@ -66,7 +66,7 @@ from (
 ) locked
 
 -- name: adopt_wallets
--- First sight of a wallet that is younger than migration 015, which has the rule.
+-- Records the baseline of a wallet that is newer than migration 015, by the rule of that migration.
 insert into billing_wallet_baselines (wallet_id, organization_id, baseline, adopted_balance)
 select w.id, w.organization_id, w.balance - coalesce(
     (select sum(t.amount) from payment_transactions t
@@ -95,7 +95,7 @@ with due as materialized (
     order by organization_id, coalesce(created_at, 'infinity'), id
     limit %(batch_size)s
 ), wallet as materialized (
-    -- id, balance and currency mean something where there is one
+    -- id, balance and currency are meaningful only if there is exactly one wallet
     select organization_id, count(*) as wallets, (array_agg(id))[1] as id, min(balance) as balance, min(currency) as currency
     from wallets
     where organization_id = any (%(organizations)s::uuid[])
@@ -130,7 +130,7 @@ with due as materialized (
     select *, sum(cost) filter (where failure_reason is null) over (partition by organization_id) <= greatest(balance, 0) as covered
     from judged
 ), allotted as materialized (
-    -- what a wallet pays that can't pay everything
+    -- what a wallet pays if it can't pay everything
     select a.instance_id, a.starts_at, a.paid_hours
     from (
         select array_agg(instance_id order by created_at, instance_id, starts_at) as ids,
@@ -170,7 +170,7 @@ left join lateral (
 ) last_due on true
 
 -- name: clear_open_rows
--- Deletes open rows that no segment continues: their hours are billed, or they hold no price and are written anew.
+-- Deletes open rows that no segment continues: their hours are billed, or they have no price and are written again.
 delete from vps_billing_cycles c
 where c.vps_instance_id = any (%(instances)s::uuid[]) and c.status = 'failed' and billing_is_ours(c.metadata)
     and c.id <> all (array(
@@ -178,7 +178,7 @@ where c.vps_instance_id = any (%(instances)s::uuid[]) and c.status = 'failed' an
 
 -- name: settle_periods
 -- Writes payments, billed periods and open rows for the segments of reckon_ordered. An open row that is paid in full becomes
--- the billed period; what stays owed keeps the row.
+-- the billed period. If part of it is still owed, the row stays open for that part.
 with charge as materialized (
     select *, starts_at + paid_hours * interval '1 hour' as paid_until,
         case when amount > 0 then billing_time_ordered_uuid(clock_timestamp()) end as payment_id
@@ -195,7 +195,7 @@ with charge as materialized (
     from charge where payment_id is not null
     returning amount
 ), period as materialized (
-    -- as the columns can hold it; what does not fit numeric(10,2) is exact in the metadata
+    -- limited to what the columns can hold; the metadata has the exact amount if it does not fit numeric(10,2)
     select *, case when billing_is_price(monthly_price) then round(monthly_price / 730, 4) else 0 end as hourly_rate,
         least(exact, 99999999.99) as total_amount
     from (
@@ -227,7 +227,7 @@ with charge as materialized (
     from period where row_id is null
     returning total_amount
 )
--- the database wrote every row, and wrote it as it was told
+-- a trigger or a rule may have dropped or changed a row
 select (select (count(*), coalesce(sum(amount), 0)) from paid)
         = (select (count(payment_id), -coalesce(sum(amount), 0)) from charge)
     and (select (count(*), coalesce(sum(total_amount), 0))
@@ -254,7 +254,7 @@ with charge as materialized (
     where w.id = o.wallet_id and w.balance >= o.amount
     returning w.balance = o.balance - o.amount as exact
 ), instance as materialized (
-    -- where the ledger is later than last_billed_at, the column follows it
+    -- if the ledger is ahead of last_billed_at, correct last_billed_at
     select instance_id, min(label) as label, min(last_billed_at) as last_billed_at,
         bool_or(paid_hours > 0) as charged, bool_or(behind) as rewound,
         bool_or(failure_reason is not null) as failed,
@@ -264,7 +264,7 @@ with charge as materialized (
     from charge
     group by instance_id
 ), advanced as (
-    -- compare and swap
+    -- compare and swap: another session may have moved last_billed_at
     update vps_instances i
     set last_billed_at = n.billed_until
     from instance n

@@ -1,7 +1,7 @@
 -- The price history of migration 027.
 
 -- name: record_prices
--- Records what plan lookup says now where it differs from the newest record. Needs the fence; runs when a cycle begins.
+-- Records the results of plan lookup that differ from the newest records. Needs the fence. Runs when a cycle begins.
 with changed as (
     insert into billing_prices (key, valid_from, monthly_price, source)
     select key, valid_from, monthly_price, source from billing_price_changes()
@@ -13,7 +13,7 @@ select now() from (select count(*) from changed) as recorded
 on conflict (only_row) do update set checked_at = excluded.checked_at
 
 -- name: record_unmatched_keys
--- Keys of instances that no plan has ever matched. A plan that matches one later is then a change of its price.
+-- Records the plan keys that no plan has ever matched. If a plan matches one later, that counts as a change of its price.
 insert into billing_prices (key, valid_from, monthly_price, source)
 select key, '-infinity', null, 'none' from unnest(%(keys)s::text[]) as k (key)
 on conflict do nothing

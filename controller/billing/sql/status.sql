@@ -1,4 +1,4 @@
--- What `status`, the status page and the metrics show. The facts themselves are views of migration 026.
+-- What `status`, the status page and the metrics show, from the views of migration 026.
 
 -- name: status
 select * from billing_status
