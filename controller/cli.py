@@ -162,7 +162,7 @@ def drain(
         ),
     ] = None,
 ) -> None:
-    """Tells the controller in this pod or on this host to finish its work, hand over and stop. Waits for the outcome."""
+    """Tells the controller in this pod or on this host to finish its work, hand over and stop, and waits for it."""
     loaded = settings.load()
     if loaded.control_socket is None:
         raise SettingsError(

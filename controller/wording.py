@@ -57,5 +57,5 @@ def duration(seconds: float) -> str:
 
 
 def json_value(value: object) -> str:
-    """Converts values that `json` can't write: times to RFC 3339, and amounts to text, which no reader makes a float."""
+    """Converts what `json` can't write: times to RFC 3339, and amounts to text, because floats would round them."""
     return value.isoformat() if isinstance(value, datetime) else str(value)

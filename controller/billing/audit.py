@@ -15,7 +15,7 @@ INVARIANTS: Final = {
     "periods": "billed periods of an instance neither overlap nor leave a gap",
     "last_billed": "last_billed_at is the end of the last billed period",
     "whole_hours": "only whole and past hours are billed",
-    "transactions": "every billed amount has one transaction of the same organization, and every transaction its period",
+    "transactions": "every billed amount has one transaction of its organization, and every transaction its period",
     "price_clock": "every amount is the price clock's",
     "open_rows": "the open rows of an instance are contiguous",
     "overdue": "nothing is overdue without a recorded reason",
