@@ -1,6 +1,6 @@
 """An independent model of the money, in whole numbers and fractions.
 
-It implements the design's words and shares nothing with the SQL that it checks.
+It implements docs/money.md and shares nothing with the SQL that it checks.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Final
 HOUR: Final = timedelta(hours=1)
 MICROSECOND: Final = timedelta(microseconds=1)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-#: A past moment at which tests bill, and one at which most of their instances were made.
+#: The moment at which most tests bill.
 NOON: Final = datetime(2025, 3, 1, 12, tzinfo=UTC)
 HOURS_A_MONTH: Final = 730
 DEFAULT_PRICE: Final = Decimal("19.71")  # 0.027 an hour
 
 
 def clock_cents(monthly_price: Decimal, moment: datetime) -> int:
-    """F(t): what a monthly price has cost since the Unix epoch, in whole cents, half up."""
+    """F(t): the cost of a monthly price from the Unix epoch to `moment`, in whole cents, rounded half up."""
     hours = Fraction((moment - EPOCH) // MICROSECOND, HOUR // MICROSECOND)
     return floor(Fraction(monthly_price) * 100 * hours / HOURS_A_MONTH + Fraction(1, 2))
 
 
 def charge_of(monthly_price: Decimal, start: datetime, hours: int) -> Decimal:
-    """F(end) - F(start)."""
+    """The charge F(end) - F(start), in dollars."""
     cents = clock_cents(monthly_price, start + hours * HOUR) - clock_cents(monthly_price, start)
     return Decimal(cents).scaleb(-2)
 
@@ -57,7 +57,7 @@ class Owed:
         return self.start + self.hours * HOUR
 
     def affordable(self, balance: Decimal) -> int:
-        """How many of the oldest hours a balance pays, found hour by hour."""
+        """How many of the oldest hours a balance can pay. It counts hour by hour."""
         hours = 0
         while hours < self.hours and self.cost(hours + 1) <= max(balance, Decimal(0)):
             hours += 1
@@ -65,7 +65,7 @@ class Owed:
 
 
 def settle(balance: Decimal, owed: Sequence[Owed]) -> list[int]:
-    """How many hours of each instance a balance pays: one instance after the other, oldest hours first."""
+    """How many hours of each instance a balance can pay, instance by instance, oldest hours first."""
     paid = []
     for each in owed:
         paid.append(each.affordable(balance))

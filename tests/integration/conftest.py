@@ -1,4 +1,4 @@
-"""A world to bill in."""
+"""Fixtures: a database to bill, and a leader for it."""
 
 from collections.abc import Iterator
 
@@ -11,14 +11,14 @@ from tests.model import HOUR, NOON
 
 @pytest.fixture
 def world(database: str) -> Iterator[World]:
-    """A migrated database without rows, and what it takes to bill in it."""
+    """A migrated database without rows, and a leader that can bill it."""
     with World(database) as world:
         yield world
 
 
 @pytest.fixture
 def touchy(database: str) -> Iterator[World]:
-    """One with touchy ledgers: four organizations, five cents each."""
+    """A world with touchy ledgers, and four organizations that each owe five cents."""
 
     class Own(TouchyLedger):
         pass

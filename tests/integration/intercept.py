@@ -1,4 +1,4 @@
-"""Looks at, or changes, each named statement on its way to the server."""
+"""Observes or changes each named statement before it is sent to the server."""
 
 from collections.abc import Callable
 from typing import Any

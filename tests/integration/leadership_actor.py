@@ -1,7 +1,7 @@
-"""A replica of the executable model: real sessions and the real statements, moved one step at a time by the model.
+"""A replica of the executable model. It uses real sessions and the real statements, and the model drives each step.
 
-It is the worst process that there can be: it never asks before a step whether it may still believe, it stands still for
-any length of time between two steps, and then goes on as if nothing had happened. Its clock is the model's.
+It behaves as badly as a process can: it never checks before a step that it may still believe that it leads, it pauses
+for any time between two steps, and then continues as if no time had passed. It uses the model's clock.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tests.integration.intercept import intercept
 
 BOUNDS: Final = Bounds()
 LOCK: Final = LockName("model")
-#: A mint that has to wait for a batch gives up at once instead of after ten seconds, and contends again.
+#: A mint that has to wait for a batch gives up after this time instead of ten seconds, and contends again.
 MINT_WAITS: Final = b"set lock_timeout = '20ms'"
 WORKER: Final = SessionSettings("worker")
 
-#: One unit of work: the first that nobody has charged yet. Nothing but the fence keeps two replicas from charging it.
+#: Charges the next uncharged unit of work. Only the fence keeps two replicas from charging the same unit.
 CHARGE: Final = b"""
 insert into model_charges (example, unit, term)
 select %(example)s, coalesce(max(unit), 0) + 1, %(term)s from model_charges where example = %(example)s
@@ -37,7 +37,7 @@ returning unit
 
 @dataclass
 class Clock:
-    """Seconds that pass when the model says so."""
+    """A clock that the model advances, in seconds."""
 
     now: float = 0.0
 
@@ -46,7 +46,7 @@ class Clock:
 
 
 class Actor:
-    """One replica; when it dies, another process takes its name."""
+    """A replica. After it dies, it stands for a new process with the same name."""
 
     def __init__(
         self, name: str, url: str, clock: Clock, statements: Mapping[str, str], silence: type[Silence] = Silence
@@ -59,7 +59,7 @@ class Actor:
         self.session: PostgresLockSession | None = None
         self._spare: PostgresLockSession | None = None
         self._worker: BoundedConnection | None = None
-        #: Backends that its last step has left to end.
+        #: Process ids of backends that its last step told to end.
         self.ending: list[int] = []
         self._begin_anew()
 
@@ -77,7 +77,7 @@ class Actor:
         session._connection.execute(MINT_WAITS)
         return session
 
-    # --- where it is
+    # --- state
 
     @property
     def contends(self) -> bool:
@@ -85,12 +85,12 @@ class Actor:
 
     @property
     def wins(self) -> bool:
-        """Has the lock and no term yet."""
+        """True if it has the lock but no term yet."""
         return not self.frozen and self.took_lock_at is not None and self.leadership is None
 
     @property
     def leads(self) -> bool:
-        """By what it remembers, whatever the time."""
+        """True if it remembers a leadership, even one past its deadline."""
         return not self.frozen and self.leadership is not None
 
     @property
@@ -99,18 +99,18 @@ class Actor:
 
     @property
     def lock_pid(self) -> int | None:
-        """Of its lock session's backend."""
+        """Process id of its lock session's backend."""
         return self.session._connection.info.backend_pid if self.session else None
 
     @property
     def worker_pid(self) -> int | None:
-        """Of its worker session's backend."""
+        """Process id of its worker session's backend."""
         return self._worker.info.backend_pid if self._worker else None
 
-    # --- what it does
+    # --- steps
 
     def contend(self) -> bool:
-        """One try; whether it has taken the lock."""
+        """Tries the lock once. Returns True if it took it."""
         sent_at = self._clock()
         try:
             if self.session is None:
@@ -125,7 +125,7 @@ class Actor:
         return attempt.taken
 
     def mint(self) -> int | None:
-        """The new term; None when a batch is in the way, or the session has been lost."""
+        """Mints a term and returns it; None if a batch blocks the mint or the session has been lost."""
         assert self.session is not None
         assert self.took_lock_at is not None
         try:
@@ -137,7 +137,7 @@ class Actor:
         return self.term
 
     def ping(self) -> bool:
-        """Whether it leads on."""
+        """Pings. Returns True if it still leads."""
         assert self.session is not None
         assert self.leadership is not None
         sent_at = self._clock()
@@ -148,7 +148,7 @@ class Actor:
         return False
 
     def begin(self) -> bool:
-        """A batch's transaction, with the ledger's own fence; whether it was let in."""
+        """Begins a batch's transaction with the ledger's own fence. Returns True if the fence let it pass."""
         if self._worker is None or self._worker.closed:
             self._worker = self._database.connect(WORKER)
             intercept(self._worker, lambda name, _text: self._statements[name])
@@ -163,7 +163,7 @@ class Actor:
         return True
 
     def write(self, example: int) -> int | None:
-        """Charges a unit; None when the server has ended the transaction."""
+        """Charges a unit and returns its number; None if the server has ended the transaction."""
         assert self._worker is not None
         try:
             row = self._worker.execute(CHARGE, {"example": example, "term": self.term}).fetchone()
@@ -175,7 +175,7 @@ class Actor:
         return self.unit
 
     def commit(self) -> bool:
-        """Whether it did."""
+        """Commits the batch. Returns True if the server committed."""
         transaction, self._transaction, self.unit = self._transaction, None, None
         assert transaction is not None
         try:
@@ -185,14 +185,14 @@ class Actor:
         return True
 
     def resign(self) -> None:
-        """On purpose, with no batch in hand."""
+        """Gives up the leadership on purpose. No batch may be in progress."""
         assert self.session is not None
         with suppress(LockSessionError):
             self.session.resign()
         self.leave()
 
     def leave(self) -> None:
-        """Its lock session ends, and what it believed; a batch in hand goes on, as on another thread."""
+        """Closes the lock session and ends the leadership. A batch continues, as on another thread."""
         if self.session is not None:
             self.ending.append(self.session._connection.info.backend_pid)
             self.session.close()
@@ -201,7 +201,7 @@ class Actor:
         self.session, self.leadership, self.took_lock_at = None, None, None
 
     def die(self) -> None:
-        """The process is gone, and another begins."""
+        """Ends the process and begins a new one."""
         self.leave()
         if self._worker is not None:
             self.ending.append(self._worker.info.backend_pid)
@@ -211,7 +211,7 @@ class Actor:
         self._begin_anew()
 
     def rest(self) -> None:
-        """Between two histories: nothing is left of the last but sessions that hold nothing, since those are dear."""
+        """Resets everything between two histories. It keeps a session without locks, because opening one is slow."""
         self._end(psycopg.OperationalError("over"))
         if self.session is not None and self._spare is None:
             with suppress(psycopg.OperationalError):
@@ -222,13 +222,13 @@ class Actor:
         self._begin_anew()
 
     def close(self) -> None:
-        """The end."""
+        """Closes every session."""
         self.die()
         if self._spare is not None:
             self._spare.close()
 
     def _end(self, error: psycopg.OperationalError) -> None:
-        """The transaction is lost."""
+        """Abandons the open transaction, if there is one."""
         transaction, self._transaction, self.unit = self._transaction, None, None
         if transaction is not None:
             with suppress(psycopg.OperationalError):
@@ -239,6 +239,6 @@ class Actor:
 
 
 def facts(row: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """A row that is there."""
+    """Returns the row. Fails if there is none."""
     assert row is not None
     return row

@@ -1,8 +1,8 @@
-"""The executable model of election, fence, handover and eviction: what three replicas can do, and what has to hold.
+"""The executable model of election, fence, handover and eviction: the steps of three replicas, and the invariants.
 
-They take any steps in any order, stand still between any two of them, lose any session, die, and evict each other.
-Whatever they do: no batch commits under a term that is not the newest, each unit of work is charged once, terms only
-grow, one session holds the lock at most, and nobody is evicted who may still believe that it leads.
+The replicas take steps in any order, pause between them, lose sessions, die, and evict each other. After every step
+these invariants hold: no batch commits under a term that is not the newest, each unit of work is charged once, terms
+only grow, at most one session holds the lock, and no replica is evicted while it may still believe that it leads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from controller import sql
 from controller.election import Silence
 from tests.integration.leadership_actor import LOCK, Actor, Clock, facts
 
-#: Its name, and the number of the replica that it is about.
+#: The name of a step, and the index of the replica that it affects.
 Step = tuple[str, int]
 NOBODY: Final = -1
 
@@ -43,23 +43,23 @@ GONE: Final = b"select not exists (select from pg_stat_activity where pid = any 
 
 
 class History(RuleBasedStateMachine):
-    """Steps of three replicas, and what has to hold after each."""
+    """A history of steps of three replicas. The invariants are checked after each step."""
 
     url: ClassVar[str]
     statements: ClassVar[Mapping[str, str]] = sql.load()
     silence: ClassVar[type[Silence]] = Silence
-    #: Kept from example to example; nothing in them that a history could depend on.
+    #: Shared by all examples. They hold no state that a history could depend on.
     clock: ClassVar[Clock]
     conn: ClassVar[psycopg.Connection[dict[str, Any]]]
     actors: ClassVar[list[Actor]]
     examples: ClassVar[itertools.count[int]]
-    #: Of the newest history: its steps, and in words.
+    #: The steps of the newest history, and the same steps in words.
     taken: ClassVar[list[Step]]
     said: ClassVar[list[str]]
 
     @classmethod
     def set_up(cls, url: str) -> None:
-        """Once for a database."""
+        """Prepares a database. Call it once."""
         cls.url, cls.clock, cls.examples = url, Clock(), itertools.count(1)
         cls.conn = psycopg.connect(url, autocommit=True, row_factory=dict_row)
         cls.conn.execute(SCHEMA)
@@ -81,26 +81,26 @@ class History(RuleBasedStateMachine):
         self.charged: list[list[int]] = []
 
     def teardown(self) -> None:
-        """The next example finds the lock free."""
+        """Frees the lock for the next example."""
         for actor in self.actors:
             actor.rest()
             self._until_gone(actor)
 
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
-        """Any that is possible; what leads on is drawn more often than what throws back."""
+        """Takes any possible step. Steps that make progress are drawn more often than faults."""
         name, who, _ = data.draw(st.sampled_from([each for each in self._possible() for _ in range(each[2])]))
         self.take(name, who)
 
     def take(self, name: str, who: int) -> None:
-        """The step of this name, by this replica or for it."""
+        """Takes the step with this name on this replica."""
         self.taken.append((name, who))
         actor = self.actors[who]
         getattr(self, name)(actor)
         self._until_gone(actor)
 
     def _possible(self) -> list[tuple[str, int, int]]:
-        """What replicas can do and what can happen to them: a step, whose, and how often it is drawn."""
+        """Returns the possible steps and faults: name, index of the replica, and weight in the draw."""
         return [
             (name, who, weight)
             for who, actor in enumerate(self.actors)
@@ -137,8 +137,8 @@ class History(RuleBasedStateMachine):
         in_the_way = [other for other in self.actors if other.in_batch and not self._gone(other.worker_pid)]
         term = actor.mint()
         if term is None:
-            self._say(f"{actor} has to wait with its mint, and begins anew")
-            assert lost or in_the_way, "a mint failed without a reason"
+            self._say(f"{actor} can't mint, and starts again")
+            assert lost or in_the_way, "a mint failed although its session lives and no batch blocks it"
         else:
             self._say(f"{actor} mints term {term - self.base}")
             assert term > self.newest, "terms only grow"
@@ -146,8 +146,8 @@ class History(RuleBasedStateMachine):
 
     def begin(self, actor: Actor) -> None:
         let_in = actor.begin()
-        self._say(f"{actor} begins a batch" if let_in else f"{actor} begins a batch and is fenced")
-        assert let_in or actor.term < self.newest, "the newest term was fenced"
+        self._say(f"{actor} begins a batch" if let_in else f"{actor} begins a batch, and the fence refuses it")
+        assert let_in or actor.term < self.newest, "the fence refused the newest term"
 
     def write(self, actor: Actor) -> None:
         unit = actor.write(self.example)
@@ -159,7 +159,9 @@ class History(RuleBasedStateMachine):
         self._say(f"{actor} commits" if done else f"{actor} can't commit")
         if done and unit is not None:
             self.charged.append([unit, term])
-            assert term == self.newest, f"it did so under term {term - self.base}, not under {self.newest - self.base}"
+            assert term == self.newest, (
+                f"committed under term {term - self.base}; the newest is {self.newest - self.base}"
+            )
 
     def ping(self, actor: Actor) -> None:
         self._say(f"{actor} pings" if actor.ping() else f"{actor} pings and finds itself deposed")
@@ -170,13 +172,13 @@ class History(RuleBasedStateMachine):
         assert actor.session is not None
         actor.silence.observe(None)
         if not actor.session.evict(holder):
-            self._say(f"{actor} comes too late to evict {holder.instance}")
+            self._say(f"{actor} is too late to evict {holder.instance}")
             return
         self._say(f"{actor} evicts {holder.instance}")
         actor.ending.append(holder.pid)
         (evicted,) = [each for each in self.actors if each.name == holder.instance]
         assert evicted.leadership is None or not evicted.leadership.still_leads(), (
-            f"{evicted} could still believe that it leads"
+            f"{evicted} was evicted while it could still believe that it leads"
         )
 
     def resign(self, actor: Actor) -> None:
@@ -197,14 +199,14 @@ class History(RuleBasedStateMachine):
 
     def thaw(self, actor: Actor) -> None:
         actor.frozen = False
-        self._say(f"{actor} goes on")
+        self._say(f"{actor} thaws")
 
     def die(self, actor: Actor) -> None:
         actor.die()
         self._say(f"{actor} dies")
 
     def die_after_its_commit(self, actor: Actor) -> None:
-        """Its last word has been sent, and the server carries it out."""
+        """Dies after it has sent its commit, which the server still carries out."""
         self.commit(actor)
         self.die(actor)
 
@@ -216,13 +218,13 @@ class History(RuleBasedStateMachine):
         self.clock.now += 7
         self._say("7 s pass")
 
-    # --- what has to hold
+    # --- invariants
 
     @invariant()
     def terms_grow_units_are_charged_once_and_one_holds_the_lock(self) -> None:
         now = self._now()
-        assert now["newest"] == self.newest, "a term that nobody has minted"
-        assert now["charges"] == self.charged, "a charge that nobody has committed, or one that is lost"
+        assert now["newest"] == self.newest, "the newest term is not the last one that was minted"
+        assert now["charges"] == self.charged, "the charges are not those that were committed"
         units = [unit for unit, _ in self.charged]
         assert units == sorted(set(units)), f"a unit was charged twice: {units}"
         assert now["holders"] <= 1
@@ -243,16 +245,16 @@ class History(RuleBasedStateMachine):
         return bool(facts(self.conn.execute(GONE, [list(pids)]).fetchone())["gone"])
 
     def _until_gone(self, actor: Actor) -> None:
-        """The server ends a session a moment after it is told to, and only then is a lock free: a history waits."""
+        """Waits until the backends have ended. The server frees a lock only then, a moment after it is told to."""
         deadline = time.monotonic() + 10
         while actor.ending and not self._gone(*actor.ending):
-            assert time.monotonic() < deadline, f"backends {actor.ending} do not end"
+            assert time.monotonic() < deadline, f"backends {actor.ending} did not end within 10 s"
         actor.ending.clear()
 
 
 @contextmanager
 def histories(url: str, **parts: Any) -> Iterator[type[History]]:  # noqa: ANN401 - attributes of the machine
-    """Of a system with some of its parts replaced."""
+    """Yields a model on this database, with some attributes replaced."""
 
     class Here(History):
         pass
@@ -267,7 +269,7 @@ def histories(url: str, **parts: Any) -> Iterator[type[History]]:  # noqa: ANN40
 
 
 def goes_wrong(here: type[History], steps: list[Step]) -> bool:
-    """Whether these steps do, of which the impossible ones are left out."""
+    """Returns True if these steps break an invariant. Skips steps that are impossible."""
     history = here()
     history.begin_history()
     try:
@@ -283,9 +285,9 @@ def goes_wrong(here: type[History], steps: list[Step]) -> bool:
 
 
 def shortest(here: type[History]) -> list[str]:
-    """The newest history, in words, without any step that it goes wrong without; the first replica to act is called a.
+    """Returns the newest history in words, without the steps that it can fail without. The first replica is called a.
 
-    Hypothesis would shorten it too, with ten times as many tries.
+    Hypothesis could shrink it too, but would need ten times as many tries.
     """
     steps, before = here.taken, None
     while steps != before:

@@ -16,7 +16,7 @@ ROLE = "billing_access_test"
 
 @pytest.fixture
 def limited(database: str) -> Iterator[World]:
-    """A world whose controller works as a role with every right on every table, but owns none of them."""
+    """A world whose controller uses a role that has every right on every table but owns none."""
     with World(database) as owner:
         owner.run(f"drop role if exists {ROLE}")
         owner.run(f"create role {ROLE}")

@@ -1,4 +1,4 @@
-"""Each invariant's violation is found where it is planted, and nothing else; what is older than us is told apart."""
+"""The audit finds exactly the violation that a test plants, and exempts rows that are older than the controller."""
 
 from decimal import Decimal
 from uuid import UUID
@@ -15,7 +15,7 @@ OURS = "billing_is_ours(metadata)"
 
 @pytest.fixture
 def billed(world: World) -> World:
-    """Two organizations with an instance each, billed twice; a third with a debt."""
+    """Two organizations with an instance each that was billed twice, and a third with a debt."""
     plan = world.plan("7.30")
     for balance in ("10.00", "10.00", "0.02"):
         world.instance(world.organization(balance), plan, NOON - 9 * HOUR)
@@ -190,7 +190,7 @@ def test_a_wallet_that_was_unusable_before_us_is_exempt(world: World) -> None:
 
 
 def test_what_the_application_billed_while_we_were_away_is_exempt(billed: World) -> None:
-    """Its built-in billing took three hours, in its own way."""
+    """The application's built-in billing charges three hours, with its own kind of rows."""
     instance = first(billed)
     billed.run(
         "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start, billing_period_end,"
@@ -208,7 +208,7 @@ def test_what_the_application_billed_while_we_were_away_is_exempt(billed: World)
 def test_top_ups_refunds_and_deletions_leave_it_clean(billed: World) -> None:
     organization = first(billed, "organizations")
     billed.top_up(organization, "25.00")
-    billed.top_up(organization, "-5.00")  # a refund to the card, as a transaction of its own
+    billed.top_up(organization, "-5.00")  # a refund to the card, as a separate transaction
     billed.top_up(organization, "0.05")  # an hour given back
     billed.run(
         "insert into payment_transactions (organization_id, amount, status)"

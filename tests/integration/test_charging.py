@@ -1,4 +1,4 @@
-"""What a cycle takes from a wallet that can pay, and what it writes down about it."""
+"""What a cycle charges to a wallet that can pay, and which rows it writes."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -105,7 +105,7 @@ def test_hour_costs_what_it_cost_when_it_began(world: World) -> None:
     instance = world.instance(organization, plan, NOON - 30 * HOUR)
     world.bill(NOON - 10 * HOUR)
     world.run("update vps_plans set base_price = 73.00")
-    world.bill(NOON)  # the first to see the change: it counts from here
+    world.bill(NOON)  # this cycle sees the change first, so the change applies from here
     world.bill(NOON + 10 * HOUR)
     assert world.billed(instance) == [
         (NOON - 30 * HOUR, 20, charge_of(D("5.00"), NOON - 30 * HOUR, 20)),
@@ -116,7 +116,7 @@ def test_hour_costs_what_it_cost_when_it_began(world: World) -> None:
 
 
 def test_charge_never_spans_a_price_change(world: World) -> None:
-    """Hours 30 minutes past: the hour in which the change was seen began before it."""
+    """Hours begin at 30 minutes past. The hour in which the change was seen began before the change."""
     start = NOON - 30 * HOUR - HOUR / 2
     organization, plan = world.organization("500.00"), world.plan("5.00")
     instance = world.instance(organization, plan, start)
@@ -159,7 +159,7 @@ def test_a_lowercase_currency_is_the_same_currency(world: World) -> None:
 
 
 def plan_of(world: World, organization: UUID, plan: UUID | str | None) -> tuple[Decimal, str]:
-    """Which monthly price an instance of this plan is charged, and where it comes from."""
+    """The monthly price that an instance of this plan is charged, and the source of that price."""
     instance = world.instance(organization, plan, NOON - 9 * HOUR)
     world.bill(NOON)
     (row,) = world.rows(

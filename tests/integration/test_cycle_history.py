@@ -1,4 +1,4 @@
-"""When a cycle is due, what the history says of each, and that sizes and workers make no difference to the money."""
+"""When a cycle is due, and what the history records. Batch sizes and workers make no difference to the money."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -16,7 +16,7 @@ D = Decimal
 
 
 class CrashError(BaseException):
-    """The process is gone: nothing of ours runs after it."""
+    """Stands for the death of the process: no handler catches it."""
 
 
 def seconds_until_due(world: World) -> float:
@@ -32,7 +32,7 @@ def begin_term(world: World, leadership: Term, delay_seconds: float = 300, inter
 
 
 def town(world: World, organizations: int = 4) -> None:
-    """Each owes five cents."""
+    """Creates organizations that each owe five cents."""
     plan = world.plan("7.30")
     for _ in range(organizations):
         world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
@@ -46,7 +46,7 @@ def test_a_cycle_is_due_an_interval_after_the_last_good_start(world: World) -> N
     world.bill()
     assert 3590 < seconds_until_due(world) <= 3600
     begin_term(world, world.lead(), 0, interval_minutes=10)
-    assert 590 < seconds_until_due(world) <= 600, "by the interval of the leader"
+    assert 590 < seconds_until_due(world) <= 600, "the leader's interval counts"
     begin_term(world, world.lead(), 0)
     world.run("update billing_runs set started_at = started_at - interval '59 minutes'")
     assert 50 < seconds_until_due(world) <= 60
@@ -54,7 +54,7 @@ def test_a_cycle_is_due_an_interval_after_the_last_good_start(world: World) -> N
     assert seconds_until_due(world) < 0
     world.bill()
     world.run("update billing_runs set finished_at = finished_at + interval '20 minutes'")
-    assert 3590 < seconds_until_due(world) <= 3600, "by its start, not by its end"
+    assert 3590 < seconds_until_due(world) <= 3600, "the interval runs from the cycle's start, not from its end"
 
 
 @pytest.mark.parametrize("outcome", ["failed", "stopped", "abandoned", "running"])
@@ -73,8 +73,8 @@ def test_without_a_heartbeat_the_first_cycle_waits_for_the_applications_own_bill
 def test_the_delay_outlives_the_leader_that_began_it(world: World) -> None:
     begin_term(world, world.lead())
     world.run("insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at) values ('a-1', 'x', now())")
-    assert begin_term(world, world.lead()) is False, "the successor finds a heartbeat of seconds ago"
-    assert 290 < seconds_until_due(world) <= 300, "but the delay goes on"
+    assert begin_term(world, world.lead()) is False, "the successor finds a heartbeat that is seconds old"
+    assert 290 < seconds_until_due(world) <= 300, "but the delay continues"
 
 
 @pytest.mark.parametrize(("minutes", "waits"), [(89, False), (91, True)])
@@ -110,7 +110,7 @@ def test_a_run_records_who_when_and_what(world: World) -> None:
 
 
 class Crashing(TouchyLedger):
-    """Dies before a chosen statement."""
+    """A ledger that dies before a chosen statement."""
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def crashing(world: World) -> World:
 
 
 def crash_before(world: World, statement: str, nth: int, **settings: Any) -> None:  # noqa: ANN401
-    """A cycle that ends as by `kill -9` before the nth statement of a name."""
+    """A cycle that ends, as after `kill -9`, before the nth statement with a name."""
     kind = world.ledger_class
     assert issubclass(kind, Crashing)
     kind.counted = 0
@@ -228,7 +228,7 @@ def test_a_plan_covers_every_organization_once_in_bounded_batches(world: World, 
         covered += mine
     large = [number for number, size in enumerate(sizes) if size > batch_size]
     assert covered == large + [n for n in range(len(sizes)) if n not in large], (
-        "each once; large ones first, else in order"
+        "each once: large ones first, the others in order"
     )
 
 

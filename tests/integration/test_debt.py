@@ -1,4 +1,4 @@
-"""What a wallet that is short pays, in which order, and the one open row that remembers the rest."""
+"""What a wallet pays if it can't pay everything, in which order, and the open row that records the rest."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +19,7 @@ D = Decimal
 
 @dataclass(frozen=True)
 class Tenant:
-    """An organization whose instances cost a cent an hour each ($7.30), but the last, which is free."""
+    """An organization with instances that cost a cent an hour each ($7.30). The last one is free."""
 
     organization: UUID
     first: UUID
@@ -28,7 +28,7 @@ class Tenant:
 
 
 def tenant(world: World, balance: str) -> Tenant:
-    """The first owes ten hours, the second five, the free one three."""
+    """Creates three instances: the first owes ten hours, the second five, and the free one three."""
     organization, plan, free = world.organization(balance), world.plan("7.30"), world.plan("0.00")
     second = world.instance(organization, plan, NOON - 8 * HOUR, last_billed_at=NOON - 5 * HOUR)
     return Tenant(
@@ -40,7 +40,7 @@ def tenant(world: World, balance: str) -> Tenant:
 
 
 def debts(world: World, *instances: UUID) -> list[tuple[int, Decimal] | None]:
-    """Hours and amount that each still owes."""
+    """The hours and the amount that each instance still owes."""
     rows = [world.open_row(instance) for instance in instances]
     return [(row["hours"], row["owed"]) if row else None for row in rows]
 
@@ -94,7 +94,7 @@ def test_an_instance_without_a_creation_time_comes_last(world: World) -> None:
     organization, plan = world.organization("0.06"), world.plan("7.30")
     unknown = world.instance(organization, plan, None, last_billed_at=NOON - 5 * HOUR)
     known = world.instance(organization, plan, NOON - 5 * HOUR)
-    world.instance(world.organization(), plan, NOON - 5 * HOUR)  # so that it is not the batch's last
+    world.instance(world.organization(), plan, NOON - 5 * HOUR)  # so that the instance isn't the last of the batch
     world.bill(NOON)
     assert [hours for _, hours, _ in world.billed(known)] == [5]
     assert [hours for _, hours, _ in world.billed(unknown)] == [1]
@@ -112,7 +112,7 @@ def test_a_debt_is_one_row_updated_in_place(world: World) -> None:
     assert (row["id"], row["hours"], row["owed"]) == (opened["id"], 10, D("0.10"))
     assert row["billing_period_start"] == NOON - 6 * HOUR
     assert row["billing_period_end"] == NOON + 4 * HOUR
-    assert row["metadata"]["since"] == opened["metadata"]["since"], "since when it is owed does not move"
+    assert row["metadata"]["since"] == opened["metadata"]["since"], "the start of the debt does not move"
     assert row["payment_transaction_id"] is None
     assert world.one("select count(*) from vps_billing_cycles where status = 'failed'") == 2
     assert world.violations() == {}
@@ -177,7 +177,7 @@ def test_a_negative_wallet_pays_nothing_and_stays_as_it_is(world: World) -> None
     world.bill(NOON)
     assert world.balance(t.organization) == D("-3.00")
     assert debts(world, t.first, t.second, t.free) == [(10, D("0.10")), (5, D("0.05")), None]
-    assert world.violations() == {}, "it was negative before we came"
+    assert world.violations() == {}, "it was negative before the controller adopted it"
 
 
 def test_a_deleted_instance_takes_its_debt_with_it(world: World) -> None:
@@ -204,7 +204,7 @@ def test_recorded_debt_keeps_its_price_and_a_new_price_adds_a_row(world: World) 
     instance = world.instance(organization, plan, NOON - 10 * HOUR)
     world.bill(NOON)
     world.run("update vps_plans set base_price = 73.00")
-    world.bill(NOON + HOUR)  # the first to see the change: this hour began before it
+    world.bill(NOON + HOUR)  # this cycle sees the change first; the current hour began before it
     world.bill(NOON + 3 * HOUR)
     rows = world.rows(
         "select (metadata ->> 'hours')::int as hours, (metadata ->> 'owed')::numeric as owed from vps_billing_cycles"
@@ -276,7 +276,7 @@ def test_what_is_paid_equals_the_model(
 
 
 def test_the_rest_of_a_backlog_is_charged_by_the_clock(world: World) -> None:
-    """Partial payment cuts a period in two; together they cost what one would have."""
+    """A partial payment splits a period in two. Together they cost the same as one period."""
     organization, start = world.organization("1.00"), NOON - 700 * HOUR - timedelta(microseconds=1)
     instance = world.instance(organization, world.plan("9.99"), start)
     world.bill(NOON)

@@ -1,4 +1,4 @@
-"""The demo as a newcomer runs it: the real command line, once."""
+"""Runs the demo once through the real command line, as a newcomer does."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_demo_tells_the_whole_story_and_leaves_nothing_behind(temporary_fold
     place = 0
     for milestone in MILESTONES:
         match = re.compile(milestone).search(text, place)
-        assert match, f"{milestone} is not told, or not in its place:\n{text}"
+        assert match, f"the demo doesn't print {milestone} at this point:\n{text}"
         place = match.end()
     assert left_behind(temporary_folder) == []
 

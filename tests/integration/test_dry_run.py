@@ -1,4 +1,4 @@
-"""A dry run tells what a real one would do, because it does it, and leaves no trace."""
+"""A dry run reports what a real cycle would do, because it executes the same SQL, and leaves no trace."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -15,7 +15,7 @@ from tests.model import HOUR, NOON
 
 
 def dry(world: World, as_of: datetime | None, **settings: Any) -> CycleResult:  # noqa: ANN401
-    """Under the newest term, whoever's it is."""
+    """Runs a dry cycle under the newest term, whichever replica holds it."""
     leadership = world.term()
     result = world.cycle(as_of, **settings).run(leadership, dry=True)
     assert result.outcome is Outcome.COMPLETED, result.error
@@ -45,7 +45,7 @@ def test_figures_equal_the_real_runs_and_nothing_changes(world: World, batch_siz
 
 
 def test_it_counts_a_debts_second_step_with_what_the_first_has_left(world: World) -> None:
-    """The steps of a large organization see each other, although none is kept."""
+    """Each step of a large organization sees the earlier ones, although all are rolled back."""
     organization, plan = world.organization("0.25"), world.plan("7.30")
     for number in range(10):
         world.instance(organization, plan, NOON - (100 - number) * HOUR, NOON - 5 * HOUR)

@@ -80,7 +80,7 @@ def test_holder_that_states_no_deadline_is_not_watched(database: str, lock_sessi
 
 
 def test_holder_with_a_statement_in_progress_is_not_evicted(database: str, lock_session: LockSessions) -> None:
-    """Its ping may be the reason: it can't be called silent."""
+    """The running statement may be a ping, so the leader isn't silent."""
     standby, other_key = lock_session("a", "test-1"), LockName("b").key
     with psycopg.connect(database, autocommit=True) as person, psycopg.connect(database, autocommit=True) as other:
         person.execute("select pg_advisory_lock(%s)", [LockName("a").key])

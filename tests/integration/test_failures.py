@@ -1,4 +1,4 @@
-"""Each reason for which an organization can't be charged: it stands alone, recorded; everyone else is billed."""
+"""If an organization can't be charged, the reason is recorded, and every other organization is billed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Town:
         return self.instances[3]
 
     def expect(self, reason: str, result: CycleResult) -> None:
-        """Six are billed; the fourth has its one open row."""
+        """Checks that six organizations are billed and that the fourth has exactly one open row."""
         assert [self.world.reason(each) for each in self.instances] == [None] * 3 + [reason] + [None] * 3
         assert [len(self.world.billed(each)) for each in self.instances] == [1] * 3 + [0] + [1] * 3
         assert result.totals == Totals(instances=6, hours=30, amount=D("0.30"), failures=1)
@@ -41,7 +41,7 @@ class Town:
         assert self.world.last_billed_at(self.victim) is None
 
     def expect_recovered(self) -> None:
-        """The next cycle bills the fourth, in its own row."""
+        """Checks that the next cycle bills the fourth organization in its open row."""
         row = self.world.open_row(self.victim)
         assert row is not None
         assert self.world.bill(NOON).totals == Totals(instances=1, hours=5, amount=D("0.05"))
@@ -92,7 +92,7 @@ def test_an_unusable_wallet_fails_its_organization_alone(town: Town, reason: str
 
 
 def _again(town: Town) -> CycleResult:
-    """A further cycle leaves the open row as it is: still one, the same."""
+    """Another cycle neither changes the open row nor adds one."""
     row = town.world.open_row(town.victim)
     assert row is not None
     result = town.world.bill(NOON)
@@ -221,7 +221,7 @@ def test_rows_that_are_released_in_time_are_billed_in_the_same_cycle(town: Town)
 
 
 def test_the_others_do_not_wait_for_a_held_row(town: Town) -> None:
-    """They have been committed when the first pause is made."""
+    """The other organizations' charges are committed before the cycle waits for the first time."""
     seen: list[int] = []
 
     def pause(_seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Who is no longer the leader writes nothing, whatever it still has in flight; and whoever is comes to its turn."""
+"""A deposed leader writes nothing, even if it has a transaction in flight, and a mint never waits for long."""
 
 import threading
 from decimal import Decimal
@@ -34,7 +34,7 @@ def fencing(term: int) -> dict[str, Any]:
     return {"term": term, "holder": "test-1", "generation": GENERATION}
 
 
-#: All that a batch may do; `begin_again` makes the first one do it.
+#: Every statement of a batch. After `begin_again` the first batch runs all of them.
 CHARGING = {
     "charge_covered",
     "charge_wallets",
@@ -48,7 +48,7 @@ CHARGING = {
 
 
 def begin_again(world: World) -> None:
-    """Nothing billed, and the first wallet alone adopted, so that a batch needs the fast path and the ordered one."""
+    """Undoes all billing and adopts only the first wallet, so that a batch takes both the fast and the ordered path."""
     world.run(
         "truncate billing_runs, billing_batches, payment_transactions, vps_billing_cycles, billing_wallet_baselines"
     )
@@ -61,7 +61,7 @@ def begin_again(world: World) -> None:
 
 
 class Mint:
-    """A new leader's mint, on a thread of its own."""
+    """A new leader's mint, on a separate thread."""
 
     def __init__(self, world: World) -> None:
         self.term: int | None = None
@@ -161,7 +161,7 @@ def test_a_batch_in_flight_delays_the_mint_and_commits_before_it(touchy: World) 
 
 
 def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
-    """The workers of a deposed leader that does not know it: one always begins before the other ends."""
+    """Two workers of a deposed leader that hasn't noticed: one always begins before the other ends."""
     term = world.lead().term
     fence, parameters = QUERIES["fence"].encode(), fencing(term)
     with session(world) as first, session(world) as second:
@@ -181,7 +181,7 @@ def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
 
 
 def test_a_plain_update_would_be_starved(world: World) -> None:
-    """Why `close_leadership` locks the table: row locks that are shared let each other pass a waiting update."""
+    """This is why `close_leadership` locks the table: new share locks on a row overtake an update that waits for it."""
     term = world.lead().term
     fence, parameters = QUERIES["fence"].encode(), fencing(term)
     with session(world) as first, session(world) as second, session(world) as successor:
@@ -249,7 +249,7 @@ def test_a_heartbeat_is_written_by_the_newest_term_alone(world: World) -> None:
 
 
 def test_a_term_that_was_given_twice_lets_in_its_own_holder_alone(world: World) -> None:
-    """A server that is promoted without the last terms gives their numbers again, to somebody else."""
+    """A server that was promoted without the last terms mints their numbers again, for another holder."""
     ours = world.lead()
     world.run("update billing_leadership set holder = 'test-2'")
     with (ledger := world.ledger()).connection, pytest.raises(DeposedError), ledger.fenced(ours.term):

@@ -1,4 +1,4 @@
-"""The guard: whoever's charge breaks an invariant is not charged again until an audit of its books is clean."""
+"""The guard: an organization whose charge breaks an invariant is not charged again until its audit is clean."""
 
 import itertools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tests.model import HOUR, NOON
 
 D = Decimal
 THEN = NOON - 2 * HOUR
-#: What befalls the first instance's period, payment or wallet after its charge.
+#: Damage to the first instance's period, payment or wallet after its charge.
 #: Tables that grow with years of billing.
 BIG = ("payment_transactions", "vps_billing_cycles", "vps_instances")
 
@@ -44,7 +44,7 @@ def guard(world: World, may_continue: Callable[[], bool] = lambda: True) -> Guar
 
 
 def town(world: World) -> list[UUID]:
-    """Three organizations with an instance each, charged five cents until two hours before noon."""
+    """Three organizations with an instance each. Each has been charged five cents, until two hours before noon."""
     plan = world.plan("7.30")
     instances = [world.instance(world.organization(), plan, THEN - 5 * HOUR) for _ in range(3)]
     world.bill(THEN)
@@ -118,7 +118,7 @@ def test_a_held_organization_is_not_charged_until_its_audit_is_clean(world: Worl
     world.run(MISHAPS["last_billed"], broken)
     guard(world).check(world.term())
     guard(world).unsuspend(world.term())
-    assert held(world) == {organization: "last_billed"}, "nothing has been put right yet"
+    assert held(world) == {organization: "last_billed"}, "nothing has been repaired yet"
     world.bill(NOON - HOUR)
     assert world.reason(broken) == "audit_violation"
     assert [hours for _, hours, _ in world.billed(broken)] == [5]
@@ -218,7 +218,7 @@ def test_an_organization_that_cannot_be_audited_keeps_nobody_else_held(world: Wo
 
     def connect() -> LedgerAt:
         ledger = world.ledger()
-        if next(opened) == 1:  # the first is the guard's own
+        if next(opened) == 1:  # the first session is the guard's own
             ledger.connection.close()
         return ledger
 

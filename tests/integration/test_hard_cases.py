@@ -1,4 +1,4 @@
-"""Rows that nobody would write on purpose, and rows that somebody holds: one must never stop the others."""
+"""Unusual rows, and rows that another session has locked, never stop billing for other organizations."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -63,8 +63,8 @@ def test_a_row_held_for_update_is_recorded_and_does_not_hold_up_the_others(world
         assert result.totals.failures == 1
         assert result.failures_by_reason == {"locked": 1}
         assert result.seconds < 3
-        # the row itself may be impossible to write: its foreign keys need what the other transaction holds. The history
-        # must tell of it all the same.
+        # The open row may be impossible to write, because its foreign keys need a row that the other transaction has
+        # locked. The history must count the failure even then.
         assert world.one("select failures from billing_runs order by id desc limit 1") == 1
 
 
@@ -116,7 +116,7 @@ def test_a_step_that_is_tried_again_counts_no_debt_twice(database: str, balance:
             third: lambda ledger: world.run("select pg_terminate_backend(%s, 2000)", ledger.connection.info.backend_pid)
         }
         figures = world.bill(NOON, batch_size=2).totals
-        assert figures.debts + figures.failures == 6  # got 10
+        assert figures.debts + figures.failures == 6  # and not 10
 
 
 def test_a_beat_that_was_fenced_says_that_it_was_not_written(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The paths on a real database: what they show, what they cost, and what happens while the database hangs."""
+"""The HTTP paths on a real database: their content, their cost, and their answers while the database hangs."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def free_port() -> int:
 
 
 def becomes(port: int, path: str, code: int, containing: str = "") -> str:
-    """Polls until the path answers so: a process does not report that it listens."""
+    """Polls until the path gives this answer, because a process does not report that it listens."""
     until = time.monotonic() + PATIENCE_SECONDS
     answer = "nothing"
     while time.monotonic() < until:

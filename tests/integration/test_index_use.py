@@ -1,4 +1,4 @@
-"""The statements that run on every batch read our partial indexes, and not years of rows."""
+"""The statements of every batch read the partial indexes of this project instead of years of rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from controller.postgres.connections import FOREGROUND, GUARD, WORKER
 from tests.integration.world import LedgerAt, World
 from tests.support.statements import plan
 
-#: Years of rows of other programs, and of ours, beside the instances that are due.
+#: Adds years of rows, some written by other programs, to a database with due instances.
 OTHERS = b"""
 insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start, billing_period_end,
     hourly_rate, total_amount, status, metadata)
@@ -49,7 +49,7 @@ class Recorded(LedgerAt):
 
 @pytest.fixture
 def billed(database: str) -> Iterator[World]:
-    """Two thousand instances that have been billed twice, among rows of other programs; one in twelve can't pay."""
+    """Two thousand instances that were billed twice, with rows of other programs. One in twelve can't pay."""
 
     class Own(Recorded):
         parameters: ClassVar[dict[str, dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Later versions of the application can change their tables: nothing of ours depends on them."""
+"""Later versions of the application can alter their tables, because no object of this project depends on them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_application_can_change_its_table(billed: World, table: str) -> None:
 
 @pytest.mark.parametrize("table", REQUIRED)
 def test_application_can_drop_a_column_that_billing_needs(billed: World, table: str) -> None:
-    """Only the application's own foreign keys may refuse it. Billing then refuses the database."""
+    """Only the application's own foreign keys may refuse to drop a column. Billing then refuses the database."""
     for column in REQUIRED[table]:
         with billed.conn.transaction(force_rollback=True):
             try:

@@ -1,7 +1,7 @@
-"""No history of three replicas goes wrong, by the executable model over the real statements on a real server.
+"""No history of three replicas breaks an invariant of the executable model, with the real statements on a real server.
 
-That the model can see is shown by taking out what it is about: without the fence, with a fence that does not lock, or
-with a standby that does not wait for the holder's deadline, it finds the shortest history that goes wrong.
+Further tests show that the model finds mistakes. Without the fence, with a fence that does not lock, or with a standby
+that does not wait for the holder's deadline, it finds the shortest history that breaks an invariant.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CALM: Final = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 FENCE: Final = sql.load()["fence"]
-#: Enough for each of the mistakes below several times over.
+#: Several times as many examples as it takes to find each of the mistakes below.
 ENOUGH: Final = settings(CALM, max_examples=600, stateful_step_count=30, phases=[Phase.generate])
 
 
@@ -42,7 +42,7 @@ def test_no_long_history_goes_wrong(database: str) -> None:
 
 
 class Hasty(Silence):
-    """Does not wait for the deadline."""
+    """Expires five seconds too early."""
 
     @property
     def remaining_seconds(self) -> float:

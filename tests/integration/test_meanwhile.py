@@ -1,4 +1,4 @@
-"""What others do to the same rows while a batch is under way: it is tried again, and nothing is charged twice."""
+"""Other sessions change rows while a batch charges them. The batch is tried again, and nothing is charged twice."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ D = Decimal
 
 
 def interfering(world: World, statement: str, *parameters: object) -> Callable[[TouchyLedger], None]:
-    """Someone's transaction runs a statement before ours and commits once ours waits for it."""
+    """Runs a statement in another transaction before the batch's, and commits it once the batch waits for it."""
 
     def interfere(ledger: TouchyLedger) -> None:
         other = psycopg.connect(world.url)
@@ -31,7 +31,7 @@ def interfering(world: World, statement: str, *parameters: object) -> Callable[[
 
 
 def test_a_changed_instance_is_not_charged_over(touchy: World) -> None:
-    """Compare and swap: someone has moved `last_billed_at` of an instance that we read a moment ago."""
+    """Compare and swap: another session moves `last_billed_at` of an instance that the batch has read."""
     kind = touchy_kind(touchy)
     touchy.cycle(NOON).run(touchy.lead(), dry=True)
     moved = touchy.one("select id from vps_instances order by organization_id limit 1")
@@ -43,7 +43,7 @@ def test_a_changed_instance_is_not_charged_over(touchy: World) -> None:
 
 
 def test_a_wallet_that_is_spent_while_its_batch_is_charged_is_not_overdrawn(touchy: World) -> None:
-    """The fast path has read the balance and locks it only at its end."""
+    """The fast path reads the balance at its start and locks it only at its end."""
     kind = touchy_kind(touchy)
     touchy.bill(NOON - HOUR)  # adopts the wallets
     kind.names.clear()
@@ -126,7 +126,7 @@ def test_the_same_cycle_twice_at_once_charges_once(world: World) -> None:
 
 
 def test_an_older_instance_that_comes_between_the_two_paths_displaces_nobody(touchy: World) -> None:
-    """Of a large organization the ordered path may see another first step than the fast path has seen."""
+    """The two paths have different snapshots, so they may see different instances of a large organization."""
     kind = touchy_kind(touchy)
     organization, plan = (
         touchy.one("select min(id::text)::uuid from organizations"),

@@ -1,4 +1,4 @@
-"""A migration never blocks the application, and the next one repairs what an interrupted one has left."""
+"""A migration never blocks the application. If one is interrupted, the next one cleans up."""
 
 import subprocess
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ class Migrate:
 
 
 class Application:
-    """The application's sessions: work in flight, top-ups and charges that won't wait."""
+    """The application's sessions: an open transaction, and top-ups and charges that don't wait for locks."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -79,7 +79,7 @@ class Application:
             other.rollback()
 
     def top_up_and_charge(self) -> None:
-        """Commits both, or fails if a lock is not free within APPLICATION_PATIENCE."""
+        """Commits a top-up, or fails if a lock is not free within APPLICATION_PATIENCE."""
         with self.conn.transaction():
             self.conn.execute(
                 "update wallets set balance = balance + 1 where organization_id = %s", self.organizations[1:]

@@ -1,4 +1,4 @@
-"""Migrations succeed on databases as they are: old, unclean, with the application's own 012, ten commands at once."""
+"""Migrations succeed on old and unclean databases, after the application's own 012, and in ten commands at once."""
 
 import re
 import subprocess
@@ -205,7 +205,7 @@ def test_adoption_applied_again_moves_no_baseline(database: str) -> None:
         world.bill(NOON)
         world.run("update wallets set balance = 77")
         world.run(ADOPTION.read_text())
-        assert list(world.violations()) == ["wallet_balance"], "a wrong balance is not adopted away"
+        assert list(world.violations()) == ["wallet_balance"], "applying it again does not adopt a wrong balance"
 
 
 def test_schema_without_the_applications_indexes_gets_ours(unmigrated: str) -> None:

@@ -1,4 +1,4 @@
-"""The price clock in SQL against the model in whole numbers: no cent of difference, anywhere."""
+"""The price clock in SQL agrees with the model in whole numbers to the cent."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ MOMENTS = st.one_of(
     st.integers(0, 4 * 10**15).map(lambda us: EPOCH + timedelta(microseconds=us)),
     st.integers(0, 10**6).map(lambda hours: EPOCH + timedelta(hours=hours)),
 )
-#: The fixtures are only read: many examples may share them.
+#: Many examples may share the fixtures, because the tests only read them.
 MANY = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -74,7 +74,7 @@ def test_clock_does_not_depend_on_the_sessions_time_zone(conn: Connection, zone:
 
 @pytest.mark.parametrize("cadence", [1, 2, 5, 24, 73, 365, 730])
 def test_any_730_hours_cost_exactly_the_price_at_every_cadence(conn: Connection, cadence: int) -> None:
-    """From odd microseconds on, in pieces of `cadence` hours, the last one shorter where it has to be."""
+    """Periods start at any microsecond and have `cadence` hours. The last one may be shorter."""
     start = datetime(2025, 3, 1, 12, 34, 56, 789013, tzinfo=UTC)
     for price in ("0.01", "3.00", "5.00", "6.00", "9.99", "19.71", "29.37", "96.00", "99999999.99"):
         pieces = column(
@@ -91,7 +91,7 @@ def test_any_730_hours_cost_exactly_the_price_at_every_cadence(conn: Connection,
 
 
 def test_hours_of_a_five_dollar_plan_are_the_expected_cents(conn: Connection) -> None:
-    """From the epoch on: 0.685 cents an hour, each boundary rounded half up."""
+    """An hour costs 0.685 cents. From the epoch on, each boundary is rounded half up."""
     hourly = column(
         conn, "select billing_charge(5, 'epoch'::timestamptz + n * interval '1 h', 1) from generate_series(0, 9) n"
     )
@@ -133,7 +133,7 @@ def test_affordable_hours_equal_a_brute_force_search(conn: Connection, balance: 
 
 @pytest.mark.parametrize("cents", [0, 1, 2, 3, 50, 67, 68, 69, 499, 500])
 def test_affordable_hours_are_exact_at_each_boundary(conn: Connection, cents: int) -> None:
-    """Starts at which the rounding falls on, just before and just after a half cent."""
+    """Starts at which the exact cost is half a cent, or just below or above it."""
     balance = Decimal(cents).scaleb(-2)
     for price in ("3.65", "7.30", "5.00", "0.01", "730.00"):
         for microseconds in (-1, 0, 1):
@@ -172,7 +172,7 @@ def test_due_means_a_whole_unbilled_hour(conn: Connection) -> None:
     assert due(None, NOON - HOUR)
     assert not due(None, NOON - HOUR + short)
     assert not due(NOON + HOUR, NOON - 99 * HOUR)
-    assert due(None, None), "an instance with no start at all is to be reported"
+    assert due(None, None), "an instance without any start must be reported"
 
 
 def test_new_ids_are_version_7_and_in_the_order_of_time(conn: Connection) -> None:

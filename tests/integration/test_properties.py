@@ -37,16 +37,16 @@ MOST_ORGANIZATIONS, MOST_INSTANCES = 4, 8
 
 
 class CrashError(BaseException):
-    """The process is gone."""
+    """Stands for the death of the process: no handler catches it."""
 
 
 class Touchy(TouchyAtCommit):
-    """What a machine's cycles use."""
+    """The ledger of the state machine's cycles."""
 
 
 @dataclass
 class Instance:
-    """What the model knows of one: `debt` is what its open rows say, oldest first."""
+    """The model's state of an instance. `debt` holds the open rows, oldest first."""
 
     id: UUID
     organization: UUID
@@ -57,7 +57,7 @@ class Instance:
 
 
 class Money(RuleBasedStateMachine):
-    """Time only moves on. Plans have a price each; an instance whose plan is gone costs the default."""
+    """The model of the money. Time never moves back. An instance whose plan is gone costs the default price."""
 
     url: str
 
@@ -72,7 +72,7 @@ class Money(RuleBasedStateMachine):
         self.stale: list[Term] = []
 
     def teardown(self) -> None:
-        """The next example finds an empty database."""
+        """Empties the database for the next example."""
         with self.world as world:
             world.run(
                 "truncate organizations, users, vps_plans, billing_runs, billing_batches, billing_terms,"
@@ -85,7 +85,7 @@ class Money(RuleBasedStateMachine):
         self.prices[self.world.plan("7.30", provider="p0")] = Decimal("7.30")
         self.add_organization(Decimal("0.25"))
 
-    # --- what the application and its people do
+    # --- steps of the application and its users
 
     @precondition(lambda self: len(self.balances) < MOST_ORGANIZATIONS)
     @rule(balance=st.decimals("0", "3", places=2))
@@ -127,7 +127,7 @@ class Money(RuleBasedStateMachine):
     def time_passes(self, minutes: int) -> None:
         self.now += timedelta(minutes=minutes)
 
-    # --- what we do
+    # --- steps of the controller
 
     @rule(batch_size=BATCH_SIZES)
     def cycle(self, batch_size: int) -> None:
@@ -146,7 +146,7 @@ class Money(RuleBasedStateMachine):
 
     @rule(batch_size=BATCH_SIZES, statement=st.integers(0, 24), elect=st.booleans())
     def crash(self, batch_size: int, statement: int, elect: bool) -> None:  # noqa: FBT001 - drawn
-        """`kill -9` before some statement; whatever transaction is open is rolled back by the server."""
+        """`kill -9` before a statement. The server rolls the open transaction back."""
         self._calm()
         Touchy.before[statement] = _die
         self._cycle_that_may_die(batch_size)
@@ -155,7 +155,7 @@ class Money(RuleBasedStateMachine):
 
     @rule(batch_size=BATCH_SIZES, statement=st.integers(0, 24))
     def lost_connection(self, batch_size: int, statement: int) -> None:
-        """A session breaks; a worker goes on with another one."""
+        """A session breaks. The worker continues on a new one."""
         self._calm()
         Touchy.before[statement] = lambda ledger: ledger.connection.close()
         self._cycle_that_may_die(batch_size)
@@ -194,7 +194,7 @@ class Money(RuleBasedStateMachine):
         self.world.cycle(self.now, batch_size=batch_size).run(self.leader, dry=True)
         assert self.world.dump() == before
 
-    # --- what has to hold
+    # --- invariants
 
     @invariant()
     def wallets_equal_the_model(self) -> None:
@@ -203,12 +203,12 @@ class Money(RuleBasedStateMachine):
 
     @invariant()
     def the_audit_is_clean(self) -> None:
-        # since the last completed cycle an instance may have been made that is older than it
+        # An instance made after the last completed cycle may be older than that cycle, and would count as overdue.
         self.world.run("update billing_runs set started_at = %s where outcome = 'completed'", self.now - 9999 * HOUR)
         assert self.world.violations() == {}
 
     def _calm(self) -> None:
-        """Before a cycle: nothing happens in it unless it is said."""
+        """Removes all planned interventions before a cycle."""
         Touchy.calm()
         self.run_before = self.world.one("select coalesce(max(id), 0) from billing_runs")
 
@@ -219,7 +219,7 @@ class Money(RuleBasedStateMachine):
         self._follow(complete=outcome is Outcome.COMPLETED, batch_size=batch_size)
 
     def _follow(self, *, complete: bool, batch_size: int) -> None:
-        """Brings the model to where the database is, checking that the model allows it to be there."""
+        """Advances the model to the state of the database, and checks that the model allows this state."""
         if self.world.one("select coalesce(max(id), 0) from billing_runs") > self.run_before:
             self._see_prices()
         for organization in self.balances:
@@ -238,7 +238,7 @@ class Money(RuleBasedStateMachine):
                 assert self.world.open_segments(each.id) == [(o.start, o.hours, o.monthly_price) for o in each.debt]
 
     def _see_prices(self) -> None:
-        """A run has begun: it has seen every price. The first look at a plan counts from the beginning of time."""
+        """Records the current prices, as a run does when it begins. A plan's first price counts from the epoch."""
         for plan, price in self.prices.items():
             seen = self.history.setdefault(plan, [(EPOCH, price)])
             if seen[-1][1] != price:
@@ -250,7 +250,7 @@ class Money(RuleBasedStateMachine):
         return next(price for since, price in reversed(self.history[each.plan]) if since <= hour)
 
     def _charge(self, each: Instance) -> None:
-        """Hour by hour: recorded debts first, then each hour since at the price that it began with."""
+        """Charges hour by hour: recorded debts first, then each later hour at the price when it began."""
         owed = list(each.debt)
         hour = owed[-1].end if owed else each.paid_until
         while hour + HOUR <= self.now:
@@ -271,7 +271,7 @@ class Money(RuleBasedStateMachine):
         each.debt = tuple(owed)
 
     def _dealt_with(self, due: list[Instance]) -> int:
-        """How many of them, in order: this run has paid hours of each, or left the reason why not."""
+        """How many of these instances, in order, this run has charged or recorded as unpaid."""
         done = 0
         for number, each in enumerate(due, 1):
             newest = self.world.one(
@@ -302,7 +302,7 @@ def test_money_is_right_whatever_happens(database: str) -> None:
             stateful_step_count=25,
             deadline=None,
             print_blob=True,
-            phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink takes minutes; the seed is printed
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes minutes; the seed is printed
             report_multiple_bugs=False,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),

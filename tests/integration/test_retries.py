@@ -22,7 +22,7 @@ def before(world: World) -> dict[int, Callable[[TouchyLedger], None]]:
 
 
 def statements_of_a_cycle(world: World) -> list[str]:
-    """The names of the statements of a cycle of two batches, found by a dry run of the same."""
+    """Runs a cycle of two batches, rolled back, and returns the names of its statements."""
     assert issubclass(world.ledger_class, TouchyLedger)
     names = world.ledger_class.names
     world.cycle(NOON, batch_size=2).run(world.lead(), dry=True)
@@ -55,7 +55,7 @@ def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(
 
 
 def test_a_session_that_is_lost_before_the_commit_charges_once(touchy: World) -> None:
-    """The statement has run; its transaction has not committed."""
+    """The session is lost after the last statement and before the commit."""
     names = statements_of_a_cycle(touchy)
     world = touchy
 
@@ -82,7 +82,7 @@ SQLSTATES = {"serialization failure": "40001", "deadlock": "40P01", "too many co
 
 @pytest.mark.parametrize("sqlstate", SQLSTATES.values(), ids=SQLSTATES.keys())
 def test_a_passing_error_of_the_server_is_tried_again(touchy: World, sqlstate: str) -> None:
-    """Raised by the server itself, in the transaction that is being tried."""
+    """The server itself raises the error, inside the batch's transaction."""
     moment = statements_of_a_cycle(touchy).index("charge_covered")
 
     def fail(ledger: TouchyLedger) -> None:
@@ -96,14 +96,14 @@ def test_a_passing_error_of_the_server_is_tried_again(touchy: World, sqlstate: s
 
 
 def test_a_real_deadlock_is_tried_again(touchy: World) -> None:
-    """Someone locks a wallet's transaction row first and then waits for ours; the server ends one of the two."""
+    """Another session locks an organization and then waits for the batch's wallet. The server ends one of the two."""
     moment = statements_of_a_cycle(touchy).index("settle_periods")
     first = touchy.one("select min(id::text)::uuid from organizations")
     done = threading.Event()
 
     def top_up_late() -> None:
         with psycopg.connect(touchy.url) as other, other.transaction():
-            other.execute("set local deadlock_timeout = '10s'")  # so that it is not the one that is ended
+            other.execute("set local deadlock_timeout = '10s'")  # the server ends the batch's transaction
             other.execute("select from organizations where id = %s for update", (first,))
             holding.set()
             go_on.wait(10)
@@ -129,7 +129,7 @@ def test_a_real_deadlock_is_tried_again(touchy: World) -> None:
 
 
 def test_a_statement_that_takes_too_long_is_halved(touchy: World) -> None:
-    """A cancelled statement is one that a smaller batch may not suffer."""
+    """A statement that takes too long in one batch may be fast enough in a smaller one."""
     moment = statements_of_a_cycle(touchy).index("charge_covered")
 
     def fail(ledger: TouchyLedger) -> None:

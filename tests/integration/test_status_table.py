@@ -1,4 +1,4 @@
-"""What the application reads: `billing_daemon_status`, and the query of its health page."""
+"""`billing_daemon_status`, which the application reads, and the query of its health page."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from controller.billing.heartbeat import Heartbeat
 from tests.integration.world import Term, World
 from tests.model import HOUR, NOON
 
-#: As the application asks.
+#: The application's query.
 HEALTH = "select * from billing_daemon_status order by heartbeat_at desc nulls last, updated_at desc limit 1"
 
 MakeHeart = Callable[..., Heartbeat]
@@ -20,7 +20,7 @@ MakeHeart = Callable[..., Heartbeat]
 
 @pytest.fixture
 def heart_of(world: World) -> Iterator[MakeHeart]:
-    """Hearts that are stopped afterwards."""
+    """Makes heartbeats that are stopped after the test."""
     made: list[Heartbeat] = []
 
     def make(instance_id: str = "test-1", retention_days: int = 30) -> Heartbeat:

@@ -1,4 +1,4 @@
-"""Ledgers that let a test act at a chosen statement, or around a chosen commit, of a real cycle."""
+"""Ledgers that let a test intervene before a chosen statement, or around a chosen commit, of a real cycle."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ UNCOUNTED: Final = {"set_transaction_settings", "backend_pid", "set_session_sett
 
 
 class TouchyLedger(LedgerAt):
-    """Acts before chosen statements, counted over all sessions. Subclass it, so that the count is a test's own."""
+    """Calls the test before chosen statements, counted over all sessions. A test needs a subclass for its own count."""
 
     counted: int
     names: list[str]
     before: dict[int, Callable[[TouchyLedger], None]]
 
     def __init_subclass__(cls) -> None:
-        """A count of its own."""
+        """Gives each subclass its own count."""
         cls.counted, cls.names, cls.before = 0, [], {}
 
     def __init__(self, connection: sql.Connection, pricing: Pricing, holder: str) -> None:
@@ -43,7 +43,7 @@ class TouchyLedger(LedgerAt):
 
 
 def touchy_kind(world: World) -> type[TouchyLedger]:
-    """The class of a touchy world's ledgers, on which to set what happens."""
+    """The class of a touchy world's ledgers, on which a test sets the actions."""
     assert issubclass(world.ledger_class, TouchyLedger)
     return world.ledger_class
 
@@ -60,7 +60,7 @@ class TouchyAtCommit(TouchyLedger):
 
     @classmethod
     def calm(cls) -> None:
-        """Nothing happens in the next cycle."""
+        """Removes all actions before the next cycle."""
         cls.charges, cls.counted, cls.before, cls.commits = 0, 0, {}, {}
 
     def charge(

@@ -1,4 +1,4 @@
-"""A small ContainerStacks to bill in, and a leader that bills it with the real statements on a real server."""
+"""A small ContainerStacks database for tests, and a leader that bills it with the real statements on a real server."""
 
 from __future__ import annotations
 
@@ -42,19 +42,18 @@ TABLES: Final = (
     "billing_guard",
     "billing_schema_migrations",
 )
-#: What billing writes, and what a cycle that finds nothing to do leaves as it is.
+#: The tables that billing writes and that a cycle with nothing due leaves unchanged.
 MONEY: Final = ("wallets", "vps_instances", "payment_transactions", "vps_billing_cycles", "billing_wallet_baselines")
 
 
 @dataclass
 class Term:
-    """A leadership of a test's own; `leads` decides what it believes of itself."""
+    """A leadership that a test controls: `leads` decides if it still holds."""
 
     term: int
     leads: Callable[[], bool] = field(default=lambda: True)
 
     def still_leads(self) -> bool:
-        """Asked before each step."""
         return self.leads()
 
 
@@ -84,16 +83,16 @@ class ScriptedStop(StopToken):
 
 
 class LedgerAt(Ledger):
-    """A ledger whose runs begin at a chosen moment; None is now."""
+    """A ledger whose runs begin at a chosen moment, or now if `as_of` is None."""
 
     as_of: datetime | None = None
 
     def begin_run(self, term: int) -> Run:
-        """As the real one, but the run's start is moved."""
+        """Begins a run, and moves its start."""
         run = super().begin_run(term)
         if self.as_of is None:
             return run
-        # a price that this cycle is the first to see counts from its own start
+        # A price that this cycle sees first applies from the start of the cycle, so it moves too.
         self.connection.execute(
             "update billing_prices set valid_from = %s where recorded_at = now() and valid_from > '-infinity'",
             (self.as_of,),
@@ -119,10 +118,10 @@ class World:
     def __exit__(self, *_error: object) -> None:
         self.conn.close()
 
-    # --- asking
+    # --- reading
 
     def rows(self, query: str, *parameters: object) -> list[dict[str, Any]]:
-        """Rows as mappings."""
+        """Executes a query and returns its rows."""
         return self.conn.execute(query.encode(), parameters).fetchall()
 
     def one(self, query: str, *parameters: object) -> Any:  # noqa: ANN401 - whatever the query gives
@@ -131,11 +130,11 @@ class World:
         return next(iter(row.values()))
 
     def run(self, statement: str, *parameters: object) -> None:
-        """Executes a statement."""
+        """Executes a statement and ignores its result."""
         self.conn.execute(statement.encode(), parameters)
 
     def balance(self, organization: UUID) -> Decimal:
-        """Of its only wallet."""
+        """The balance of the organization's only wallet."""
         return Decimal(self.one("select balance from wallets where organization_id = %s", organization))
 
     def billed(self, instance: UUID) -> list[tuple[datetime, int, Decimal]]:
@@ -148,7 +147,7 @@ class World:
         return [(row["s"], row["h"], row["a"]) for row in rows]
 
     def open_row(self, instance: UUID) -> dict[str, Any] | None:
-        """Its open debt or failure."""
+        """The instance's only open row, or None."""
         rows = self.rows(
             "select *, metadata ->> 'reason' as reason, (metadata ->> 'hours')::int as hours,"
             " (metadata ->> 'owed')::numeric as owed"
@@ -171,12 +170,11 @@ class World:
         return [(row["s"], row["h"], row["p"]) for row in rows]
 
     def reason(self, instance: UUID) -> str | None:
-        """Of its open row."""
+        """The failure reason in the instance's open row."""
         row = self.open_row(instance)
         return row["reason"] if row else None
 
     def last_billed_at(self, instance: UUID) -> datetime | None:
-        """Until when it has been billed."""
         moment: datetime | None = self.one("select last_billed_at from vps_instances where id = %s", instance)
         return moment
 
@@ -188,14 +186,14 @@ class World:
         }
 
     def wait_for_lock(self, pid: int) -> None:
-        """Returns when a session waits for a lock."""
+        """Blocks until this session waits for a lock."""
         while not self.rows("select from pg_stat_activity where pid = %s and wait_event_type = 'Lock'", pid):
             pass
 
-    # --- making
+    # --- creating
 
     def organization(self, balance: str | None = "1000.00", currency: str | None = "USD") -> UUID:
-        """With a wallet, or without one where the balance is None. Later ones have larger ids."""
+        """Creates an organization, with a wallet unless the balance is None. Later organizations have larger ids."""
         number = next(self._numbers)
         organization = UUID(int=(number << 64) | uuid4().int >> 64)
         self.run(
@@ -211,7 +209,7 @@ class World:
         return organization
 
     def wallet(self, organization: UUID, balance: str | None, currency: str | None = "USD") -> UUID:
-        """A wallet, perhaps one more."""
+        """Creates a wallet, even if the organization has one already."""
         wallet: UUID = self.one(
             "insert into wallets (organization_id, balance, currency) values (%s, %s, %s) returning id",
             organization,
@@ -223,7 +221,7 @@ class World:
     def plan(
         self, base: str | None = "5.00", markup: str | None = "0.00", provider: str = "p", *, active: bool | None = True
     ) -> UUID:
-        """A plan; later ones are younger."""
+        """Creates a plan. Each has a later creation time than the one before."""
         plan: UUID = self.one(
             "insert into vps_plans (name, provider_plan_id, base_price, markup_price, active, created_at)"
             " values ('Plan', %s, %s, %s, %s, %s) returning id",
@@ -243,7 +241,7 @@ class World:
         last_billed_at: datetime | str | None = None,
         label: str | None = "vps-1",
     ) -> UUID:
-        """An instance."""
+        """Creates an instance."""
         instance: UUID = self.one(
             "insert into vps_instances (organization_id, plan_id, created_at, last_billed_at, label)"
             " values (%s, %s, %s, %s, %s) returning id",
@@ -256,7 +254,7 @@ class World:
         return instance
 
     def top_up(self, organization: UUID, amount: str) -> None:
-        """As the application does it: the wallet and a completed transaction, together."""
+        """Changes the wallet and writes a completed transaction, as the application does."""
         with self.conn.transaction():
             self.run(
                 "update wallets set balance = balance + %s::numeric where organization_id = %s", amount, organization
@@ -271,7 +269,7 @@ class World:
     # --- billing
 
     def ledger(self, settings: SessionSettings = FOREGROUND, as_of: datetime | None = None) -> LedgerAt:
-        """On a session of its own."""
+        """Opens a ledger on a new session."""
         ledger = self.ledger_class(self.database.connect(settings), self.pricing, self.database.instance_id)
         ledger.as_of = as_of
         return ledger
@@ -283,7 +281,7 @@ class World:
             return Term(sql.row(self.conn, "mint_term", holder=holder, lock_name="test", generation=GENERATION)["term"])
 
     def term(self) -> Term:
-        """The newest, whoever's."""
+        """The newest term, minted by any replica."""
         return Term(self.one("select term from billing_leadership"))
 
     def cycle(
@@ -295,7 +293,7 @@ class World:
         may_start_batch: Callable[[], bool] = lambda: True,
         pause: Callable[[float], None] = lambda _seconds: None,
     ) -> Cycle:
-        """A real cycle, on sessions as a replica opens them. It doesn't wait, unless `pause` does."""
+        """A real cycle on the sessions that a replica opens. It calls `pause` instead of waiting."""
         return Cycle(
             lambda: self.ledger(FOREGROUND, as_of),
             lambda: self.ledger(WORKER, as_of),
@@ -304,16 +302,16 @@ class World:
         )
 
     def bill(self, as_of: datetime | None = None, leadership: Term | None = None, **settings: Any) -> CycleResult:  # noqa: ANN401
-        """One whole cycle that has to complete, under a new term if no leadership is given."""
+        """Runs a cycle, which must complete. Mints a term if no leadership is given."""
         result = self.cycle(as_of, **settings).run(leadership or self.lead())
         assert result.outcome is Outcome.COMPLETED, result.error
         return result
 
     def audit(self) -> AuditReport:
-        """As the command does it."""
+        """Runs the audit as the command does."""
         with self.database.connect() as connection:
             return audit(connection)
 
     def violations(self) -> dict[str, tuple[str, ...]]:
-        """What the audit found, by invariant."""
+        """Examples of the audit's violations, by invariant."""
         return {each.invariant: each.examples for each in self.audit().findings if each.violations}
