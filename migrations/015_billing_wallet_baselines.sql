@@ -17,7 +17,7 @@ from wallets w
 left join (
     select organization_id, sum(amount) as completed
     from payment_transactions
-    where status = 'completed'
+    where status = 'completed' and abs(amount) < 'infinity'  -- one NaN would spoil the sum
     group by organization_id
 ) t on t.organization_id = w.organization_id
 where w.balance is not null

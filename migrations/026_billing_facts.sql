@@ -107,7 +107,8 @@ $$
         -- the amount as text, because JSON readers turn numbers into floats
         (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
          from billing_history r where r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
-        (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8 from billing_daemon_status s),
+        (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8
+         from billing_daemon_status s where isfinite(s.heartbeat_at)),
         debt.instances, debt.owed, failure.instances,
         (select count(*) from billing_suspensions),
         (select g.checked_until from billing_guard g),

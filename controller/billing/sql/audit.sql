@@ -21,7 +21,8 @@ join billing_wallet_baselines b on b.wallet_id = w.id
 left join (
     select organization_id, sum(amount) as completed
     from payment_transactions
-    where status = 'completed' and (%(organization)s::uuid is null or organization_id = %(organization)s)
+    where status = 'completed' and abs(amount) < 'infinity'  -- as at adoption: one NaN would spoil the sum
+        and (%(organization)s::uuid is null or organization_id = %(organization)s)
     group by organization_id
 ) t on t.organization_id = w.organization_id
 where w.balance is distinct from b.baseline + coalesce(t.completed, 0)

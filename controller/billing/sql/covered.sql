@@ -27,7 +27,7 @@ with due as materialized (
     -- `in`, because it can't estimate the size of that join
     select due.id, due.organization_id, due.label, due.last_billed_at, due.period_start, counted.hours, p.monthly_price,
         p.source as price_source,
-        case when billing_is_price(p.monthly_price) and p.valid_from <= due.period_start
+        case when billing_is_price(p.monthly_price) and p.valid_from <= due.period_start and counted.hours is not null
                 and (position.ledger_end > due.period_start) is not true
                 and (due.id in (select vps_instance_id from indebted)) is not true
             then billing_charge(p.monthly_price, due.period_start, counted.hours) end as amount

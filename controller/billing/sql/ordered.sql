@@ -70,7 +70,7 @@ from (
 insert into billing_wallet_baselines (wallet_id, organization_id, baseline, adopted_balance)
 select w.id, w.organization_id, w.balance - coalesce(
     (select sum(t.amount) from payment_transactions t
-     where t.organization_id = w.organization_id and t.status = 'completed'), 0), w.balance
+     where t.organization_id = w.organization_id and t.status = 'completed' and abs(t.amount) < 'infinity'), 0), w.balance
 from wallets w
 where w.organization_id in (
         select organization_id from vps_instances
