@@ -97,7 +97,8 @@ returns table (
     debts bigint, owed numeric, failures bigint, suspended bigint, checked_until timestamptz,
     database_time timestamptz
 )
-language sql stable as
+-- compiling this query would take longer than running it
+language sql stable set jit = off as
 $$
     select replica.leader, l.term, case when replica.leader is not null then l.elected_at end, replica.standbys,
         next.due_at, next.waiting_for,

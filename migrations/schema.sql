@@ -359,6 +359,7 @@ $$;
 
 CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading_since timestamp with time zone, standbys text[], next_cycle_at timestamp with time zone, waiting_for text, running_since timestamp with time zone, last_completed_at timestamp with time zone, last_run jsonb, heartbeat_age_seconds double precision, debts bigint, owed numeric, failures bigint, suspended bigint, checked_until timestamp with time zone, database_time timestamp with time zone)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
     AS $$
     select replica.leader, l.term, case when replica.leader is not null then l.elected_at end, replica.standbys,
         next.due_at, next.waiting_for,
@@ -368,7 +369,8 @@ CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading
         -- the amount as text, because JSON readers turn numbers into floats
         (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
          from billing_history r where r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
-        (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8 from billing_daemon_status s),
+        (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8
+         from billing_daemon_status s where isfinite(s.heartbeat_at)),
         debt.instances, debt.owed, failure.instances,
         (select count(*) from billing_suspensions),
         (select g.checked_until from billing_guard g),

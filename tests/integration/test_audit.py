@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from controller.billing.audit import INVARIANTS, Finding
+from controller.billing.audit import INVARIANTS, Finding, audit
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 
@@ -243,3 +243,42 @@ def test_an_empty_database_is_clean(world: World) -> None:
     assert report.older_rows == 0
     assert [each.invariant for each in report.findings] == list(INVARIANTS)
     assert all(each == Finding(each.invariant, each.meaning, 0, 0, ()) for each in report.findings)
+
+
+def test_instance_that_moved_through_a_deleted_organization_is_exempt(world: World) -> None:
+    first, middle, last = (world.organization() for _ in range(3))
+    instance = world.instance(first, world.plan("7.30"), NOON - 9 * HOUR)
+    for hours, organization in ((6, middle), (3, last)):
+        world.bill(NOON - hours * HOUR)
+        world.run("update vps_instances set organization_id = %s where id = %s", organization, instance)
+    world.bill(NOON)
+    world.run("delete from organizations where id = %s", middle)
+    assert world.violations() == {}
+    assert exempt(world) == {"periods": 1}
+
+
+def test_instance_that_moved_away_and_back_is_clean_for_each_organization(world: World) -> None:
+    home, away = world.organization(), world.organization()
+    instance = world.instance(home, world.plan("7.30"), NOON - 9 * HOUR)
+    for hours, organization in ((6, away), (3, home)):
+        world.bill(NOON - hours * HOUR)
+        world.run("update vps_instances set organization_id = %s where id = %s", organization, instance)
+    for organization in (home, away):
+        with world.database.connect() as connection:
+            assert audit(connection, organization).clean
+    world.bill(NOON)
+    assert world.violations() == {}
+
+
+def test_instance_that_was_deleted_with_its_periods_is_no_violation(world: World) -> None:
+    instance = world.instance(world.organization(), world.plan("7.30"), NOON - 9 * HOUR)
+    world.bill(NOON)
+    world.run("delete from vps_instances where id = %s", instance)
+    assert world.violations() == {}
+
+
+def test_instance_that_no_cycle_has_seen_is_exempt_from_overdue(world: World) -> None:
+    world.bill()
+    world.instance(world.organization(), world.plan("7.30"), NOON - 9 * HOUR)
+    assert world.violations() == {}
+    assert exempt(world) == {"overdue": 1}

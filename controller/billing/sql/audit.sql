@@ -52,25 +52,27 @@ where w.balance is null or w.balance = 'NaN' or w.balance < 0 or w.wallets > 1
 -- name: audit_periods
 -- billed periods of an instance neither overlap nor leave a gap
 with period as (
-    select id, vps_instance_id, billing_period_start, billing_period_end,
-        billing_is_ours(metadata) as ours
+    -- an instance may have moved: its periods in other organizations count too
+    select id, vps_instance_id, organization_id, billing_period_start, billing_period_end, billing_is_ours(metadata) as ours
     from vps_billing_cycles
-    where status in ('billed', 'refunded') and (%(organization)s::uuid is null or organization_id = %(organization)s)
+    where status in ('billed', 'refunded') and (%(organization)s::uuid is null or vps_instance_id in (
+        select c.vps_instance_id from vps_billing_cycles c where c.organization_id = %(organization)s))
 ), own as (
-    select *, lag(billing_period_end) over (partition by vps_instance_id order by billing_period_start, billing_period_end)
-        as previous_end
+    select *, lag(billing_period_end) over instance as previous_end, lag(organization_id) over instance as previous_organization
     from period
     where ours
+    window instance as (partition by vps_instance_id order by billing_period_start, billing_period_end)
 )
 select 'instance ' || o.vps_instance_id as subject,
     case when o.previous_end > o.billing_period_start then 'period ' || o.id || ' overlaps the one before it'
         else 'gap of ' || (o.billing_period_start - o.previous_end) || ' before period ' || o.id end as detail,
-    -- the application's own billing may have filled the gap while this controller was down
-    o.previous_end < o.billing_period_start and exists (
+    -- the application's own billing may have filled the gap while this controller was down, or the periods in between belonged to an
+    -- organization that has been deleted
+    o.previous_end < o.billing_period_start and (o.previous_organization <> o.organization_id or exists (
         select from period f where f.vps_instance_id = o.vps_instance_id and not f.ours
-            and f.billing_period_end = o.billing_period_start) as exempt
+            and f.billing_period_end = o.billing_period_start)) as exempt
 from own o
-where o.previous_end <> o.billing_period_start
+where o.previous_end <> o.billing_period_start and (%(organization)s::uuid is null or o.organization_id = %(organization)s)
 union all
 select 'instance ' || o.vps_instance_id,
     'period ' || f.id || ', which this controller did not write, overlaps period ' || o.id,
@@ -78,6 +80,7 @@ select 'instance ' || o.vps_instance_id,
 from own o
 join period f on f.vps_instance_id = o.vps_instance_id and not f.ours
     and f.billing_period_start < o.billing_period_end and f.billing_period_end > o.billing_period_start
+where (%(organization)s::uuid is null or o.organization_id = %(organization)s)
 
 -- name: audit_last_billed
 -- last_billed_at = end of the last billed period
@@ -95,7 +98,8 @@ join (
     select vps_instance_id, max(billing_period_end) as last_end
     from vps_billing_cycles
     where status in ('billed', 'refunded') and billing_is_ours(metadata)
-        and (%(organization)s::uuid is null or organization_id = %(organization)s)
+        and (%(organization)s::uuid is null or vps_instance_id in (
+            select i.id from vps_instances i where i.organization_id = %(organization)s))
     group by vps_instance_id
 ) p on p.vps_instance_id = i.id
 where i.last_billed_at is distinct from p.last_end and (%(organization)s::uuid is null or i.organization_id = %(organization)s)
@@ -170,7 +174,9 @@ where o.previous_end <> o.billing_period_start
 -- nothing overdue, as of the last completed cycle, without a recorded reason
 select 'instance ' || i.id as subject,
     'unbilled since ' || coalesce(coalesce(i.last_billed_at, i.created_at)::text, 'ever') || ' and no reason recorded' as detail,
-    false as exempt
+    -- inserted after that cycle with an older created_at: no cycle has seen it yet
+    i.last_billed_at is null and not exists (
+        select from vps_billing_cycles c where c.vps_instance_id = i.id and billing_is_ours(c.metadata)) as exempt
 from vps_instances i
 where billing_due(i.last_billed_at, i.created_at,
         (select max(started_at) from billing_runs where outcome = 'completed'))
