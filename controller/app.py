@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
+from uuid import UUID
 
 import psycopg
 
@@ -69,6 +70,8 @@ class Application:
         self.pricing = Pricing(settings.default_monthly_price, settings.currency, settings.accepted_columns)
         #: Called for each transaction that the fence refuses.
         self.on_fenced: Callable[[], None] = lambda: None
+        #: Organizations that a dry run charges although they are suspended, as the next cycle will.
+        self.assume_unsuspended: tuple[UUID, ...] = ()
 
     # --- the parts of a replica
 
@@ -196,7 +199,7 @@ class Application:
             return self._ledger(connection).current_term()
 
     def _ledger(self, connection: BoundedConnection) -> Ledger:
-        return Ledger(connection, self.pricing, self.instance_id, self.on_fenced)
+        return Ledger(connection, self.pricing, self.instance_id, self.on_fenced, self.assume_unsuspended)
 
     def _metadata(self) -> dict[str, Any]:
         settings = self.settings

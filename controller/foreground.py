@@ -54,6 +54,7 @@ def bill(
     cycle = application.cycle(stop)
     if dry:
         leadership = DryRunLeadership(application.current_term())
+        application.assume_unsuspended = application.guard(stop).clean_suspended()
         with _stopped_by(signals, stop):
             return cycle.run(leadership, dry=True, on_planned=on_planned, on_result=on_result)
     guard = application.guard(stop)

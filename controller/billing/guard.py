@@ -50,6 +50,16 @@ class Guard:
         """After a cycle: checks what was charged, and suspends the organizations whose charges are wrong."""
         self._run(leadership, self._check)
 
+    def clean_suspended(self) -> tuple[UUID, ...]:
+        """Returns the suspended organizations whose audit is clean: those that the next cycle would charge again.
+
+        Raises:
+            psycopg.Error: the database is away.
+        """
+        with self._connect().connection as connection:
+            rows = sql.rows(connection, "suspended_organizations")
+        return tuple(row["organization_id"] for row in rows if self._is_clean(row["organization_id"]))
+
     def _run(self, leadership: Leadership, action: Callable[[Leadership, Ledger], None]) -> None:
         """Runs an action. If it fails, logs a warning and lets billing continue."""
         try:

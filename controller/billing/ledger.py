@@ -33,6 +33,7 @@ class Ledger:
         connection: in autocommit mode; its rows are mappings.
         holder: the replica that minted the terms it writes under.
         on_fenced: called for each transaction that the fence refuses. Must not block.
+        assume_unsuspended: organizations that a dry run charges although they are suspended.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Ledger:
         pricing: Pricing,
         holder: str,
         on_fenced: Callable[[], None] = lambda: None,
+        assume_unsuspended: Sequence[UUID] = (),
     ) -> None:
         self.connection = connection
         self._pricing = pricing
         self._holder = holder
         self._on_fenced = on_fenced
+        self._assume_unsuspended = assume_unsuspended
 
     @contextmanager
     def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
@@ -71,6 +74,9 @@ class Ledger:
                 self._on_fenced()
                 refuse_other_generation(self.connection)
                 raise DeposedError(f"term {term} is over: another replica leads")
+            if not keep:
+                for organization in self._assume_unsuspended:
+                    sql.run(self.connection, "unsuspend_organization", organization_id=organization)
             yield
             if not keep:
                 # A real run checks deferred constraints at its commit.

@@ -84,6 +84,18 @@ def test_bill_and_its_dry_run_give_the_same_figures(program: Program) -> None:
     assert real["instances"] > 0
 
 
+def test_dry_run_charges_the_suspended_organizations_that_a_real_run_would(program: Program, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(
+            "insert into billing_suspensions (organization_id, reason, detail)"
+            " select organization_id, 'periods', 'repaired since' from vps_instances group by organization_id"
+        )
+    dry = program("bill", "--dry-run", "--json").json
+    real = program("bill", "--json").json
+    assert (dry["instances"], dry["failures_by_reason"]) == (real["instances"], real["failures_by_reason"])
+    assert dry["instances"] > 0
+
+
 def test_audit_has_a_finding_for_each_invariant(program: Program) -> None:
     program("bill")
     report = program("audit", "--json").json
