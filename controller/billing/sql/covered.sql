@@ -70,7 +70,7 @@ with due as materialized (
     where i.id = c.id and i.last_billed_at is not distinct from c.last_billed_at
     returning i.last_billed_at = c.period_end as written
 ), total as (
-    select count(*) as instances, coalesce(sum(hours), 0)::bigint as hours, coalesce(sum(amount), 0) as amount,
+    select count(*) as instances, coalesce(sum(hours), 0)::bigint as hours, coalesce(sum(amount), 0.00) as amount,
         count(*) filter (where amount > 0) as payments
     from charge
 ), batch_recorded as (

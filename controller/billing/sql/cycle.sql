@@ -29,7 +29,7 @@ set outcome = 'abandoned', finished_at = clock_timestamp(),
 from billing_runs running
 cross join lateral (
     select coalesce(sum(instances), 0) as instances, coalesce(sum(hours), 0) as hours,
-        coalesce(sum(amount), 0) as amount, coalesce(sum(debts), 0) as debts, coalesce(sum(failures), 0) as failures
+        coalesce(sum(amount), 0.00) as amount, coalesce(sum(debts), 0) as debts, coalesce(sum(failures), 0) as failures
     from billing_batches
     where run_id = running.id
 ) b
@@ -81,7 +81,7 @@ set outcome = %(outcome)s, finished_at = clock_timestamp(), error = %(error)s,
     instances = b.instances, hours = b.hours, amount = b.amount, debts = b.debts, failures = b.failures
 from (
     select coalesce(sum(instances), 0) as instances, coalesce(sum(hours), 0) as hours,
-        coalesce(sum(amount), 0) as amount, coalesce(sum(debts), 0) as debts, coalesce(sum(failures), 0) as failures
+        coalesce(sum(amount), 0.00) as amount, coalesce(sum(debts), 0) as debts, coalesce(sum(failures), 0) as failures
     from billing_batches
     where run_id = %(run_id)s
 ) b

@@ -123,7 +123,7 @@ with due as materialized (
             when s.monthly_price = 'NaN' then 'price_nan'
             when s.monthly_price = 'infinity' then 'price_infinite'
         end) over (partition by s.instance_id) as failure_reason,
-        case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) else 0 end as cost
+        case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) else 0.00 end as cost
     from segment s
     left join wallet w on w.organization_id = s.organization_id
 ), covered as (
@@ -145,7 +145,7 @@ with due as materialized (
     ) short
     cross join lateral unnest(short.ids, short.starts, short.affordable) as a (instance_id, starts_at, paid_hours)
 ), settled as materialized (
-    select p.*, case when p.paid_hours = p.hours then p.cost when p.paid_hours = 0 then 0
+    select p.*, case when p.paid_hours = p.hours then p.cost when p.paid_hours = 0 then 0.00
         else billing_charge(p.monthly_price, p.starts_at, p.paid_hours) end as amount
     from (
         select c.instance_id, c.organization_id, c.label, c.plan_id, c.last_billed_at, c.starts_at, c.hours,
@@ -272,7 +272,7 @@ with charge as materialized (
     returning i.last_billed_at = n.billed_until as written
 ), total as (
     select (select count(*) from instance) as due, (select count(*) from instance where charged) as instances,
-        coalesce(sum(paid_hours), 0)::bigint as hours, coalesce(sum(amount), 0) as amount,
+        coalesce(sum(paid_hours), 0)::bigint as hours, coalesce(sum(amount), 0.00) as amount,
         (select count(*) from instance where indebted) as debts,
         (select count(*) from instance where failed) as failures,
         count(distinct wallet_id) filter (where amount > 0) as wallets
