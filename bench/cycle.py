@@ -100,9 +100,11 @@ class TimedLedger(Ledger):
         return replace(run, as_of=self.as_of)
 
     @contextmanager
-    def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
+    def fenced(
+        self, term: int, *, keep: bool = True, enforce: bool | None = None, needs_heartbeat: bool = False
+    ) -> Iterator[None]:
         began = time.perf_counter()
-        with super().fenced(term, keep=keep):
+        with super().fenced(term, keep=keep, enforce=enforce, needs_heartbeat=needs_heartbeat):
             yield
         self.transactions.append(time.perf_counter() - began)
 

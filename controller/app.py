@@ -54,7 +54,12 @@ SHOWN_RUNS: Final = 10
 
 def instance_id() -> str:
     """`hostname-pid`: this process's key in `billing_daemon_status`, and its name in logs and terms."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    return storable(f"{socket.gethostname()}-{os.getpid()}")
+
+
+def storable(text: str) -> str:
+    """Replaces bytes of the environment that are not UTF-8, because PostgreSQL refuses them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class Application:
@@ -203,7 +208,7 @@ class Application:
 
     def _metadata(self) -> dict[str, Any]:
         settings = self.settings
-        return {
+        values = {
             "version": __version__,
             "os": platform.system(),
             "os_release": platform.release(),
@@ -212,3 +217,4 @@ class Application:
             **({"pod": settings.pod_name} if settings.pod_name else {}),
             **({"node": settings.node_name} if settings.node_name else {}),
         }
+        return {key: storable(value) if isinstance(value, str) else value for key, value in values.items()}

@@ -11,9 +11,10 @@ import structlog
 
 from controller import sql
 from controller.app import STOP_SECONDS, Application
+from controller.billing.cycle import Cycle
 from controller.billing.values import BatchResult, CycleResult
 from controller.election import Elector, Leadership
-from controller.errors import AnotherLeaderError, DatabaseUnreachableError
+from controller.errors import AnotherLeaderError, BillingError, DatabaseUnreachableError
 from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
 from controller.lifecycle.stop import StopToken
@@ -23,6 +24,10 @@ from controller.postgres import migrations
 ELECTION_SECONDS: Final = 5.0
 
 log = structlog.get_logger(part="app")
+
+
+class UnprovenError(BillingError):
+    """No heartbeat was written for 90 minutes, and a trial shows that billing would fail."""
 
 
 class DryRunLeadership:
@@ -58,7 +63,7 @@ def bill(
         with _stopped_by(signals, stop):
             return cycle.run(leadership, dry=True, on_planned=on_planned, on_result=on_result)
     guard = application.guard(stop)
-    with _leading(application) as leading, _stopped_by(signals, stop):
+    with _leading(application, cycle) as leading, _stopped_by(signals, stop):
         guard.unsuspend(leading)
         result = cycle.run(leading, on_planned=on_planned, on_result=on_result)
         guard.check(leading)
@@ -66,7 +71,7 @@ def bill(
 
 
 @contextmanager
-def _leading(application: Application) -> Iterator[Leadership]:
+def _leading(application: Application, cycle: Cycle) -> Iterator[Leadership]:
     """Leads for the length of a block, with the pings and heartbeats of a replica."""
     _refuse_if_led(application)
     elected: Queue[Leadership | BaseException] = Queue()
@@ -87,8 +92,12 @@ def _leading(application: Application) -> Iterator[Leadership]:
         ledger = application.ledger()
         with ledger.connection:
             with ledger.fenced(leadership.term):
-                takeover = ledger.begin_term(application.settings.interval_minutes, takeover_delay_seconds=0)
-            if takeover:
+                silent = ledger.begin_term(application.settings.interval_minutes)
+            if silent:
+                if (reason := cycle.prove(leadership)) is not None:
+                    raise UnprovenError(f"billing would fail, so nobody was charged: {reason}")
+                with ledger.fenced(leadership.term):
+                    ledger.begin_takeover(delay_seconds=0)
                 log.warning(
                     "takeover.undelayed",
                     remedy="there has been no heartbeat for 90 minutes: make sure that the application's own billing"

@@ -66,6 +66,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION billing_beats_until() RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    AS $$
+    select greatest(
+        (select max(r.started_at) from billing_runs r where billing_is_successful(r.outcome))
+            + coalesce(l.interval_minutes, 60) * interval '1 minute',
+        l.bill_after,
+        (select t.minted_at from billing_terms t order by t.term limit 1)
+    ) + interval '90 minutes'
+    from billing_leadership l
+$$;
+
 CREATE FUNCTION billing_charge(monthly_price numeric, period_start timestamp with time zone, hours bigint) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -138,6 +150,10 @@ $$;
 CREATE FUNCTION billing_is_price(monthly_price numeric) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select coalesce(monthly_price >= 0 and monthly_price < 'infinity', false) $$;
+
+CREATE FUNCTION billing_is_successful(outcome text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select outcome in ('completed', 'completed_with_failures') $$;
 
 CREATE FUNCTION billing_lock_key(lock_name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

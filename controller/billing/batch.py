@@ -90,13 +90,13 @@ class BatchWorker:
         """Records, on each due instance of an organization, that it could not be charged."""
 
         def count(ledger: Ledger, _attempt: int) -> Totals:
-            with ledger.fenced(self._context.run.term, keep=not self._context.dry):
+            with ledger.fenced(self._context.run.term, keep=not self._context.dry, needs_heartbeat=True):
                 return ledger.count_failed_organization(self._context.run, organization)
 
         def record(ledger: Ledger, attempt: int) -> Totals:
             if attempt > 0:  # another session's locks also prevent us from recording the failure, but it still counts
                 return count(ledger, attempt)
-            with ledger.fenced(self._context.run.term, keep=not self._context.dry):
+            with ledger.fenced(self._context.run.term, keep=not self._context.dry, needs_heartbeat=True):
                 return ledger.record_failed_organization(self._context.run, organization, reason, error)
 
         log.warning("organization.failed", organization=str(organization), reason=reason, error=error)
@@ -217,7 +217,7 @@ class BatchWorker:
         with ledger.fenced(term, keep=False) if dry else nullcontext():
             while True:
                 context.check()
-                with nullcontext() if dry else ledger.fenced(term):
+                with nullcontext() if dry else ledger.fenced(term, needs_heartbeat=True):
                     after = results[-1].last if results else None
                     result = ledger.charge(context.run, batch, after, limit, lock_first=lock_first)
                 results.append(result)

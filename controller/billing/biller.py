@@ -18,6 +18,8 @@ from controller.lifecycle.stop import StopToken
 
 #: The longest wait before the schedule is read again, to notice that the database's clock has changed.
 RECHECK_SECONDS = 60.0
+#: Between two attempts to prove that billing works, after no heartbeat was written for 90 minutes.
+PROOF_RETRY_SECONDS = 300.0
 #: A leader whose cycles fail this often in a row for its own reasons steps down.
 FAILURES_BEFORE_STEPPING_DOWN = 3
 FIRST_BACK_OFF_SECONDS = 5.0
@@ -111,10 +113,8 @@ class Biller:
         started = False
         while leadership.still_leads() and self._stop.may_start_cycle():
             try:
-                if not started:
-                    self._start_term(leadership)
-                    started = True
-                seconds = self._seconds_until_due()
+                started = started or self._start_term(leadership)
+                seconds = self._seconds_until_due() if started else PROOF_RETRY_SECONDS
             except DeposedError:
                 if leadership.still_leads():
                     self._step_down_refused(leadership, Outcome.DEPOSED)
@@ -124,7 +124,7 @@ class Biller:
                 log.warning("schedule.failed", error=one_line(error))
             else:
                 if seconds > 0:
-                    self._wait(min(seconds, RECHECK_SECONDS))
+                    self._wait(min(seconds, RECHECK_SECONDS) if started else seconds)
                     continue
                 result = self._bill(leadership)
                 if result.outcome in REFUSED and leadership.still_leads():
@@ -143,14 +143,25 @@ class Biller:
         leadership.step_down(STEP_DOWN_BACK_OFF_SECONDS)
         return False
 
-    def _start_term(self, leadership: Leadership) -> None:
+    def _start_term(self, leadership: Leadership) -> bool:
+        """Starts the heartbeat. After a long silence, billing must first have proven that it works.
+
+        Returns:
+            True if this leader may bill. If not, it writes no heartbeat, and the application's own billing continues.
+        """
         ledger = self._connect()
         with ledger.connection:
             with ledger.fenced(leadership.term):
-                takeover = ledger.begin_term(self._interval_minutes, self._takeover_delay_seconds)
-            if takeover:
+                silent = ledger.begin_term(self._interval_minutes)
+            if silent:
+                if (reason := self._cycle.prove(leadership)) is not None:
+                    log.error("billing.unproven", error=reason, next_try_seconds=PROOF_RETRY_SECONDS)
+                    return False
+                with ledger.fenced(leadership.term):
+                    ledger.begin_takeover(self._takeover_delay_seconds)
                 log.info("takeover.begun", delay_seconds=self._takeover_delay_seconds)
         self._heartbeat.start(leadership)
+        return True
 
     def _seconds_until_due(self) -> float:
         ledger = self._connect()

@@ -15,6 +15,7 @@ from controller.billing.batch import BatchWorker, CycleContext
 from controller.billing.errors import CycleFailedError, DeposedError, StoppedError
 from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
+from controller.billing.proof import prove
 from controller.billing.values import Batch, BatchResult, CycleResult, Leadership, Outcome, Run, Totals
 from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
@@ -86,6 +87,7 @@ class Cycle:
                 ledger.check_access()
                 with ledger.fenced(leadership.term, keep=not dry):
                     run = ledger.begin_run(leadership.term)
+                    ledger.begin_heartbeat(require_fresh=not dry)
                 plan = ledger.plan(run, self._settings.batch_size)
             on_planned(sum(batch.instances for batch in plan))
             context = CycleContext(
@@ -114,6 +116,10 @@ class Cycle:
             except (psycopg.Error, BillingError) as failed:
                 outcome, error = Outcome.FAILED, error or f"the end of the run was not recorded: {one_line(failed)}"
         return CycleResult(outcome, totals, time.monotonic() - began, run, error, dict(state.failures_by_reason))
+
+    def prove(self, leadership: Leadership) -> str | None:
+        """Proves that billing would work, without charging anyone; returns the failure reason, or None."""
+        return prove(self._connect_worker, leadership, self._stop)
 
     def _check(self, leadership: Leadership, state: "_CycleState") -> None:
         """Raises if no further transaction may start."""

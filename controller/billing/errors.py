@@ -18,6 +18,10 @@ class CycleFailedError(BillingError):
     """The cycle can't continue, for a reason that lies with the controller or the server and not with anyone's data."""
 
 
+class HeartbeatError(CycleFailedError):
+    """No heartbeat of this leader is young enough. The application may be billing the same hours."""
+
+
 class InconsistentError(BillingError):
     """The rows written differ from the rows charged. The transaction is rolled back."""
 

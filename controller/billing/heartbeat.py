@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from controller import sql
 from controller.billing.values import Leadership
 from controller.errors import BillingError, one_line
+from controller.generation import GENERATION
 from controller.log import WarnOnce
 
 log = structlog.get_logger(part="heartbeat")
@@ -48,14 +49,15 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._failures = WarnOnce(log, "heartbeat.failed")
+        self._withheld = WarnOnce(log, "heartbeat.withheld")
 
     def start(self, leadership: Leadership) -> None:
         """Writes the first heartbeat of a term, closes the rows of earlier leaders, and deletes old rows."""
         self._leadership = leadership
-        self._write(["heartbeat", "close_other_statuses", "prune_statuses"])
+        self._write(["close_other_statuses", "heartbeat", "prune_statuses"])
 
     def beat(self) -> bool:
-        """Writes a heartbeat now if this replica leads. Any thread.
+        """Writes a heartbeat now if this replica leads and billing is less than 90 minutes overdue. Any thread.
 
         Returns:
             True if it was written.
@@ -86,6 +88,7 @@ class Heartbeat:
                 return False
             parameters = self._identity | {
                 "term": leadership.term,
+                "generation": GENERATION,
                 "started_at": self._started_at,
                 "metadata": Jsonb({**self._metadata, "term": leadership.term}),
                 "retention_days": self._retention_days,
@@ -95,13 +98,24 @@ class Heartbeat:
                     if name != "heartbeat":
                         sql.run(self._session(), name, **parameters)
                     elif sql.optional_row(self._session(), name, **parameters) is None:
-                        return False  # a newer term has begun
+                        self._report_withheld(parameters)
+                        return False
             except (psycopg.Error, BillingError) as error:
                 self._disconnect()
                 self._failures.failed(error=one_line(error))
                 return False
             self._failures.worked()
+            self._withheld.worked()
             return True
+
+    def _report_withheld(self, parameters: Mapping[str, Any]) -> None:
+        """Warns that billing is overdue. Says nothing if a newer term has begun."""
+        row = sql.row(self._session(), "heartbeat_withheld", **parameters)
+        if (minutes := row["overdue_minutes"]) is not None:
+            self._withheld.failed(
+                overdue_minutes=round(minutes),
+                reason="the next cycle is 90 minutes overdue, so the application's own billing must be able to start",
+            )
 
     def _session(self) -> sql.Connection:
         if self._connection is None or self._connection.closed:

@@ -3,19 +3,24 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Never
 from uuid import UUID
 
+import psycopg
 from psycopg.types.json import Jsonb
 
 from controller import sql
 from controller.billing import access
-from controller.billing.errors import DeposedError, InconsistentError
+from controller.billing.errors import DeposedError, HeartbeatError, InconsistentError
 from controller.billing.values import Batch, BatchResult, Outcome, Pricing, ResumePoint, Run, Totals
-from controller.generation import GENERATION, refuse_other_generation
+from controller.errors import one_line
+from controller.generation import GENERATION, refuse_generation_of
 
 #: Marks the rows that this controller writes. `billing_is_ours` (migration 017) recognizes it and its predecessor.
 MARKER: Final = "vps-billing"
+
+#: Why a missing heartbeat stops billing.
+NO_HEARTBEAT: Final = "without one, the application would bill the same hours"
 
 #: A batch's bounds on the server. The last one ends the open transaction of a frozen worker, because the next leader's
 #: mint waits for that transaction.
@@ -51,16 +56,21 @@ class Ledger:
         self._assume_unsuspended = assume_unsuspended
 
     @contextmanager
-    def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
+    def fenced(
+        self, term: int, *, keep: bool = True, enforce: bool | None = None, needs_heartbeat: bool = False
+    ) -> Iterator[None]:
         """A transaction that commits only if `term` is still the newest and this replica minted it.
 
         Args:
             term: the writer's.
-            keep: False, for a dry run, accepts any term and rolls everything back at the end.
+            keep: False rolls everything back at the end, and accepts any term unless `enforce` is True.
+            enforce: True or False overrides whether the term counts.
+            needs_heartbeat: True also requires that this leader has written a heartbeat in the last 60 minutes.
 
         Raises:
             DeposedError: another term has been minted. Nothing has been written.
             GenerationError: the database follows the rules of another generation. Nothing has been written.
+            HeartbeatError: the heartbeat is missing. Nothing has been written.
         """
         with self.connection.transaction(force_rollback=not keep):
             sql.run(
@@ -69,11 +79,16 @@ class Ledger:
                 names=list(TRANSACTION_BOUNDS),
                 settings=list(TRANSACTION_BOUNDS.values()),
             )
-            fence = sql.optional_row(self.connection, "fence", term=term, holder=self._holder, generation=GENERATION)
-            if fence is None and keep:
-                self._on_fenced()
-                refuse_other_generation(self.connection)
-                raise DeposedError(f"term {term} is over: another replica leads")
+            fence = sql.optional_row(
+                self.connection,
+                "fence",
+                term=term,
+                holder=self._holder,
+                generation=GENERATION,
+                needs_heartbeat=needs_heartbeat,
+            )
+            if fence is None and (keep if enforce is None else enforce):
+                self._refuse(term)
             if not keep:
                 for organization in self._assume_unsuspended:
                     sql.run(self.connection, "unsuspend_organization", organization_id=organization)
@@ -81,6 +96,38 @@ class Ledger:
             if not keep:
                 # A real run checks deferred constraints at its commit.
                 sql.run(self.connection, "check_constraints_now")
+
+    def _refuse(self, term: int) -> Never:
+        """Raises the error that says why the fence refused a transaction."""
+        leadership = sql.row(self.connection, "current_term")
+        refuse_generation_of(leadership)
+        if (leadership["term"], leadership["holder"]) == (term, self._holder):
+            raise HeartbeatError(f"this leader has written no heartbeat for 60 minutes; {NO_HEARTBEAT}")
+        self._on_fenced()
+        raise DeposedError(f"term {term} is over: another replica leads")
+
+    def begin_heartbeat(self, *, require_fresh: bool = True) -> None:
+        """Writes this leader's first heartbeat of a cycle. Needs `fenced`, in the transaction that begins the run.
+
+        Args:
+            require_fresh: False, for a dry run, accepts an old heartbeat: a real run would begin a takeover first.
+
+        Raises:
+            HeartbeatError: it can't be written, or it would be too old because billing is long overdue.
+        """
+        try:
+            row = sql.optional_row(self.connection, "begin_heartbeat", instance_id=self._holder)
+        except psycopg.Error as error:
+            raise HeartbeatError(f"the heartbeat can't be written: {one_line(error)}; {NO_HEARTBEAT}") from error
+        if row is None:
+            raise HeartbeatError(
+                f"the database dropped the heartbeat: look for triggers on billing_daemon_status; {NO_HEARTBEAT}"
+            )
+        if require_fresh and not row["fresh"]:
+            raise HeartbeatError(
+                "billing is more than 90 minutes overdue, and the newest heartbeat is older than 60 minutes: billing"
+                " returns once the heartbeat is 90 minutes old and a trial has succeeded"
+            )
 
     def begin_run(self, term: int) -> Run:
         """Closes the runs that lost leaders left open, records prices, and begins a run. Needs `fenced`."""
@@ -233,18 +280,27 @@ class Ledger:
         """Deletes the batches of old runs."""
         sql.run(self.connection, "prune_history", retention_days=retention_days)
 
-    def begin_term(self, interval_minutes: float, takeover_delay_seconds: float) -> bool:
-        """Records the leader's interval, and delays the first cycle if the application may still be billing.
-
-        Needs `fenced`.
+    def begin_term(self, interval_minutes: float) -> bool:
+        """Records the leader's interval. Needs `fenced`.
 
         Returns:
-            True if the takeover delay applies: no heartbeat is younger than 90 minutes.
+            True if no heartbeat is younger than 90 minutes, so that the application may be billing.
         """
-        row = sql.row(
-            self.connection, "begin_term", interval_minutes=interval_minutes, delay_seconds=takeover_delay_seconds
-        )
-        return bool(row["takeover"])
+        return bool(sql.row(self.connection, "begin_term", interval_minutes=interval_minutes)["silent"])
+
+    def begin_takeover(self, delay_seconds: float) -> None:
+        """Writes a heartbeat, which pauses the application's billing, and delays the first cycle. Needs `fenced`.
+
+        Raises:
+            HeartbeatError: the heartbeat can't be written.
+        """
+        sql.run(self.connection, "begin_takeover", delay_seconds=delay_seconds)
+        self.begin_heartbeat()
+
+    def proof_organizations(self, number: int) -> list[UUID]:
+        """Returns up to `number` due organizations, spread over the plan; suspended ones are left out."""
+        rows = sql.rows(self.connection, "proof_organizations", number=number)
+        return [row["organization_id"] for row in rows]
 
     def seconds_until_due(self) -> float:
         """Seconds until the next cycle is due, by the database's clock; negative once it is due."""

@@ -28,7 +28,10 @@ def seconds_until_due(world: World) -> float:
 def begin_term(world: World, leadership: Term, delay_seconds: float = 300, interval_minutes: float = 60) -> bool:
     ledger = world.ledger()
     with ledger.connection, ledger.fenced(leadership.term):
-        return ledger.begin_term(interval_minutes, delay_seconds)
+        silent = ledger.begin_term(interval_minutes)
+        if silent:
+            ledger.begin_takeover(delay_seconds)
+        return silent
 
 
 def town(world: World, organizations: int = 4) -> None:

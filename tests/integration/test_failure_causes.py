@@ -259,10 +259,12 @@ def test_a_cycle_in_which_half_of_the_organizations_fail_takes_few_transactions(
 
     class Counted(LedgerAt):
         @contextmanager
-        def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
+        def fenced(
+            self, term: int, *, keep: bool = True, enforce: bool | None = None, needs_heartbeat: bool = False
+        ) -> Iterator[None]:
             nonlocal transactions
             transactions += 1
-            with super().fenced(term, keep=keep):
+            with super().fenced(term, keep=keep, enforce=enforce, needs_heartbeat=needs_heartbeat):
                 yield
 
     world.ledger_class = Counted

@@ -92,8 +92,8 @@ def test_stopping_keeps_the_figures_and_does_not_refresh_the_heartbeat(world: Wo
 def test_a_run_that_ended_during_the_drain_is_told_without_a_heartbeat(world: World, heart_of: MakeHeart) -> None:
     heart = heart_of()
     heart.start(world.lead())
-    before = status(world)["heartbeat_at"]
     bill_five_cents(world)
+    before = status(world)["heartbeat_at"]
     heart.mark_stopped()
     row = status(world)
     assert (row["status"], row["total_amount"], row["heartbeat_at"]) == ("stopped", Decimal("0.05"), before)

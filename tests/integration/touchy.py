@@ -72,9 +72,11 @@ class TouchyAtCommit(TouchyLedger):
         return charged
 
     @contextmanager
-    def fenced(self, term: int, *, keep: bool = True) -> Iterator[None]:
+    def fenced(
+        self, term: int, *, keep: bool = True, enforce: bool | None = None, needs_heartbeat: bool = False
+    ) -> Iterator[None]:
         self._act = None
-        with super().fenced(term, keep=keep):
+        with super().fenced(term, keep=keep, enforce=enforce, needs_heartbeat=needs_heartbeat):
             yield
             self._around_commit(True)
         self._around_commit(False)

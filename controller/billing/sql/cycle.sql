@@ -1,19 +1,31 @@
 -- One billing cycle: when it is due, its plan, and its row in the history. covered.sql and ordered.sql charge its batches.
 
 -- name: begin_term
--- Needs the fence. Records the leader's interval, because the schedule follows it. If no heartbeat is younger than 90
--- minutes, the application's own billing may be in the middle of a run. It reads last_billed_at only when it starts, so no
--- cycle may start before the takeover delay has passed. The end of the delay is stored, because the next leader has to
--- respect it too.
-with heartbeat as (
-    select coalesce(max(heartbeat_at) < clock_timestamp() - interval '90 minutes', true) as stale
-    from billing_daemon_status
+-- Needs the fence. Records the leader's interval, which the schedule follows. `silent` is true if no heartbeat is younger
+-- than 90 minutes: then the application's own billing may be running.
+update billing_leadership
+set interval_minutes = %(interval_minutes)s
+returning (
+    select coalesce(max(heartbeat_at) < clock_timestamp() - interval '90 minutes', true) from billing_daemon_status
+) as silent
+
+-- name: begin_takeover
+-- Needs the fence. The application's own billing may be in the middle of a run, and it reads last_billed_at only at its
+-- start. So no cycle starts before the delay has passed. The next leader has to respect the delay too.
+update billing_leadership set bill_after = clock_timestamp() + %(delay_seconds)s * interval '1 second'
+
+-- name: proof_organizations
+-- Up to `number` due organizations, spread evenly over the plan.
+with due as (
+    select organization_id, row_number() over (order by organization_id) - 1 as place, count(*) over () as organizations
+    from vps_instances i
+    where billing_due(last_billed_at, created_at, clock_timestamp()) and organization_id is not null
+        and not exists (select from billing_suspensions s where s.organization_id = i.organization_id)
+    group by organization_id
 )
-update billing_leadership l
-set interval_minutes = %(interval_minutes)s,
-    bill_after = case when h.stale then clock_timestamp() + %(delay_seconds)s * interval '1 second' else l.bill_after end
-from heartbeat h
-returning h.stale as takeover
+select distinct on (place * %(number)s / organizations) organization_id
+from due
+order by place * %(number)s / organizations, place
 
 -- name: seconds_until_due
 -- By the database's clock, and independent of the replica that led the last cycle. Negative once the cycle is due.

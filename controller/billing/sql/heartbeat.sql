@@ -13,13 +13,32 @@ from billing_leadership l
 left join lateral (
     select * from billing_runs where outcome <> 'running' order by started_at desc, id desc limit 1
 ) r on true
-where l.term = %(term)s and l.holder = %(instance_id)s::text
+where l.term = %(term)s and l.holder = %(instance_id)s::text and l.generation = %(generation)s
+    and clock_timestamp() < billing_beats_until()
 on conflict (daemon_instance_id) do update
 set status = excluded.status, last_run_at = excluded.last_run_at, last_run_success = excluded.last_run_success,
     instances_billed = excluded.instances_billed, total_amount = excluded.total_amount,
     total_hours = excluded.total_hours, error_message = excluded.error_message, started_at = excluded.started_at,
     heartbeat_at = excluded.heartbeat_at, metadata = excluded.metadata, updated_at = excluded.updated_at
 returning s.heartbeat_at
+
+-- name: heartbeat_withheld
+-- Why the heartbeat statement wrote nothing: overdue_minutes is null if this replica does not lead.
+select case when l.term = %(term)s and l.holder = %(instance_id)s::text and l.generation = %(generation)s
+    then extract(epoch from clock_timestamp() - billing_beats_until())::float8 / 60 + 90 end as overdue_minutes
+from billing_leadership l
+
+-- name: begin_heartbeat
+-- The first heartbeat of a cycle, in the transaction that begins its run. A leader whose cycles are overdue for too long
+-- must show that it can write its row, but keeps the time of the newest heartbeat: the application's fallback must be able
+-- to start if this cycle fails as well.
+insert into billing_daemon_status as s (daemon_instance_id, status, started_at, heartbeat_at, updated_at)
+select %(instance_id)s::text, 'running', clock_timestamp(),
+    case when clock_timestamp() < billing_beats_until() then clock_timestamp()
+        else (select max(heartbeat_at) from billing_daemon_status) end,
+    clock_timestamp()
+on conflict (daemon_instance_id) do update set heartbeat_at = excluded.heartbeat_at, updated_at = excluded.updated_at
+returning coalesce(s.heartbeat_at > clock_timestamp() - interval '60 minutes', false) as fresh
 
 -- name: mark_stopped
 -- Writes the last run's totals, but does not change heartbeat_at. A newer heartbeat would hold back the application's own

@@ -77,9 +77,14 @@ where l.locktype = 'advisory' and l.granted
 -- name: fence
 -- The first statement of every transaction that writes. If it returns no row, the writer is deposed. It locks `for share`
 -- and not `for key share`, because a mint changes no key and would not conflict with the weaker lock. It compares the
--- holder too, because a promoted server that lacks the newest terms can mint a term a second time.
+-- holder too, because a promoted server that lacks the newest terms can mint a term a second time. A batch also needs a
+-- heartbeat of this leader: without one, the application bills the same hours.
 select term from billing_leadership
-where term = %(term)s and holder = %(holder)s and generation = %(generation)s for share
+where term = %(term)s and holder = %(holder)s and generation = %(generation)s
+    and (not %(needs_heartbeat)s::boolean or exists (
+        select from billing_daemon_status s
+        where s.daemon_instance_id = %(holder)s::text and s.heartbeat_at > clock_timestamp() - interval '60 minutes'
+    )) for share
 
 -- name: current_term
 select term, holder, lock_name, elected_at, generation, needs_version from billing_leadership

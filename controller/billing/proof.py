@@ -1,0 +1,60 @@
+"""The proof that billing would work, which precedes the first heartbeat after a long silence.
+
+A heartbeat pauses the application's own billing. A leader that came back and could not bill would leave the customers
+unbilled for 90 minutes each time. So it first charges a few organizations in transactions that are rolled back.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import psycopg
+
+from controller.billing.errors import DeposedError, InconsistentError, StoppedError
+from controller.billing.ledger import Ledger
+from controller.billing.values import Batch, BatchResult, Leadership
+from controller.errors import one_line
+from controller.lifecycle.stop import StopToken
+
+#: Organizations that are tried. It is enough if one of them can be charged, or is merely short of balance.
+ORGANIZATIONS: Final = 8
+#: Instances of each organization that are tried.
+INSTANCES: Final = 100
+
+
+def prove(connect: Callable[[], Ledger], leadership: Leadership, stop: StopToken) -> str | None:
+    """Charges a few due organizations and rolls each transaction back.
+
+    Returns:
+        None if billing would work or nothing is due; otherwise why the first organization can't be charged.
+
+    Raises:
+        DeposedError, GenerationError: the fence refused the term.
+        StoppedError: this replica is being stopped.
+        AccessError: this role can't see or write what billing needs.
+        psycopg.Error: the session is lost.
+    """
+    ledger = connect()
+    reason: str | None = None
+    with ledger.connection:
+        ledger.check_access()
+        for organization in ledger.proof_organizations(ORGANIZATIONS):
+            if not stop.may_start_batch():
+                raise StoppedError("stopped before billing had proven that it works")
+            if not leadership.still_leads():
+                raise DeposedError(f"term {leadership.term} is over: the lock session is lost")
+            try:
+                result = _try(ledger, leadership.term, Batch(organization, organization, 1))
+            except (psycopg.Error, InconsistentError) as error:
+                if ledger.connection.closed:
+                    raise
+                reason = reason or one_line(error)
+            else:
+                if result.totals.instances or result.totals.debts:
+                    return None
+                reason = reason or next(iter(result.failures_by_reason), None)
+    return reason
+
+
+def _try(ledger: Ledger, term: int, batch: Batch) -> BatchResult:
+    with ledger.fenced(term, keep=False, enforce=True):
+        return ledger.charge(ledger.begin_run(term), batch, None, INSTANCES)
