@@ -80,7 +80,7 @@ class CycleRun:
 
 @dataclass(frozen=True)
 class SoleLeadership:
-    """The leadership of a process without rivals."""
+    """A leadership that always holds, because no other process contends."""
 
     term: int
 

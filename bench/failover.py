@@ -25,7 +25,7 @@ def failover(server: Server, runs: int) -> Section:
     """Measures `runs` kills and `runs` handovers.
 
     Raises:
-        AssertionError: after a run, an hour or a cent is not where it belongs, or the stopped leader failed.
+        AssertionError: after a run, an hour or an amount is wrong, or the stopped leader failed.
         ExpectationError: a process did not log what it should have.
     """
     with migrated_database(server) as url:

@@ -1,4 +1,4 @@
-"""A `Status` for tests of what shows it."""
+"""Makes a `Status` for tests of the code that shows it."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""Every command's exit status, and its errors of one line."""
+"""Every command exits with its documented status and reports an error in one line."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_status_beside_a_leader_shows_it_and_its_last_cycle(program: Program, re
     run = status["last_run"]
     assert run.keys() >= RUN_KEYS
     assert run["outcome"] == "completed"
-    assert isinstance(run["amount"], str), "an amount read as a float is no longer exact"
+    assert isinstance(run["amount"], str), "an amount that was read as a float is not exact"
     assert AMOUNT.fullmatch(run["amount"])
     assert AMOUNT.fullmatch(status["owed"])
 

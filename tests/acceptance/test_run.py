@@ -1,4 +1,4 @@
-"""`run` without a terminal: it logs once what it waits for, and starts when it is there."""
+"""`run` without a terminal logs once what it is waiting for, and starts as soon as that is available."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def read_values(name: str) -> Values:
 
 #: Sets of values with a golden rendering.
 GOLDEN_NAMES: Final = sorted(path.stem for path in VALUES.glob("*.yaml"))
-#: The same sets, and the default values. These have no golden rendering: they make what the demo makes without its
-#: database (test_objects.py), and `manifests/base` holds them too.
+#: The same sets, and the default values. The default values need no golden rendering, because the demo's contains the
+#: same objects (test_objects.py checks that), and so does `manifests/base`.
 VALUE_SETS: Final[Mapping[str, Values]] = {"default": MINIMAL} | {name: read_values(name) for name in GOLDEN_NAMES}
 
 

@@ -45,9 +45,9 @@ def lossy_link() -> Iterator[LossyLink]:
     """Makes the link for the duration of the context. Skips the test if this machine can't."""
     for program in ("ip", "nft"):
         if shutil.which(program) is None:
-            pytest.skip(f"packets are lost with Linux's `{program}`, which is not installed")
+            pytest.skip(f"losing packets needs Linux's `{program}`, which is not installed")
     if os.geteuid() != 0:
-        pytest.skip("a network namespace of our own takes root")
+        pytest.skip("only root can create a network namespace")
     number = next(_numbers)
     name, near, far = f"billing{number}", f"bn{number}", f"bf{number}"
     link = LossyLink(name, f"10.213.{number}.1", f"10.213.{number}.0/24")
@@ -65,7 +65,7 @@ def lossy_link() -> Iterator[LossyLink]:
             link.lose(0.01)
             link.lose(0)
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no namespace that loses packets: {' '.join(error.cmd)}: {error.stderr.strip()}")
+            pytest.skip(f"can't create a namespace that loses packets: {' '.join(error.cmd)}: {error.stderr.strip()}")
         yield link
 
 

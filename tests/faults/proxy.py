@@ -143,7 +143,7 @@ class Link:
         self._end(self._client, "down")
 
     def _end(self, side: socket.socket, way: Way) -> None:
-        """Passes on that one side has closed, once the network lets it through."""
+        """Closes the other direction of a connection whose peer has closed, once traffic may pass."""
         if not self.closed:
             self._proxy.wait_to_pass(self, way)
             with contextlib.suppress(OSError):
@@ -203,7 +203,7 @@ class Proxy:
             self._silent |= set(ways or ("up", "down"))
 
     def stall_present(self, session: str = "") -> None:
-        """Silences the present connections for good. New ones pass."""
+        """Silences the current connections for good. New ones pass."""
         with self._state:
             for link in self._links:
                 if session in link.application_name:
@@ -232,7 +232,7 @@ class Proxy:
                     self._holds.remove(hold)
 
     def links(self, session: str = "") -> list[Link]:
-        """The present connections of a session, or all."""
+        """The current connections of a session, or all."""
         with self._state:
             return [link for link in self._links if session in link.application_name]
 

@@ -1,4 +1,4 @@
-"""Random faults: what happens to which replica, for how long. At most two happen at a time."""
+"""Draws and causes random faults. A fault has a kind, a replica and a duration. At most two are active at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.faults.wire import Statement
 from tests.support.processes import drain, freeze, thaw
 from tests.support.servers import Server
 
-#: Below and above each bound: the leader's deadline (1), the server's (2), that of an open transaction (5).
+#: Durations below and above each bound: the leader's deadline (1), the session timeout (2), the bound on an open
+#: transaction (5).
 SECONDS: Final = (0.1, 0.5, 0.9, 1.3, 2.2, 3.5, 5.5, 7.0)
 GAP_SECONDS: Final = (0.1, 1.6)
 AT_ONCE: Final = 2
@@ -31,7 +32,7 @@ HOLD_SECONDS: Final = 2.0
 #: The statements of a worker's transaction.
 STATEMENTS: Final = ("BEGIN", "select term from billing_leadership", "with due as materialized", "COMMIT")
 _OPTIONS: Final = "-c lock_timeout=2s -c statement_timeout=20s -c idle_in_transaction_session_timeout=20s"
-#: Rows of organizations that owe, and so are due in every cycle.
+#: Lock rows of organizations with debts, because these are due in every cycle.
 _ROWS: Final[tuple[LiteralString, ...]] = (
     "select from wallets where organization_id = %s for update",
     "select from vps_instances where organization_id = %s for update",
@@ -42,7 +43,7 @@ _DEBTORS: Final = "select distinct organization_id as id from vps_billing_cycles
 
 @dataclass(frozen=True)
 class Fault:
-    """One drawn fault: its kind, its target (the leader or one replica) and its seconds. `dice` decides details."""
+    """A drawn fault: its kind, its target (the leader or one replica) and its duration. `dice` decides the details."""
 
     kind: str
     to_leader: bool
@@ -80,10 +81,10 @@ class Faults:
             "stuttering network": (4, self._stutter),
             "connections refused": (4, self._refuse),
             "session cut": (8, self._cut),
-            "answer of a batch lost": (6, self._lose_answer),
+            "answer to a batch lost": (6, self._lose_answer),
             "session ended by the server": (8, self._end_session),
-            "row held by somebody": (8, self._hold_row),
-            "answer of a customer's lost": (5, self._lose_customer),
+            "row locked by another session": (8, self._hold_row),
+            "answer to a customer lost": (5, self._lose_customer),
             "drained": (5, self._drain),
             "stopped by SIGTERM": (5, self._terminate),
             "server restarted": (3, self._restart_server),
@@ -110,7 +111,7 @@ class Faults:
             thread.join()
 
     def stop(self) -> None:
-        """Ends the present faults early."""
+        """Ends the active faults early."""
         self._stop.set()
 
     def _draw(self) -> Fault:
@@ -146,7 +147,7 @@ class Faults:
         with slot.taken(self.errors) as replica, slot.proxy.hold("worker", _nth(fault.dice), _when(fault)) as hold:
             hold.reached.wait(HOLD_SECONDS)
             replica.kill()
-            slot.proxy.cut(replica.instance)  # the kernel closes a dead process's connections; the proxy must
+            slot.proxy.cut(replica.instance)  # the kernel closes a dead process's connections
 
     def _freeze(self, fault: Fault, slot: Slot) -> None:
         with slot.taken(self.errors) as replica:
@@ -166,7 +167,7 @@ class Faults:
             thaw(replica)
 
     def _freeze_at_commit(self, fault: Fault, slot: Slot) -> None:
-        """Freezes a replica at its commit. It arrives while a successor waits, before the session ends."""
+        """Freezes a replica at its commit. The commit arrives while a successor waits, before the session ends."""
         with slot.taken(self.errors) as replica:
             with slot.proxy.hold("worker", _commits) as hold:
                 hold.reached.wait(HOLD_SECONDS)
@@ -188,7 +189,7 @@ class Faults:
             slot.proxy.resume()
 
     def _stutter(self, fault: Fault, slot: Slot) -> None:
-        """Freezes a replica again and again, so that everything takes longer."""
+        """Stalls a replica's traffic again and again, so that every statement takes longer."""
         with slot.taken(self.errors):
             for _ in range(int(fault.seconds * 5)):
                 slot.proxy.stall()

@@ -1,7 +1,7 @@
-"""Compares what billing wrote with the model. Every sentence that it returns is a defect.
+"""Compares what billing wrote with the model, and returns a sentence for each defect.
 
-A wallet's lock serializes its charges and top-ups. So any moment at which a transaction held the wallet gives the
-order; for a charge that moment is its commit.
+A wallet's lock serializes its charges and top-ups. So they can be ordered by any moment at which their transactions
+held that lock. For a charge this moment is its commit.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Timeline:
             if each.price is not None and each.hours < due:
                 one_more = charge_of(each.price, each.start, each.hours + 1) - each.amount
                 if one_more <= balance:
-                    self.defects.append(f"{each.instance} paid {each.hours} of {due} hours, {balance} was left")
+                    self.defects.append(f"{each.instance} paid {each.hours} of {due} hours although {balance} was left")
         if balance < 0:
-            self.defects.append(f"a wallet stood at {balance} at {moment}: {charged}")
+            self.defects.append(f"a wallet fell to {balance} at {moment}: {charged}")
         self.moments.append(moment)
         self.balances.append(balance)
 
@@ -120,16 +120,16 @@ class Verdict:
         """Every acknowledged row exists, and no other."""
         paid_in = {each.id: each.amount for each in self.ledger.payments if each.instance is None}
         if paid_in != {key: each.amount for key, each in self.model.top_ups.items()}:
-            yield f"{len(paid_in)} top-ups, of which not all were acknowledged as they are"
+            yield f"the {len(paid_in)} top-ups are not the acknowledged ones"
         if self.ledger.paid_until.keys() != {each.id for each in self.model.live}:
-            yield f"{len(self.ledger.paid_until)} instances, of which not all were acknowledged as they are"
+            yield f"the {len(self.ledger.paid_until)} instances are not the acknowledged ones"
 
     def _chain(self, instance: Instance) -> Iterator[str]:
-        """Periods are contiguous from the start. Each costs what the price clock says, at a price visible to it."""
+        """Periods are contiguous from the start. Each costs what the price clock says, at a price that it could see."""
         name, moment = f"instance {instance.id}", instance.created_at
         for each in self.chains.get(instance.id, []):
             if each.start != moment:
-                yield f"{name}: billed from {each.start}, after {moment}"
+                yield f"{name}: a period starts at {each.start}, should start at {moment}"
             if each.hours < 1 or each.end != each.start + each.hours * HOUR:
                 yield f"{name}: {each.hours} hours from {each.start} to {each.end}"
             batch, run = self.ledger.batches.get(each.transaction), self.ledger.runs.get(each.run)
@@ -145,7 +145,7 @@ class Verdict:
                 yield f"{name}: billed to {each.end}, beyond its run's {run.as_of}"
             seen = instance.plan.seen(each.begun_at, batch.written_at)
             if each.price not in seen:
-                yield f"{name}: priced at {each.price} between {each.begun_at} and {batch.written_at}, could see {seen}"
+                yield f"{name}: priced at {each.price} between {each.begun_at} and {batch.written_at}, but saw {seen}"
             elif each.amount != charge_of(each.price, each.start, each.hours):
                 yield f"{name}: charged {each.amount} for {each.hours} hours at {each.price} from {each.start}"
             moment = each.end
@@ -229,7 +229,7 @@ class Verdict:
                 hour = max(charge_of(price, moment, 1) for price in instance.plan.seen(run.as_of, run.finished_at))
                 had = min(self._timelines[instance.organization].between(run.as_of, run.finished_at))
                 if hour <= had and not self._was_left_out(instance.organization, run):
-                    yield f"instance {instance.id}: run {run.id} passed over {moment} + 1 h, {had} for {hour}"
+                    yield f"instance {instance.id}: run {run.id} skipped the hour from {moment}, {had} could pay {hour}"
                     break
 
     def _completed_since(self, moment: datetime, run: int) -> list[Run]:
@@ -260,4 +260,4 @@ class Verdict:
             if any(settle(self.ledger.wallets[organization], debts)):
                 yield f"{organization} could pay with {self.ledger.wallets[organization]} and was not charged"
         for row in rows.values():
-            yield f"open row of {row.instance}, which owes nothing"
+            yield f"instance {row.instance} has an open row but owes nothing"

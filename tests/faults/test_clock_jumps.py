@@ -46,7 +46,7 @@ def wall_clock(tmp_path: Path) -> WallClock:
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip(
-            "the wall clock of one process is shifted by a preloaded library, which takes Linux and a C compiler"
+            "shifting one process's wall clock needs Linux and a C compiler, because a preloaded library does it"
         )
     library, file = tmp_path / "wall_clock.so", tmp_path / "shift"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE)], check=True)

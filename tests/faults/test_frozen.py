@@ -105,7 +105,7 @@ def _freeze_and_thaw(database: str, start: StartReplica, ledger: LedgerProbe, se
     """Freezes a leader, and returns the seconds to the next term. Both replicas have ended then."""
     leader = start(database, **settings)
     leader.wait_for("leader.elected")
-    eventually(lambda: ledger.all_billed, "what is due at all is billed")
+    eventually(lambda: ledger.all_billed, "everything due is billed")
     standby = start(database, **settings)
     wait_until_standing_by(ledger, standby)
     frozen_at = freeze(leader)

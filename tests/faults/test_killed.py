@@ -62,7 +62,7 @@ def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing
             statement = hold.wait()
             term = leader.wait_for("leader.elected")["term"]
             killed_at = leader.kill()
-            proxy.cut(leader.instance)  # the kernel closes a dead process's connections; the proxy must
+            proxy.cut(leader.instance)  # the kernel closes a dead process's connections
         standby.wait_for("cycle.completed")
         seconds = seconds_to_next_charge(ledger, killed_at, term)
         fault = "leader killed: inside a batch, around each statement"

@@ -1,4 +1,4 @@
-"""Other sessions lock what a batch needs. Everyone else is billed, and the locked organizations once they are free."""
+"""Other sessions lock rows that a batch needs. All other organizations are billed, and later the locked ones too."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_wallet_in_an_open_transaction_delays_its_organization_alone(
             eventually(lambda: _unbilled(ledger) == 3, "the two others are billed")
             released_at = datetime.now(UTC)
             other.rollback()
-        eventually(lambda: ledger.all_billed, "so is the one held up")
+        eventually(lambda: ledger.all_billed, "the locked organization is billed too")
         seconds = seconds_to_next_charge(ledger, released_at)
         timings.record("blocked: a wallet", seconds, ledger.judge(), bound=WALLET_SECONDS)
     assert not leader.events("cycle.failed", "organization.failed")

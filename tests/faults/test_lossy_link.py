@@ -60,7 +60,7 @@ def test_leader_keeps_billing_over_a_link_that_loses_a_twentieth_of_all_packets(
         for _ in range(runs):
             since = datetime.now(UTC)
             ledger.add(organizations=1)
-            eventually(lambda: ledger.all_billed, "it is billed across the link")
+            eventually(lambda: ledger.all_billed, "everything is billed across the link")
             seconds = seconds_to_next_charge(ledger, since)
             timings.record("link loses a twentieth of all packets", seconds, ledger.judge(), bound=LOSSY_SECONDS)
         assert not leader.events("leader.deposed")
@@ -86,7 +86,7 @@ def test_leader_is_replaced_if_its_link_loses_everything(
             since = datetime.now(UTC)
             link.lose(1)
             deposed, elected = leader.wait_for("leader.deposed"), standby.wait_for("leader.elected")
-            assert deposed.read_at < elected.read_at, "it knew before its successor began"
+            assert deposed.read_at < elected.read_at, "the leader stopped before its successor began"
             ledger.add(organizations=1)
             eventually(lambda: ledger.all_billed, "the successor bills")
             seconds = seconds_to_next_term(ledger, since)

@@ -20,7 +20,7 @@ from tests.support.timings import Timings, seconds_to_next_term
 from tests.support.waiting import eventually, through
 
 KILLED_SECONDS: Final = 2.0
-#: Five processes start, find out and end.
+#: Time for five processes to start, detect the pooler and exit.
 REFUSED_SECONDS: Final = 10.0
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no PgBouncer here: apt-get install pgbouncer")

@@ -127,7 +127,7 @@ def test_promoted_synchronous_standby_loses_nothing(
 def test_cycle_lost_with_its_primary_is_billed_again_and_the_books_agree(
     *, pair: Pair, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
-    """The log still mentions the cycle and the books don't. No audit can find that: the books agree with each other."""
+    """The log mentions a cycle that the database lacks. No audit can find this, because the database is consistent."""
     replicas = [start(pair.url, **BUSY), start(pair.url, **BUSY)]
     for _ in range(runs):
         _wait_for_cycle(replicas, pair, ledger)
@@ -198,7 +198,7 @@ def test_leader_of_the_old_primary_writes_nothing_under_a_term_that_another_hold
         ledger.judge()
         namesake.kill()
         ledger.add(organizations=6)
-        eventually(lambda: ledger.all_billed, "the one left behind leads here now")
+        eventually(lambda: ledger.all_billed, "the old primary's leader now leads on this server")
         ledger.judge()
     assert terminate(left_behind) == 0
 

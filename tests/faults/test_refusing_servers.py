@@ -206,7 +206,7 @@ def _refusals(replica: ControllerProcess) -> int:
 
 
 def _is_full(server: Server, others: ExitStack) -> bool:
-    """Takes the free sessions; True once none is left."""
+    """Opens sessions. Returns True once the server has none left."""
     try:
         while True:
             others.enter_context(psycopg.connect(server.url()))

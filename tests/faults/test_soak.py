@@ -43,7 +43,7 @@ SHOWN: Final = 30
 PLANTED: Final[Mapping[str, LiteralString]] = {
     "should hold": "update wallets set balance = balance + 0.01 where balance > 0",
     "its periods end at": "update vps_instances set last_billed_at = last_billed_at - interval '1 hour'",
-    "acknowledged as they are": "delete from vps_instances where last_billed_at is not null",
+    "instances are not the acknowledged ones": "delete from vps_instances where last_billed_at is not null",
     "has no period": """
         insert into payment_transactions (organization_id, amount, status, metadata)
         select organization_id, amount, status, metadata from payment_transactions where metadata ? 'controller' limit 1

@@ -41,7 +41,7 @@ def assert_stopped_honestly(ledger: LedgerProbe, replica: ControllerProcess, out
     (run,) = ledger.rows("select * from billing_runs where holder = %s order by id desc limit 1", replica.instance)
     assert run["outcome"] == outcome
     assert (row["instances_billed"], row["total_amount"]) == (run["instances"], run["amount"])
-    assert row["heartbeat_at"] < run["finished_at"], "the heartbeat was refreshed on the way out"
+    assert row["heartbeat_at"] < run["finished_at"], "the heartbeat was refreshed while stopping"
 
 
 @pytest.mark.runs(20, short=1)

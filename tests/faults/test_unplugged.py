@@ -62,7 +62,7 @@ def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
     for _ in range(runs):
         leader = start(through(database, proxy.port), **UNEVICTED)
         leader.wait_for("leader.elected")
-        eventually(lambda: ledger.all_billed, "what is due at all is billed")
+        eventually(lambda: ledger.all_billed, "everything due is billed")
         standby = start(database, **UNEVICTED)
         wait_until_standing_by(ledger, standby)
         since, began = datetime.now(UTC), time.monotonic()

@@ -1,6 +1,6 @@
-"""A small installation with known charges, and the check that a fault cost no cent.
+"""A small installation with known charges, and a check that a fault changed none of them.
 
-The price clock is implemented again here, from the design and not from the migration.
+It implements the price clock again, from docs/money.md and not from the migration.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ insert into wallets (organization_id, balance) select id, %s from organization r
 
 
 def price_clock(monthly_price: Decimal, moment: datetime) -> Decimal:
-    """F(t) of the design: round(P * h(t) / 730, 2), exactly."""
+    """F(t) of docs/money.md: round(P * h(t) / 730, 2), exactly."""
     microseconds = (moment - EPOCH) // timedelta(microseconds=1)
     exact = monthly_price * microseconds / (730 * 3_600_000_000)
     return exact.quantize(Decimal("0.01"), ROUND_HALF_UP)
@@ -43,7 +43,7 @@ def price_clock(monthly_price: Decimal, moment: datetime) -> Decimal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a fault cost: hours that were due and not billed, and hours billed more than once."""
+    """The damage of a fault: due hours that were not billed, and hours that were billed more than once."""
 
     hours_lost: int
     hours_doubled: int

@@ -1,4 +1,4 @@
-"""What tests do to a `ControllerProcess` beyond starting and stopping it."""
+"""Freezes, thaws and drains a `ControllerProcess`, and reads its log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from controller.demo.process import COMMAND, WAIT_SECONDS, ControllerProcess, ExpectationError
 
-#: The lowest bounds in their order, so that a test of them takes seconds.
+#: The lowest permitted bounds, so that a test of them takes only seconds.
 LOW_BOUNDS: Final[Mapping[str, str]] = {
     "BILLING_PING_INTERVAL_SECONDS": "0.3",
     "BILLING_LEADER_DEADLINE_SECONDS": "1",

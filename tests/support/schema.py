@@ -24,7 +24,7 @@ HEADER: Final = """\
 
 """
 _NAME: Final = re.compile(r"^--\n-- Name: .*\n--\n\n", re.MULTILINE)
-#: Headings, settings of the session, and what every sequence says.
+#: Headings, session settings, and the default options of sequences.
 _NOISE: Final = re.compile(
     rf"{_NAME.pattern}|^SET .*;\n|\n    (START WITH 1|INCREMENT BY 1|NO MINVALUE|NO MAXVALUE|CACHE 1)(?=[\n;])",
     re.MULTILINE,
@@ -70,7 +70,7 @@ def _run(installation: Installation, program: str, *arguments: str | Path) -> st
 
 
 def normalized(dump: str) -> str:
-    """A dump without what differs between versions, and without what tells a reader nothing."""
+    """A dump without the parts that differ between versions, and without uninformative ones."""
     first = _NAME.search(dump)
     objects = dump[first.start() :].partition("--\n-- PostgreSQL database dump complete")[0] if first else ""
     objects = _NOISE.sub("", objects).replace("public.", "")

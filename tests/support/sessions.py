@@ -1,4 +1,4 @@
-"""What the database shows of a replica: its sessions, its status row, and who holds the lock."""
+"""Reads a replica's sessions, its status row and the lock's holder from the database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sessions(ledger: LedgerProbe, purpose: str, replica: ControllerProcess) -> l
 
 
 def wait_until_standing_by(ledger: LedgerProbe, replica: ControllerProcess) -> None:
-    """Blocks until the replica has tried the lock and not got it."""
+    """Blocks until the replica has tried the lock without getting it."""
     replica.wait_for("election.joined")
     eventually(
         lambda: any("advisory" in each["query"] for each in sessions(ledger, "elector", replica)),

@@ -1,4 +1,4 @@
-"""What a database's schema looks like, as text that two databases can be compared by."""
+"""Describes a database's schema as text, so that two databases can be compared."""
 
 from __future__ import annotations
 

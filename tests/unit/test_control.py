@@ -41,7 +41,7 @@ def listens(path: Path) -> bool:
 
 
 class Served:
-    """A control socket on its own thread, with a drain that is carried out when it is requested."""
+    """A control socket on its own thread. Its drain runs as soon as it is requested."""
 
     def __init__(self, path: Path, *, carry_out: bool = True) -> None:
         self.asked = threading.Event()

@@ -1,4 +1,4 @@
-"""The ephemeral PostgreSQL comes up, comes back, goes away, and holds sample data that adds up."""
+"""The ephemeral PostgreSQL starts, restarts and is removed, and its sample data is consistent."""
 
 from __future__ import annotations
 
@@ -123,9 +123,9 @@ def test_folder_too_deep_for_a_socket_is_avoided(installation: Installation, mon
         assert list(Path(parent).iterdir()) == []
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="only root's server must give up its rights")
+@pytest.mark.skipif(not AS_ROOT, reason="only root must run the server under another account")
 def test_folder_closed_to_the_server_is_avoided(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    with tempfile.TemporaryDirectory(prefix="t") as parent:  # root's alone
+    with tempfile.TemporaryDirectory(prefix="t") as parent:  # only root may enter it
         monkeypatch.setattr(tempfile, "tempdir", parent)
         with Server(installation) as own:
             assert answer(own.url()) == 42
@@ -205,7 +205,7 @@ def test_controller_that_ends_early_is_reported_with_what_it_printed() -> None:
     assert not process.folder.exists()
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="only root's server must give up its rights")
+@pytest.mark.skipif(not AS_ROOT, reason="only root must run the server under another account")
 def test_programs_in_a_closed_folder_are_copied_for_root(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

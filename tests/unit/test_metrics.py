@@ -26,7 +26,7 @@ def metrics(shown: Status | None = STATUS, *, leads: bool = False) -> Metrics:
 
 
 def samples(rendered: Metrics) -> dict[str, float]:
-    """By name and labels, as the exposition has them."""
+    """The samples by name and labels, as in the text format."""
     found = {}
     for family in text_string_to_metric_families(rendered.render().decode()):
         for sample in family.samples:

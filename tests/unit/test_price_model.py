@@ -1,4 +1,4 @@
-"""The model of money that the integration tests judge by, held against figures worked out by hand."""
+"""The model of money that the integration tests use agrees with amounts worked out by hand."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal

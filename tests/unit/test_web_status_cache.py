@@ -24,7 +24,7 @@ class Clock:
 
 
 class Database:
-    """Answers once `answer` is set, and counts."""
+    """Answers once `answer` is set, and counts its calls."""
 
     def __init__(self, *, open_at_once: bool = True) -> None:
         self.asked = threading.Semaphore(0)
@@ -111,7 +111,7 @@ def test_request_that_can_not_wait_gets_the_last_snapshot_unless_it_is_old() -> 
     database.answer.clear()
     clock.now += FRESH_SECONDS
     waiting, _ = in_threads(MAX_WAITING, cache)
-    for _ in range(2):  # the first read's, and the one in progress
+    for _ in range(2):  # of the first read, and of the one in progress
         assert database.asked.acquire(timeout=PATIENCE_SECONDS)
     while cache._waiting < MAX_WAITING:
         threading.Event().wait(0.005)
