@@ -1,4 +1,4 @@
-"""Generations: which rules of billing a database follows, and which ones this program follows.
+"""Generations: the number of the billing rules that a database follows, and of those that this program follows.
 
 Programs of one generation run side by side. A migration that changes the rules raises the generation in the database
 and mints a term in the same transaction. From then on, a program of another generation can't mint a term or pass the
@@ -23,7 +23,7 @@ def refuse_other_generation(connection: sql.Connection) -> None:
     """Raises GenerationError unless this program follows the database's rules.
 
     Raises:
-        psycopg.Error: the database can't be asked.
+        psycopg.Error: the database can't be reached, or is not migrated.
     """
     refuse_generation_of(sql.row(connection, "current_term"))
 

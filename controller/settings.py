@@ -348,7 +348,7 @@ class Settings(BaseSettings):
 
     @property
     def http_address_given(self) -> bool:
-        """True if BILLING_HTTP_ADDRESS is set. Failing to listen on an address that someone set is fatal."""
+        """True if BILLING_HTTP_ADDRESS is set. Failing to listen is fatal only then."""
         return "http_address" in self.model_fields_set
 
     @property

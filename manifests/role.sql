@@ -20,8 +20,8 @@ $$;
 grant connect on database :"DBNAME" to containerstacks_billing;
 grant usage on schema public to containerstacks_billing;
 
--- The application's tables. The controller inserts payments and lowers balances. It deletes only open rows of its own whose
--- hours are billed. Locking a row needs the right to update at least one of its columns.
+-- The application's tables. The controller inserts payments and lowers balances. It deletes only rows that it wrote itself, and
+-- only open ones. Locking a row needs the right to update at least one of its columns.
 grant select on vps_plans to containerstacks_billing;
 grant select, update (id) on organizations to containerstacks_billing; -- to lock rows, never to change them
 grant select, update (balance, updated_at) on wallets to containerstacks_billing;

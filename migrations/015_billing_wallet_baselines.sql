@@ -1,7 +1,7 @@
 -- Adoption records, for each wallet, its balance minus its completed transactions at first sight: the baseline. From then
 -- on balance = baseline + sum of completed transactions, which the audit checks. One statement reads both from one
 -- snapshot, so a concurrent top-up counts in both or in neither. Wallets created later are adopted when they are first
--- charged (adopt_wallets); duplicate wallets and unusable balances, once they have been repaired.
+-- charged (adopt_wallets). Wallets that are duplicates or have an unusable balance are adopted once they have been repaired.
 
 create table if not exists billing_wallet_baselines (
     wallet_id uuid primary key,

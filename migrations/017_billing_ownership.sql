@@ -1,4 +1,4 @@
--- Which rows are ours, who is suspended, and what the leader's interval is.
+-- Marks the controller's own rows, and adds the suspended organizations and the leader's interval.
 
 -- True if this controller wrote the row. It knows two markers: 'vps-billing', the only one that is written, and
 -- 'containerstacks-billing', which rows from before this migration carry. A later version of the application deletes
@@ -33,7 +33,7 @@ begin
 end
 $$;
 
--- The schedule follows the leader's interval, not the interval of whoever asks.
+-- The schedule follows the leader's interval. A command that reads the schedule may have another setting.
 alter table billing_leadership add column if not exists interval_minutes double precision;
 comment on column billing_leadership.interval_minutes is 'BILLING_INTERVAL_MINUTES of the leader of this term';
 

@@ -1,5 +1,5 @@
 -- concurrently
--- Our payments in the order of their time-ordered ids, which is how the guard reads them.
+-- The controller's own payments in the order of their time-ordered ids. The guard reads them in this order.
 create index concurrently if not exists billing_payments
     on payment_transactions (id)
     where billing_is_ours(metadata);

@@ -14,8 +14,8 @@ create or replace function billing_lock_key(lock_name text) returns bigint
 language sql immutable parallel safe as
 $$ select ('x' || encode(substring(sha256(convert_to(lock_name, 'UTF8')) from 1 for 8), 'hex'))::bit(64)::bigint $$;
 
--- Every replica whose lock session is connected. The leader's session holds the lock, whatever its name is; a standby is
--- known by the name of its session. PostgreSQL cuts session names to 63 bytes, so the leadership row completes the leader's.
+-- Every replica whose lock session is connected. The leader is the session that holds the lock. A standby is recognized by the
+-- name of its session. PostgreSQL cuts session names to 63 bytes, so the leader's full name comes from the leadership row.
 create or replace function billing_replicas() returns table (instance_id text, role text, connected_at timestamptz)
 language sql stable as
 $$
@@ -37,7 +37,7 @@ $$
     order by holds.pid is null, a.backend_start
 $$;
 
--- When the next cycle is due, and what it waits for: 'leader' if nobody holds the lock, 'running' if a cycle is under way,
+-- When the next cycle is due, and what it waits for: 'leader' if no session holds the lock, 'running' during a cycle,
 -- 'takeover' until the takeover delay has passed, 'interval' until the interval has passed, and 'nothing' once it is due.
 -- due_at is null if no cycle has ever completed.
 create or replace function billing_next_cycle() returns table (due_at timestamptz, waiting_for text)
@@ -59,8 +59,8 @@ $$
     ) schedule
 $$;
 
--- What an open row says is owed. The total_amount column can't hold every amount; it stands in if somebody has
--- overwritten the metadata.
+-- The amount that an open row says is owed. It is read from the metadata, because total_amount can't hold every amount.
+-- total_amount is the fallback if another program has overwritten the metadata.
 create or replace function billing_owed(metadata jsonb, total_amount numeric) returns numeric
 language sql immutable parallel safe as
 $$ select case when jsonb_typeof(metadata -> 'owed') = 'number' then (metadata ->> 'owed')::numeric else total_amount end $$;
@@ -88,7 +88,7 @@ $$
     group by c.organization_id, c.metadata ->> 'reason'
 $$;
 
--- One row: who leads, when the next cycle is due, and how billing stands.
+-- One row: who leads, when the next cycle is due, and the state of billing.
 create or replace function billing_status()
 returns table (
     leader text, term bigint, leading_since timestamptz, standbys text[],

@@ -1,4 +1,4 @@
--- An hour costs what it cost when it began: the price history, and the calculations that read it.
+-- The price history, and the calculations that read it. An hour costs what it cost when it began.
 
 -- The recorded results of plan lookup, for each text that vps_instances.plan_id may hold. monthly_price is null where the
 -- lookup found no price.
@@ -45,8 +45,8 @@ $$
 $$;
 drop function if exists billing_plan_prices();
 
--- Changes of plan lookup that are not recorded yet. The first record of a key counts from the beginning of time. A later
--- change counts from the plan's updated_at if that lies after the previous check, else from now.
+-- Changes of plan lookup that are not recorded yet. The first record of a key applies to all earlier hours too. A later change
+-- applies from the plan's updated_at if that lies after the previous check, else from now.
 create or replace function billing_price_changes()
 returns table (key text, valid_from timestamptz, monthly_price numeric, source text)
 language sql stable parallel safe as
@@ -97,8 +97,8 @@ $$
             and (created_at is null or created_at = 'infinity' or created_at <= as_of - interval '1 hour'))
 $$;
 
--- Where billing of an instance stands: the end of the last period in our own ledger, or last_billed_at, whichever is later;
--- the creation time if there is neither. One index probe.
+-- The time until which an instance is billed: the end of the last period in the controller's own ledger, or last_billed_at,
+-- whichever is later; the creation time if there is neither. It takes one index probe.
 create or replace function billing_position(instance_id uuid, last_billed_at timestamptz, created_at timestamptz)
 returns table (starts_at timestamptz, ledger_end timestamptz)
 language sql stable parallel safe as
@@ -114,8 +114,8 @@ $$
     ) ledger on true
 $$;
 
--- Wallets that can be charged without a closer look: the only one of an organization that is not suspended, adopted, in the
--- right currency, with a finite balance.
+-- Wallets that the fast path may charge: adopted, in the right currency, with a finite balance, and the only wallet of an
+-- organization that is not suspended.
 create or replace function billing_sound_wallets(wanted_currency text)
 returns table (organization_id uuid, wallet_id uuid, balance numeric)
 language sql stable parallel safe as
@@ -128,7 +128,7 @@ $$
         and not exists (select from billing_suspensions s where s.organization_id = w.organization_id)
 $$;
 
--- How many whole hours after `since` the first hour begins that is not before `moment`.
+-- Hours are counted from `since`. Returns the number of the first hour that does not begin before `moment`.
 create or replace function billing_hours_until(since timestamptz, moment timestamptz) returns bigint
 language sql immutable parallel safe as
 $$
@@ -139,9 +139,10 @@ $$
     end
 $$;
 
--- Returns how many hours of each segment a wallet can pay. Segments come in charging order, those of an instance in a row.
--- Each gets as many of its oldest hours as the remaining balance can pay. Once a segment is short, nothing later of its
--- instance is paid. Solves for the greatest k with F(start + k hours) <= F(start) + remaining instead of searching for it.
+-- Returns how many hours of each segment a wallet can pay. Segments come in charging order, those of an instance one after the
+-- other. Each gets as many of its oldest hours as the remaining balance can pay. If a segment can't be paid in full, the later
+-- segments of its instance get none. Solves for the greatest k with F(start + k hours) <= F(start) + remaining instead of
+-- searching for it.
 create or replace function billing_affordable_segments(
     balance numeric, instance_ids uuid[], monthly_prices numeric[], period_starts timestamptz[], hours bigint[]
 ) returns bigint[]
@@ -178,12 +179,12 @@ begin
 end
 $$;
 
--- What due instances owe as of a moment, in segments of one price each: first the hours that open rows have recorded, at the
--- recorded price, then the hours since, at the prices of the history. Segments are contiguous and in order; hours count from
--- where billing stands, so hours that somebody else has billed are cut off the open rows. A segment that continues the last
--- open row at the same price keeps its row_id. An hour without a price costs the default price, and one whose price can't be
--- charged takes the next price that can; monthly_price is null where there is none of these. An instance whose ledger is
--- ahead of as_of has one segment of 0 hours.
+-- What due instances owe as of a moment, in segments of one price each. The first segments are the hours of open rows, at the
+-- recorded prices. The others are the hours since, at the prices of the history. Segments are contiguous and in order, and
+-- begin at billing_position. So if another program has billed hours of an open row, these are left out. A segment that
+-- continues the last open row at the same price keeps its row_id. An hour without a price costs the default price. An hour
+-- whose price can't be charged costs the next price that can. If there is no such price, monthly_price is null. An instance
+-- whose ledger is ahead of as_of has one segment of 0 hours.
 create or replace function billing_segments(instance_ids uuid[], as_of timestamptz, default_monthly_price numeric)
 returns table (
     instance_id uuid, starts_at timestamptz, hours bigint, monthly_price numeric, price_source text, row_id uuid, since jsonb,

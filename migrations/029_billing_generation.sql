@@ -1,8 +1,8 @@
--- Generations: which rules of billing this database follows.
+-- Generations: the number of the billing rules that this database follows.
 
--- A migration that changes how charges are reckoned or who may write them raises the generation and mints a term in the
--- same transaction. That deposes the leader at once, and no program of another generation can mint a term afterwards, so
--- two sets of rules never charge the same hours. Programs of one generation run side by side.
+-- A migration that changes how charges are calculated or who may write them raises the generation and mints a term in the
+-- same transaction. That deposes the leader at once. Afterwards no program of another generation can mint a term, so two sets
+-- of rules never charge the same hours. Programs of one generation run side by side.
 alter table billing_leadership
     add column if not exists generation integer not null default 1,
     add column if not exists needs_version text;
@@ -12,8 +12,8 @@ comment on column billing_leadership.needs_version is 'the oldest version of con
 alter table billing_terms add column if not exists generation integer;
 comment on column billing_terms.generation is 'of the program that minted this term; null before migration 029';
 
--- Programs from before this migration don't know the generation: they would mint a term without one. Refusing the term
--- keeps them from leading. They log this message and stay unready.
+-- Versions from before this migration would mint a term without a generation. This trigger refuses the term, which keeps them
+-- from leading. They log its message and don't become ready.
 create or replace function billing_refuse_other_generation() returns trigger
 language plpgsql as
 $$
@@ -32,7 +32,7 @@ $$;
 create or replace trigger billing_refuse_other_generation before insert on billing_terms
     for each row execute function billing_refuse_other_generation();
 
--- A database on which nobody has led has no leader to depose.
+-- If no replica has led on this database, there is no leader to depose.
 with raised as (
     update billing_leadership
     set generation = 2, needs_version = '0.1.0',

@@ -15,7 +15,7 @@ class StoppedError(BillingError):
 
 
 class CycleFailedError(BillingError):
-    """The cycle can't continue, for a reason that lies with the controller or the server and not with anyone's data."""
+    """The cycle can't continue. The controller or the server is the cause, not an organization's data."""
 
 
 class HeartbeatError(CycleFailedError):

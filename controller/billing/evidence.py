@@ -1,8 +1,9 @@
-"""Evidence for whose failure it is when an organization can't be charged: its own, or the controller's.
+"""Decides if an organization or the controller is at fault when an organization can't be charged.
 
-An SQLSTATE can't tell. A trigger may raise any code for one organization, and a revoked privilege, a full disk or a
-check constraint may stop every organization. So the first organization that fails alone, in a cycle that has charged
-nobody, has others tried alone, in transactions that are rolled back. If all fail alike, the controller is at fault.
+The SQLSTATE doesn't tell. A trigger may raise any code for one organization, and a revoked privilege, a full disk or a
+check constraint may stop every organization. So if an organization fails alone before the cycle has charged any other,
+the cycle tries other organizations alone, in transactions that are rolled back. If all of them fail with the same
+error, the controller is at fault.
 """
 
 import re
@@ -14,16 +15,16 @@ import psycopg
 
 from controller.billing.values import Totals
 
-#: Organizations that are tried alone before the controller takes the blame.
+#: How many other organizations are tried before the controller counts as the cause.
 TRIALS: Final = 8
-#: With fewer organizations due than this, failures count as theirs: too few to tell.
+#: With fewer organizations due than this, each failure counts as the organization's own: too few to compare.
 FEWEST_ORGANIZATIONS: Final = 3
 
 _ROUTINE: Final = re.compile(r"PL/pgSQL function (\S+?\(.*?\))")
 
 
 class Evidence:
-    """What one cycle has found out. Its workers' threads share it."""
+    """The evidence of one cycle. Its workers' threads share it."""
 
     def __init__(self) -> None:
         self._charged = Event()
@@ -32,16 +33,16 @@ class Evidence:
 
     @property
     def anyone_charged(self) -> bool:
-        """True once an instance has been charged, or was merely short of balance."""
+        """True once an instance has been charged, or could have been with a higher balance."""
         return self._charged.is_set()
 
     def add(self, totals: Totals) -> None:
-        """Takes note of what a transaction did."""
+        """Adds the totals of a transaction."""
         if totals.instances or totals.debts:
             self._charged.set()
 
     def controller_at_fault(self, try_others: Callable[[], bool]) -> bool:
-        """Decides whose failure it is that an organization failed alone.
+        """Returns True if the controller is the reason that an organization failed alone.
 
         Args:
             try_others: tries other organizations; returns True if they all fail like this one. Called once per cycle.
@@ -59,6 +60,6 @@ def signature(error: Exception) -> tuple[str | None, ...]:
     diagnostics, sqlstate = error.diag, error.sqlstate or type(error).__name__
     routine = _ROUTINE.search(diagnostics.context or "")
     named = diagnostics.schema_name, diagnostics.table_name, diagnostics.constraint_name, routine and routine[1]
-    # class 42, access rule violations, names its object in the message alone
+    # Class 42, access rule violations, names its object only in the message.
     message = diagnostics.message_primary if sqlstate.startswith("42") and not any(named) else None
     return sqlstate, *named, message

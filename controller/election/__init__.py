@@ -67,7 +67,7 @@ still stops it. `Bounds` refuses settings in any other order.
 
 Eviction
 --------
-A standby need not wait for the server's timeout. The text of the leader's ping states the leader's deadline, and
+A standby doesn't have to wait for the server's timeout. The text of the leader's ping states the leader's deadline, and
 `pg_stat_activity` shows this text, and when the server finished it, to other sessions of the same role. So each failed
 try for the lock also tells the standby if the holder has sent anything since the last one, and nothing has to be
 written. The standby counts the holder's deadline on its own clock, from the moment it first saw the holder's latest
@@ -82,7 +82,7 @@ Each interval is measured by one monotonic clock, and the second begins later th
 believe is never evicted, however loaded the machines are and whatever the wall clocks say. Four kinds of session are
 never ended: one that is executing a statement, one of another role, one that has stated no deadline, and one that has
 sent something in the meantime. The statement that ends a session compares its backend, its latest statement and the
-lock once more. So if several standbys try simultaneously, a slow one can't hit the new leader. `evicts=False` disables
+lock again. So if several standbys try at the same time, a slow one can't hit the new leader. `evicts=False` disables
 eviction.
 
 What it must not do

@@ -14,7 +14,7 @@ Guarantees
 - No caller waits. Events go into a bounded queue that drops its oldest; the label is a desired state that is applied
   with back-off, for as long as the process lives.
 - Every failure costs one warning for each kind, until it works again: a missing permission, a missing object, an API
-  server that is down. A request ends after REQUEST_SECONDS. At the end, everything pending is tried once more within
+  server that is down. A request ends after REQUEST_SECONDS. At the end, everything pending is tried again within
   FLUSH_SECONDS.
 - Outside a cluster, or if switched off, it costs one log line at debug level: no requests, no import of the client.
 - The official client reads the service account's token again every minute, so a rotated token works.

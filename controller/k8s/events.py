@@ -48,7 +48,7 @@ class Event:
         reason: what happened.
         note: a sentence for people.
         at: when it happened, in UTC.
-        warning: True if somebody should look at it.
+        warning: True if it needs attention.
     """
 
     name: str

@@ -64,7 +64,7 @@ class SessionSettings:
     reply_timeout_seconds: float = 30.0
 
 
-#: For every session. Compiling a statement (JIT) would take seconds, and none of ours runs long enough to gain from it.
+#: For every session. Compiling a statement (JIT) would take seconds, and no statement runs long enough to gain from it.
 _EVERY_SESSION: Final = {
     "jit": "off",
     "tcp_keepalives_idle": "2",

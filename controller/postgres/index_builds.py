@@ -18,7 +18,7 @@ from controller.postgres.connections import BoundedConnection, set_session_setti
 #: A statement that waits for a strong lock blocks every later statement on that table: wait briefly, then retry. It is
 #: shorter than a batch's own `lock_timeout` (`ledger.TRANSACTION_BOUNDS`): a batch that queues behind it doesn't fail.
 LOCK_TIMEOUT: Final = "300ms"
-#: A concurrent build blocks nobody while it waits for older transactions, and giving up wastes the work done.
+#: A concurrent build blocks no other session while it waits for older transactions, and giving up wastes its work.
 CONCURRENT_LOCK_TIMEOUT: Final = "10min"
 
 Progress = Callable[[str], None]

@@ -33,7 +33,7 @@ MAX_HEAD_BYTES: Final = 8192
 MAX_BODY_BYTES: Final = 1
 #: How often the loop looks for expired connections.
 POLL_SECONDS: Final = 1.0
-#: A client can make a round of the loop fail. More failures in a row than this are a defect of ours.
+#: A client can make a round of the loop fail. More failures in a row than this are a defect of the server.
 MAX_FAILURES: Final = 20
 #: How long closing waits for the threads that are answering.
 CLOSE_SECONDS: Final = 3.0

@@ -55,7 +55,7 @@ class Slot:
         """Gives the replica to one fault at a time. It runs at the start and at the end."""
         with self._free:
             if not self.replica.running:
-                errors.append(f"{self.replica.instance} ended by itself:\n{self.replica.tail()}")
+                errors.append(f"{self.replica.instance} ended unexpectedly:\n{self.replica.tail()}")
                 self.start()
             yield self.replica
             if not self.replica.running:

@@ -188,6 +188,6 @@ def _wait_for_leader(replicas: Sequence[ControllerProcess], term: int) -> Contro
     def leaders() -> list[ControllerProcess]:
         return [each for each in replicas if any(line["term"] == term for line in each.events("leader.elected"))]
 
-    eventually(lambda: bool(leaders()), f"somebody leads under term {term}")
+    eventually(lambda: bool(leaders()), f"a replica leads under term {term}")
     (leader,) = leaders()
     return leader

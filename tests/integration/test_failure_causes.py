@@ -1,4 +1,4 @@
-"""Failures belong to their cause: one organization's stops no other, and everybody's is the controller's."""
+"""If one organization fails, the others are billed. If all of them fail alike, the cycle fails."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from tests.model import HOUR, NOON
 D = Decimal
 CENT_AN_HOUR = "7.30"
 
-#: Classes of errors that say nothing about whose failure it is.
+#: Errors that an organization or the controller may cause.
 SQLSTATES = (
     "AP001", "P0001", "08006", "0A000", "22003", "23514", "25006", "2F003", "40001", "42501", "42P01", "53100", "53200",
     "53300", "54001", "55000", "55P03", "57014", "57P01", "58030", "XX000", "XX001",
@@ -29,7 +29,7 @@ SQLSTATES = (
 
 
 def organizations(world: World, number: int, balance: str = "10.00") -> list[UUID]:
-    """In the order of their ids, each with one instance that owes five cents."""
+    """Creates organizations in the order of their ids, each with one instance that owes five cents."""
     plan = world.plan(CENT_AN_HOUR)
     made = [world.organization(balance) for _ in range(number)]
     for each in made:
@@ -38,7 +38,7 @@ def organizations(world: World, number: int, balance: str = "10.00") -> list[UUI
 
 
 def refuse(world: World, refused: list[UUID] | None, do: str, event: str = "insert on payment_transactions") -> None:
-    """Makes a trigger execute `do`: for the payments of these organizations, or for all."""
+    """Creates a trigger that executes `do` for the payments of these organizations, or of all."""
     condition = "true" if refused is None else f"new.organization_id = any ('{{{','.join(map(str, refused))}}}')"
     world.run(
         "create function refuse() returns trigger language plpgsql as"
@@ -156,7 +156,7 @@ def test_an_organization_that_failed_before_is_planned_last_and_alone(world: Wor
 
 
 def test_organizations_that_failed_before_are_no_evidence_against_the_controller(world: World) -> None:
-    """They are the only ones still due."""
+    """Only the organizations that fail are still due."""
     made = organizations(world, 9)
     refuse(world, made[:5], "raise sqlstate 'AP001'")
     assert world.bill(NOON).totals.failures == 5
@@ -218,7 +218,7 @@ def test_history_that_cannot_be_pruned_is_a_warning(world: World) -> None:
 
 
 def many(world: World, number: int) -> None:
-    """This many organizations of ten instances each."""
+    """Creates this many organizations with ten instances each."""
     organizations(world, 1)
     world.run(
         "insert into organizations (id, name, slug, owner_id)"

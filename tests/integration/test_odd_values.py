@@ -1,4 +1,4 @@
-"""Odd numbers and times fail their own row or organization, with a reason, and nobody else."""
+"""Unusual numbers and times fail only their own row or organization, and the reason is recorded."""
 
 from decimal import Decimal
 
@@ -14,7 +14,7 @@ D = Decimal
 
 @pytest.fixture
 def neighbor(world: World) -> World:
-    """A world with one sound instance that owes five cents."""
+    """A world with one ordinary instance that owes five cents."""
     world.instance(world.organization(), world.plan("7.30"), NOON - 5 * HOUR)
     return world
 

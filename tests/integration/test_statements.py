@@ -28,7 +28,7 @@ def test_statement_can_be_prepared(conn: psycopg.Connection[Any], name: str) -> 
 def nodes() -> Iterator[ast.AST]:
     package = Path(sql.__file__).parent
     for file in package.rglob("*.py"):
-        if file.parent != package / "demo":  # the demo reads its sample data with SQL of its own
+        if file.parent != package / "demo":  # the demo has its own SQL
             yield from ast.walk(ast.parse(file.read_text("utf-8")))
 
 

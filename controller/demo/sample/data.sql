@@ -1,6 +1,6 @@
--- Plausible ContainerStacks rows. Everything but the time of day follows from the parameters that sample.py sets.
+-- Plausible ContainerStacks rows. The parameters that sample.py sets determine everything but the time of day.
 
--- A number in [0, 1) for a row, the same in every run with one seed. `salt` tells uses apart.
+-- A pseudorandom number in [0, 1) for a row, the same in every run with one seed. Each use has its own `salt`.
 create function pg_temp.chance(row_number bigint, salt text) returns double precision
     language sql stable as $$
     select (hashint8extended(row_number, hashtextextended(salt, current_setting('sample.seed')::bigint))
@@ -9,7 +9,7 @@ $$;
 create function pg_temp.row_id(kind text, row_number bigint) returns uuid
     language sql stable as $$ select md5(current_setting('sample.seed') || ':' || kind || ':' || row_number)::uuid $$;
 
--- The provider's name of a plan is not unique: the last one is an older price, retired.
+-- The provider's name of a plan is not unique: the last plan is a retired one with an older price.
 insert into vps_plans (id, name, provider_plan_id, base_price, markup_price, active, created_at)
 select pg_temp.row_id('plan', number), name, 'shared-' || provider_name, base, markup, number < 12,
     now() - case when number < 12 then interval '400 days' else interval '900 days' end
@@ -29,9 +29,9 @@ select pg_temp.row_id('organization', number), 'Organization ' || number, 'organ
     pg_temp.row_id('user', number), now() - interval '300 days'
 from generate_series(1, current_setting('sample.organizations')::bigint) as number;
 
--- Each organization has an instance. The larger the skew, the more of the others belong to the first organizations.
--- Every twelfth organization, from the fourth on, is short of money, and days behind. A few instances are new and were
--- never billed, and a few were billed within the hour.
+-- Each organization has at least one instance. A larger skew gives more of the others to the first organizations.
+-- Every twelfth organization, from the fourth on, is short of money and was last billed days ago. A few instances are new
+-- and were never billed, and a few were billed within the hour.
 insert into vps_instances (
     id, organization_id, plan_id, provider_instance_id, label, status, ip_address, created_at, updated_at,
     last_billed_at
@@ -66,7 +66,7 @@ from (
     ) as drawn
 ) as aged;
 
--- Each balance is what its organization has paid in. The last organization never got a wallet.
+-- Each balance is the sum of its organization's payments. The last organization has no wallet.
 with owed as (
     select i.organization_id, sum(coalesce(p.base_price + p.markup_price, 20)) as monthly, sum(
         coalesce(p.base_price + p.markup_price, 20) / 730
@@ -99,7 +99,7 @@ select pg_temp.row_id('wallet', number), organization_id, balance, now() - inter
     now() - interval '3 days'
 from balances;
 
--- Top-ups that never arrived: they count for nothing.
+-- Top-ups that did not complete. They don't count.
 insert into payment_transactions (id, organization_id, amount, payment_method, payment_provider, status, description)
 select pg_temp.row_id('attempt', number), pg_temp.row_id('organization', number), 25.00, 'card', 'stripe',
     case when number % 40 = 1 then 'pending' else 'failed' end, 'Wallet top-up'

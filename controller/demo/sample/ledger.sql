@@ -1,6 +1,6 @@
--- The demo's independent check of the books, in temporary objects of its session.
+-- The demo's independent check of every charge, in temporary objects of its session.
 
--- Where billing stood for each instance when the story began. A new one starts at its creation.
+-- The time until which each instance was billed when the demo began. A new instance starts at its creation.
 create temporary table before as select id, coalesce(last_billed_at, created_at) as since from vps_instances;
 create temporary view instance as
 select i.*, coalesce(b.since, i.created_at) as since, p.name as plan
@@ -12,7 +12,7 @@ from vps_billing_cycles c join instance i on i.id = c.vps_instance_id, jsonb_to_
 create temporary view cycle as
 select *, (select coalesce(sum(instances), 0)::bigint from billing_batches where run_id = r.id) as charged
 from billing_runs r;
--- Instances whose charged hours are not those between where they stood before and where they stand now.
+-- Instances whose charged hours are not exactly the hours between that time and their current last_billed_at.
 create temporary view wrongly_charged as
 select id from instance i left join (
     select vps_instance_id as id, sum(hours) as hours from period where status = 'billed' group by 1
@@ -30,12 +30,12 @@ select (select sum(balance) from wallets) as wallets,
     count(*) filter (where reason = 'wallet_missing') as without_wallet,
     count(*) filter (where status = 'failed' and reason not in ('insufficient_balance', 'wallet_missing')) as others
 from period;
--- A charge at a plan's price and one at the default: a few days long, and exactly the sum by hand, rounded.
+-- Two example charges of a few days, one at a plan's price and one at the default, which can be checked by hand.
 create temporary view examples as
 select distinct on (price_source = 'default') * from period
 where status = 'billed' and (plan is not null or price_source = 'default')
 order by price_source = 'default', amount = round(by_hand, 2) desc, hours between 24 and 99 desc, hours desc, id;
--- Two in three of the wallets that are short get what they owe, and $1,500 more.
+-- Two of three wallets that are short of money are paid what they owe, plus $1,500.
 create function pg_temp.top_up() returns table (amount numeric, wallets bigint) language sql as $$
     with owing as (
         select organization_id, ceil(sum(owed)) + 1500 as amount, row_number() over (order by organization_id) as number
@@ -48,7 +48,7 @@ create function pg_temp.top_up() returns table (amount numeric, wallets bigint) 
     )
     select sum(p.amount), count(*) from paid p
 $$;
--- Copies of instances, ordered hours ago and never billed. Their organizations all have wallets.
+-- Adds copies of instances that were created hours ago and never billed. Their organizations all have wallets.
 create function pg_temp.add_instances(number bigint) returns void language sql as $$
     insert into vps_instances (organization_id, plan_id, provider_instance_id, label, status, created_at, updated_at)
     select organization_id, plan_id, provider_instance_id || '-2', label || '-2', 'running', moment, moment

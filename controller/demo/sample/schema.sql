@@ -1,7 +1,7 @@
--- The part of the ContainerStacks application's schema that billing meets. The application owns the real one.
--- billing_daemon_status is missing here: migration 012 makes it.
+-- The part of the ContainerStacks application's schema that billing uses. The application owns the real one.
+-- billing_daemon_status is missing here, because migration 012 creates it.
 
--- The application relies on uuid-ossp. Some servers come without it.
+-- The application uses uuid-ossp. Some servers don't have it.
 do $$
 begin
     create extension if not exists "uuid-ossp";
@@ -21,7 +21,7 @@ create table organizations (
     id uuid primary key default uuid_generate_v4(), name varchar(255) not null, slug varchar(255) not null unique,
     owner_id uuid not null references users (id), settings jsonb default '{}'
 );
--- organization_id is not unique: the application never declared it so.
+-- organization_id is not unique, because the application did not declare it so.
 create table wallets (
     id uuid primary key default uuid_generate_v4(),
     organization_id uuid not null references organizations (id) on delete cascade,
@@ -32,7 +32,7 @@ create table vps_plans (
     base_price numeric(10, 2), markup_price numeric(10, 2) default 0, specifications jsonb default '{}',
     active boolean default true
 );
--- plan_id is text and no foreign key: it holds a vps_plans.id or a provider_plan_id.
+-- plan_id is text without a foreign key. It holds a vps_plans.id or a provider_plan_id.
 create table vps_instances (
     id uuid primary key default uuid_generate_v4(),
     organization_id uuid not null references organizations (id) on delete cascade,
@@ -61,7 +61,7 @@ create table vps_billing_cycles (
     payment_transaction_id uuid references payment_transactions (id), metadata jsonb default '{}'
 );
 
--- Every table says when its rows were made and changed.
+-- Every table records when its rows were created and changed.
 do $$
 declare
     name text;
