@@ -510,21 +510,21 @@ COMMENT ON COLUMN billing_runs.debts IS 'instances whose wallet could not pay al
 COMMENT ON COLUMN billing_runs.failures IS 'instances that could not be charged for another reason';
 
 CREATE VIEW billing_history AS
- SELECT billing_runs.id,
-    billing_runs.term,
-    billing_runs.holder,
-    billing_runs.started_at,
-    billing_runs.finished_at,
-    EXTRACT(epoch FROM (billing_runs.finished_at - billing_runs.started_at)) AS seconds,
-    billing_runs.outcome,
-    billing_runs.instances,
-    billing_runs.hours,
-    billing_runs.amount,
-    billing_runs.debts,
-    billing_runs.failures,
-    billing_runs.error
+ SELECT id,
+    term,
+    holder,
+    started_at,
+    finished_at,
+    EXTRACT(epoch FROM (finished_at - started_at)) AS seconds,
+    outcome,
+    instances,
+    hours,
+    amount,
+    debts,
+    failures,
+    error
    FROM billing_runs
-  ORDER BY billing_runs.started_at DESC, billing_runs.id DESC;
+  ORDER BY started_at DESC, id DESC;
 
 CREATE TABLE billing_leadership (
     only_row boolean DEFAULT true NOT NULL,

@@ -25,6 +25,7 @@ def view(text: str) -> str:
     [
         (" SELECT f.x,\n    f.y\n   FROM public.f() f(x, y)", " SELECT x,\n    y\n   FROM f() f(x, y)"),
         (" SELECT t.x\n   FROM public.t\n  WHERE (t.x > 0)", " SELECT x\n   FROM t\n  WHERE (x > 0)"),
+        (" SELECT EXTRACT(epoch FROM t.x) AS x\n   FROM public.t", " SELECT EXTRACT(epoch FROM x) AS x\n   FROM t"),
     ],
 )
 def test_view_on_one_source_reads_the_same_before_and_after_version_16(before: str, after: str) -> None:

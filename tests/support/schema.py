@@ -80,7 +80,7 @@ def normalized(dump: str) -> str:
 def _unqualified(view: str) -> str:
     """Before version 16, columns of a view on a single source were qualified with its name."""
     source = _FROM.search(view)
-    return re.sub(rf"\b{source[1]}\.", "", view) if source and view.count(" FROM ") == 1 else view
+    return re.sub(rf"\b{source[1]}\.", "", view) if source and view.count("\n   FROM ") == 1 else view
 
 
 if __name__ == "__main__":
