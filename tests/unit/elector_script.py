@@ -98,7 +98,7 @@ class Session:
     """
 
     def __init__(self, **script: list[Any]) -> None:
-        self.script = script
+        self.script = {name: list(answers) for name, answers in script.items()}  # a test may run twice in one process
         self.world = World.__new__(World)
         self.number = 0
         self.closed = False
