@@ -190,3 +190,28 @@ def test_a_heartbeat_does_not_wait_for_a_batch_nor_for_a_mint(world: World, hear
     with World(world.url) as other, other.conn.transaction():
         sql.run(other.conn, "close_leadership")
         assert heart.beat()
+
+
+def test_replica_writes_nothing_under_a_term_that_it_led_before(world: World, heart_of: MakeHeart) -> None:
+    """It was deposed and elected again: a late write of its first term must not count as one of the second."""
+    world.run(
+        "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at)"
+        " values ('test-1', 'running', now() - interval '2 hours'), ('test-2', 'running', now() - interval '2 hours')"
+    )
+    heart, before = heart_of(), world.dump("billing_daemon_status")
+    old = world.lead()
+    world.lead()
+    heart.start(old)
+    assert heart.beat() is False
+    heart.mark_stopped()
+    assert world.dump("billing_daemon_status") == before
+
+
+def test_replica_writes_nothing_under_its_term_in_the_name_of_another(world: World, heart_of: MakeHeart) -> None:
+    """A promoted server minted the same term again, for another holder."""
+    ours = world.lead()
+    world.run("update billing_leadership set holder = 'test-2'")
+    heart = heart_of()
+    heart.start(ours)
+    assert heart.beat() is False
+    assert world.rows("select from billing_daemon_status") == []

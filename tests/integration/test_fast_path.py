@@ -1,0 +1,159 @@
+"""The fast path charges only what is plainly covered, and only if the database writes what it is told to write.
+
+Wallets are adopted when they are first charged, so the first cycle of a test takes the ordered path and the second the fast one.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from controller import sql
+from controller.billing.values import Totals
+from tests.integration.test_meanwhile import interfering
+from tests.integration.touchy import TouchyLedger
+from tests.integration.world import World
+from tests.model import HOUR, NOON
+
+D = Decimal
+
+
+@dataclass(frozen=True)
+class Town:
+    """Three adopted organizations with an instance each that has been billed until an hour before noon."""
+
+    world: World
+    ledger: type[TouchyLedger]
+    organizations: list[UUID]
+    instances: list[UUID]
+
+    def ordered(self) -> bool:
+        """True if a batch took the ordered path since the town was made."""
+        return "reckon_ordered" in self.ledger.names
+
+
+@pytest.fixture
+def town(database: str) -> Iterator[Town]:
+    class Own(TouchyLedger):
+        pass
+
+    with World(database, Own) as world:
+        plan = world.plan("7.30")
+        organizations = [world.organization("1.00") for _ in range(3)]
+        instances = [world.instance(each, plan, NOON - 5 * HOUR) for each in organizations]
+        world.bill(NOON - HOUR)
+        Own.names.clear()
+        yield Town(world, Own, organizations, instances)
+
+
+def test_adopted_wallets_that_cover_everything_take_the_fast_path(town: Town) -> None:
+    assert town.world.bill(NOON).totals == Totals(instances=3, hours=3, amount=D("0.03"))
+    assert not town.ordered()
+    assert town.world.violations() == {}
+
+
+def test_instance_that_was_billed_meanwhile_is_not_charged_again(town: Town) -> None:
+    moved = town.instances[0]
+    bill_elsewhere = interfering(town.world, "update vps_instances set last_billed_at = %s where id = %s", NOON, moved)
+    town.world.cycle(NOON).run(town.world.lead(), dry=True)
+    town.ledger.before = {town.ledger.names.index("charge_covered"): bill_elsewhere}
+    town.ledger.counted = 0
+    town.ledger.names.clear()
+    assert town.world.bill(NOON).totals == Totals(instances=2, hours=2, amount=D("0.02"))
+    assert town.ledger.names.count("charge_covered") > 1, "the first attempt was rolled back"
+    assert [hours for _, hours, _ in town.world.billed(moved)] == [4]
+
+
+def test_short_wallet_takes_the_ordered_path_without_a_retry(town: Town) -> None:
+    town.world.run("update wallets set balance = 0 where organization_id = %s", town.organizations[0])
+    pauses = list[float]()
+    assert town.world.bill(NOON, pause=pauses.append).totals == Totals(2, 2, D("0.02"), debts=1)
+    assert town.ledger.names.count("charge_covered") == 1
+    assert pauses == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "statement"),
+    [
+        ("currency_mismatch", "update wallets set currency = 'EUR' where organization_id = %s"),
+        ("wallet_duplicate", "insert into wallets (organization_id, balance) values (%s, 0)"),
+    ],
+)
+def test_adopted_wallet_that_became_unusable_fails_its_organization_alone(
+    town: Town, reason: str, statement: str
+) -> None:
+    town.world.run(statement, town.organizations[0])
+    assert town.world.bill(NOON).totals == Totals(2, 2, D("0.02"), failures=1)
+    assert [town.world.reason(each) for each in town.instances] == [reason, None, None]
+
+
+#: A trigger, and what it does with a row of the bad organization.
+LIES = {
+    "payment dropped": ("before insert on payment_transactions", "return null"),
+    "payment changed": ("before insert on payment_transactions", "new.amount := new.amount + 0.01; return new"),
+    "period dropped": ("before insert on vps_billing_cycles", "return null"),
+    "period changed": ("before insert on vps_billing_cycles", "new.total_amount := 7; return new"),
+    "wallet kept": ("before update on wallets", "return old"),
+    "wallet changed": ("before update on wallets", "new.balance := new.balance + 0.01; return new"),
+    "instance kept": ("before update on vps_instances", "return old"),
+    "instance not written": ("before update on vps_instances", "return null"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize(("balance", "ordered"), [("1.00", False), ("0.03", True)])
+def test_row_that_the_database_does_not_write_as_told_fails_its_organization_alone(
+    town: Town, lie: str, balance: str, *, ordered: bool
+) -> None:
+    """With 0.03 the second instance of the organization can't be paid, so that the organization takes the ordered path."""
+    world, bad, victim = town.world, town.organizations[0], town.instances[0]
+    world.instance(bad, world.one("select id from vps_plans"), NOON - 3 * HOUR)
+    world.run("update wallets set balance = %s::numeric where organization_id = %s", balance, bad)
+    when, action = LIES[lie]
+    failed = "new.status = 'failed'" if "cycles" in when else "false"
+    world.run(
+        f"""create function lie() returns trigger language plpgsql as $$ begin
+            if new.organization_id <> '{bad}' or {failed} then return new; end if; {action}; end $$"""
+    )
+    world.run(f"create trigger z_lie {when} for each row execute function lie()")
+    result = world.bill(NOON)
+    assert (result.totals.instances, result.totals.failures) == (2, 2)
+    assert world.balance(bad) == D(balance)
+    assert [hours for _, hours, _ in world.billed(victim)] == [4]
+    assert world.reason(victim) == "error"
+    assert world.one("select count(*) from payment_transactions where organization_id = %s", bad) == 1
+
+
+def test_wallets_are_locked_in_the_order_of_their_organizations(town: Town) -> None:
+    """Two batches that locked them in different orders could deadlock."""
+    world, amounts = town.world, [D("0.01")] * 3
+    wallets = [row["id"] for row in world.rows("select id from wallets order by organization_id")]
+    charging, charged = world.ledger().connection, list[int]()
+
+    def charge() -> None:
+        charged.append(sql.row(charging, "charge_wallets", wallets=wallets[::-1], amounts=amounts)["charged"])
+
+    with charging, psycopg.connect(world.url) as other:
+        other.execute("select from wallets where id = %s for update", (wallets[1],))
+        thread = threading.Thread(target=charge)
+        thread.start()
+        world.wait_for_lock(charging.info.backend_pid)
+        free = [row["id"] for row in world.rows("select id from wallets for update skip locked")]
+        other.rollback()
+        thread.join(20)
+    assert free == wallets[2:]
+    assert charged == [3]
+
+
+def test_ledger_holds_an_hour_once(town: Town) -> None:
+    columns = "vps_instance_id, organization_id, billing_period_start, hourly_rate, total_amount, metadata"
+    with pytest.raises(errors.UniqueViolation):
+        town.world.run(
+            f"insert into vps_billing_cycles ({columns}, billing_period_end, status)"
+            f" select {columns}, billing_period_end + interval '1 hour', 'refunded' from vps_billing_cycles limit 1"
+        )
