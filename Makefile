@@ -54,6 +54,10 @@ FAULT_LANES ?= 3
 faults: $(VENV)/.dev ## Repeat every fault many times and measure it (20 minutes)
 	FAULT_MINUTES=$(FAULT_MINUTES) $(BIN)/pytest tests/faults tests/integration/test_leadership_model.py --lanes $(FAULT_LANES) $(if $(FAULT_REPORT),--fault-report $(FAULT_REPORT)) $(PYTEST_ARGS)
 
+.PHONY: mutants
+mutants: $(VENV)/.dev ## Break the SQL in a hundred ways, and fail if a test misses one (MUTANTS="--jobs 1 fence" chooses)
+	@$(BIN)/python -m tests.support.mutants $(MUTANTS)
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure everything at 100 thousand instances (15 minutes); SCALE=1000000 adds the million (45 minutes)
 	$(BIN)/python -m bench all $(BENCH_ARGS)

@@ -1,7 +1,7 @@
 """Breaks the SQL of billing and election on purpose, and fails if no test notices: `make mutants`.
 
-mutants.txt lists the mutants. Each is applied alone to a copy of the sources, and the tests that should catch it run there.
-A mutant that isn't valid SQL proves nothing, so it counts as survived.
+mutants.txt lists the mutants. The program applies each one alone to a copy of the sources and runs there the tests that
+should catch it. A mutant that isn't valid SQL proves nothing, so it counts as survived.
 """
 
 from __future__ import annotations
