@@ -16,6 +16,11 @@ def test_default_bounds_are_two_six_and_ten_seconds() -> None:
     assert (bounds.ping_interval_seconds, bounds.leader_deadline_seconds, bounds.session_timeout_seconds) == (2, 6, 10)
 
 
+@pytest.mark.parametrize("bounds", [(3.0, 6.0, 10.0), (2.0, 9.0, 10.0)], ids=["twice the ping", "a second less"])
+def test_bounds_with_just_enough_room_are_accepted(bounds: tuple[float, float, float]) -> None:
+    assert Bounds(*bounds).leader_deadline_seconds == bounds[1]
+
+
 @given(seconds, seconds, seconds)
 def test_accepted_bounds_keep_their_order_with_room_in_between(ping: float, deadline: float, timeout: float) -> None:
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from controller.election import Bounds, LockSessionError, Ping, Role
+from controller.election import Attempt, Bounds, LockSessionError, Ping, Role
 from tests.unit.elector_script import HELD, NOT_HELD, Session, World, later, stop
 
 
@@ -278,3 +279,53 @@ def test_log_shows_each_change_of_state() -> None:
         World().run(Session(ping=[NOT_HELD]), Session(try_lock=[False], wait=[None, stop]))
     events = [line["event"] for line in logs if line["log_level"] != "debug"]
     assert events == ["leader.elected", "leader.deposed", "election.joined", "leader.elected", "leader.resigned"]
+
+
+def test_log_names_the_term_and_why_it_ended() -> None:
+    with capture_logs() as logs:
+        World().run(Session(ping=[NOT_HELD]), Session(wait=[stop]))
+    told = {line["event"]: line for line in logs}
+    terms = [(line["event"], line["term"]) for line in logs if line["event"].startswith("leader.")]
+    assert terms == [("leader.elected", 1), ("leader.deposed", 1), ("leader.elected", 2), ("leader.resigned", 2)]
+    assert "lock" in told["leader.deposed"]["reason"]
+
+
+def test_log_says_why_a_holder_of_another_role_is_not_evicted() -> None:
+    with capture_logs() as logs:
+        World().run(Session(try_lock=[Attempt(taken=False, other_role=True)], wait=[stop]))
+    (told,) = [line for line in logs if line["event"] == "eviction.excluded"]
+    assert told["reason"].startswith("another database role holds the lock")
+
+
+def test_late_mint_is_reported_as_such() -> None:
+    with capture_logs() as logs:
+        World().run(Session(mint=[later(7.0, 1)]), Session(wait=[stop]))
+    assert "minting the term took longer" in next(line["error"] for line in logs if line["event"] == "session.failed")
+
+
+def test_replica_that_connects_is_alive_and_says_that_it_connects() -> None:
+    seen: list[tuple[Role, bool]] = []
+
+    class Watched(World):
+        def connect(self) -> Session:
+            seen.append((self.elector.role, self.elector.alive_at == self.now))
+            return super().connect()
+
+    world = Watched()
+    assert (world.elector.role, world.elector.trouble, world.elector.alive_at) == (Role.CONNECTING, None, world.now)
+    world.now += 30.0
+    world.run(Session(ping=[NOT_HELD]), LockSessionError("x"), Session(wait=[stop]))
+    assert seen == [(Role.CONNECTING, True)] * 3
+
+
+def test_pause_after_a_failed_connection_is_half_a_second_to_one_and_a_half() -> None:
+    class Waits(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout)
+            return self.is_set()
+
+    pauses: list[float | None] = []
+    world = World(jitter=lambda: 0.25)
+    world.elector._stopping = Waits()
+    world.run(LockSessionError("x"), Session(wait=[stop]))
+    assert pauses == [0.75]
