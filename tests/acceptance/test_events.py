@@ -12,7 +12,7 @@ import pytest
 
 SOURCE: Final = Path(__file__).parents[2] / "controller"
 LEVELS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
-NAME: Final = re.compile(r"[a-z]+(_[a-z]+)*\.[a-z]+(_[a-z]+)*")
+NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z]+)*\.[a-z]+(_[a-z]+)*")
 #: Past forms that don't end in -ed, and states that end when they are logged.
 IRREGULAR: Final = {"tried_others", "begun", "priced_by_default", "stuck", "timed_out", "unable", "unavailable"}
 
