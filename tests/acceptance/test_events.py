@@ -14,7 +14,18 @@ SOURCE: Final = Path(__file__).parents[2] / "controller"
 LEVELS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
 NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z]+)*\.[a-z]+(_[a-z]+)*")
 #: Past forms that don't end in -ed, and states that end when they are logged.
-IRREGULAR: Final = {"tried_others", "begun", "priced_by_default", "stuck", "timed_out", "unable", "unavailable"}
+IRREGULAR: Final = {
+    "unproven",
+    "rewound",
+    "split",
+    "tried_others",
+    "begun",
+    "priced_by_default",
+    "stuck",
+    "timed_out",
+    "unable",
+    "unavailable",
+}
 
 
 def events() -> Iterator[tuple[str, str]]:
