@@ -24,6 +24,7 @@ EXIT_STATUS = """Exit status: 0 done; 1 the command failed or found a problem; 2
 SEED_PATIENCE_SECONDS = 60.0
 OUTCOME_STATUS = {
     Outcome.COMPLETED: 0,
+    Outcome.COMPLETED_WITH_FAILURES: 1,
     Outcome.STOPPED: 1,
     Outcome.FAILED: 1,
     Outcome.DEPOSED: 4,

@@ -94,7 +94,7 @@ class Metrics:
     def cycle_ended(self, result: CycleResult) -> None:
         """Counts a cycle and everything that it committed, whatever its outcome."""
         self._cycles.labels(outcome=result.outcome.value).inc()
-        if result.outcome is Outcome.COMPLETED:
+        if result.outcome in {Outcome.COMPLETED, Outcome.COMPLETED_WITH_FAILURES}:
             self._seconds.observe(result.seconds)
         self._instances.inc(result.totals.instances)
         self._hours.inc(result.totals.hours)

@@ -109,7 +109,7 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
             {
                 "outcome": result.outcome, "dry_run": dry, "run": None if dry or not result.run else result.run.id,
                 **asdict(totals), "seconds": round(result.seconds, 3), "error": result.error,
-                "failures_by_reason": result.failures_by_reason or {},
+                "failures_by_reason": result.failures_by_reason or {}, "cause": result.cause,
             }
         )  # fmt: skip
         return
@@ -126,6 +126,7 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
     table.add_row(
         "failures", f"{totals.failures} instances" + (f" ({failures_by_reason})" if failures_by_reason else "")
     )
+    table.add_row("suspended", f"{totals.suspended} instances")
     table.add_row("time", f"{result.seconds:.2f} s")
     OUT.print(table)
 

@@ -3,7 +3,8 @@
 -- application can alter them; a view directly over its tables would block it.
 
 -- Every cycle, newest first.
-create or replace view billing_history as
+drop view if exists billing_history;
+create view billing_history as
 select id, term, holder, started_at, finished_at, extract(epoch from finished_at - started_at) as seconds, outcome,
     instances, hours, amount, debts, failures, error
 from billing_runs
@@ -104,7 +105,7 @@ $$
         next.due_at, next.waiting_for,
         case when replica.leader is not null then (
             select r.started_at from billing_runs r where r.outcome = 'running' and r.term = l.term order by r.id desc limit 1) end,
-        (select max(r.started_at) from billing_runs r where r.outcome = 'completed'),
+        (select max(r.started_at) from billing_runs r where r.outcome in ('completed', 'completed_with_failures')),
         -- the amount as text, because JSON readers turn numbers into floats
         (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
          from billing_history r where r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),

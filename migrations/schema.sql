@@ -114,9 +114,14 @@ CREATE FUNCTION billing_failures() RETURNS TABLE(organization_id uuid, reason te
     AS $$
     select c.organization_id, c.metadata ->> 'reason', count(distinct c.vps_instance_id), min(c.billing_period_start)
     from vps_billing_cycles c
-    where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'reason' <> 'insufficient_balance'
+    where c.status = 'failed' and billing_is_ours(c.metadata)
+        and c.metadata ->> 'reason' not in ('insufficient_balance', 'audit_violation')
     group by c.organization_id, c.metadata ->> 'reason'
 $$;
+
+CREATE FUNCTION billing_got_through(outcome text, cause text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select coalesce(outcome in ('completed', 'completed_with_failures') or (outcome = 'failed' and cause = 'organizations'), false) $$;
 
 CREATE FUNCTION billing_hours_until(since timestamp with time zone, moment timestamp with time zone) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -174,9 +179,13 @@ CREATE FUNCTION billing_next_cycle() RETURNS TABLE(due_at timestamp with time zo
     cross join lateral (
         select max(r.started_at) + coalesce(l.interval_minutes, 60) * interval '1 minute' as due_at
         from billing_runs r
-        where r.outcome = 'completed'
+        where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause)
     ) schedule
 $$;
+
+CREATE FUNCTION billing_next_run() RETURNS bigint
+    LANGUAGE sql
+    AS $$ select coalesce(max(r.id), 0) + 1 from billing_runs r $$;
 
 CREATE FUNCTION billing_owed(metadata jsonb, total_amount numeric) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -287,6 +296,21 @@ CREATE FUNCTION billing_replicas() RETURNS TABLE(instance_id text, role text, co
     order by holds.pid is null, a.backend_start
 $$;
 
+CREATE FUNCTION billing_run_totals(run bigint) RETURNS TABLE(instances bigint, hours bigint, amount numeric, debts bigint, failures bigint, suspended bigint, due bigint, failures_by_reason jsonb)
+    LANGUAGE sql STABLE
+    AS $$
+    select coalesce(sum(b.instances), 0)::bigint, coalesce(sum(b.hours), 0)::bigint, coalesce(sum(b.amount), 0),
+        coalesce(sum(b.debts), 0)::bigint, coalesce(sum(b.failures), 0)::bigint, coalesce(sum(b.suspended), 0)::bigint,
+        coalesce(sum(b.due), 0)::bigint,
+        (select coalesce(jsonb_object_agg(reason.key, reason.instances), '{}') from (
+            select r.key, sum(r.value::bigint) as instances
+            from billing_batches f cross join lateral jsonb_each_text(f.failures_by_reason) r
+            where f.run_id = run
+            group by r.key) reason)
+    from billing_batches b
+    where b.run_id = run
+$$;
+
 CREATE FUNCTION billing_segments(instance_ids uuid[], as_of timestamp with time zone, default_monthly_price numeric) RETURNS TABLE(instance_id uuid, starts_at timestamp with time zone, hours bigint, monthly_price numeric, price_source text, row_id uuid, since jsonb, start_known boolean, ledger_end timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
@@ -381,7 +405,7 @@ CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading
         next.due_at, next.waiting_for,
         case when replica.leader is not null then (
             select r.started_at from billing_runs r where r.outcome = 'running' and r.term = l.term order by r.id desc limit 1) end,
-        (select max(r.started_at) from billing_runs r where r.outcome = 'completed'),
+        (select max(r.started_at) from billing_runs r where r.outcome in ('completed', 'completed_with_failures')),
         -- the amount as text, because JSON readers turn numbers into floats
         (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
          from billing_history r where r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
@@ -428,8 +452,13 @@ CREATE TABLE billing_batches (
     hours bigint NOT NULL,
     amount numeric NOT NULL,
     debts bigint NOT NULL,
-    failures bigint NOT NULL
+    failures bigint NOT NULL,
+    due bigint DEFAULT 0 NOT NULL,
+    suspended bigint DEFAULT 0 NOT NULL,
+    failures_by_reason jsonb DEFAULT '{}'::jsonb NOT NULL
 );
+
+COMMENT ON COLUMN billing_batches.due IS 'instances that the batch looked at';
 
 ALTER TABLE billing_batches ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_batches_id_seq
@@ -486,7 +515,7 @@ CREATE TABLE billing_guard (
 );
 
 CREATE TABLE billing_runs (
-    id bigint NOT NULL,
+    id bigint DEFAULT billing_next_run() NOT NULL,
     term bigint NOT NULL,
     holder text NOT NULL,
     started_at timestamp with time zone NOT NULL,
@@ -498,7 +527,16 @@ CREATE TABLE billing_runs (
     debts bigint DEFAULT 0 NOT NULL,
     failures bigint DEFAULT 0 NOT NULL,
     error text,
-    CONSTRAINT billing_runs_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'completed'::text, 'failed'::text, 'stopped'::text, 'abandoned'::text])))
+    kind text DEFAULT 'cycle'::text NOT NULL,
+    cause text,
+    planned bigint,
+    charged_in_part bigint DEFAULT 0 NOT NULL,
+    suspended bigint DEFAULT 0 NOT NULL,
+    vanished bigint,
+    failures_by_reason jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT billing_runs_cause_check CHECK ((cause = ANY (ARRAY['controller'::text, 'organizations'::text]))),
+    CONSTRAINT billing_runs_kind_check CHECK ((kind = ANY (ARRAY['cycle'::text, 'collection'::text]))),
+    CONSTRAINT billing_runs_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'completed'::text, 'completed_with_failures'::text, 'failed'::text, 'stopped'::text, 'abandoned'::text])))
 );
 
 COMMENT ON COLUMN billing_runs.started_at IS 'by the database''s clock; the cycle charges everything due at this moment';
@@ -509,19 +547,36 @@ COMMENT ON COLUMN billing_runs.debts IS 'instances whose wallet could not pay al
 
 COMMENT ON COLUMN billing_runs.failures IS 'instances that could not be charged for another reason';
 
+COMMENT ON COLUMN billing_runs.kind IS 'cycle: charges everything due; collection: collects debts between two cycles';
+
+COMMENT ON COLUMN billing_runs.cause IS 'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own';
+
+COMMENT ON COLUMN billing_runs.planned IS 'instances due at the start; null if the cycle ended before it had a plan';
+
+COMMENT ON COLUMN billing_runs.charged_in_part IS 'counted both in instances and in debts';
+
+COMMENT ON COLUMN billing_runs.vanished IS 'planned, and no longer due when their turn came: deleted, or charged by somebody else; null if the cycle did not get to the end';
+
 CREATE VIEW billing_history AS
  SELECT id,
+    kind,
     term,
     holder,
     started_at,
     finished_at,
     EXTRACT(epoch FROM (finished_at - started_at)) AS seconds,
     outcome,
+    cause,
+    planned,
     instances,
+    charged_in_part,
     hours,
     amount,
     debts,
     failures,
+    failures_by_reason,
+    suspended,
+    vanished,
     error
    FROM billing_runs
   ORDER BY started_at DESC, id DESC;
@@ -568,10 +623,6 @@ CREATE VIEW billing_replicas AS
     role,
     connected_at
    FROM billing_replicas() billing_replicas(instance_id, role, connected_at);
-
-ALTER TABLE billing_runs ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME billing_runs_id_seq
-);
 
 CREATE TABLE billing_schema_migrations (
     name text NOT NULL,

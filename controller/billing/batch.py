@@ -88,10 +88,13 @@ class BatchWorker:
 
     def fail(self, organization: UUID, reason: str, error: str) -> None:
         """Records, on each due instance of an organization, that it could not be charged."""
+        without_row: tuple[UUID, ...] = ()
 
         def count(ledger: Ledger, _attempt: int) -> Totals:
+            nonlocal without_row
+            without_row = (organization,)
             with ledger.fenced(self._context.run.term, keep=not self._context.dry, needs_heartbeat=True):
-                return ledger.count_failed_organization(self._context.run, organization)
+                return ledger.count_failed_organization(self._context.run, organization, reason)
 
         def record(ledger: Ledger, attempt: int) -> Totals:
             if attempt > 0:  # another session's locks also prevent us from recording the failure, but it still counts
@@ -108,7 +111,9 @@ class BatchWorker:
                 totals = self._with_retries(count)  # its rows refuse even the reason, which must not stop the others
             except psycopg.Error as uncounted:  # the controller's own tables refuse
                 raise CycleFailedError(one_line(uncounted)) from uncounted
-        self._context.on_result(BatchResult(totals, totals.failures, failures_by_reason={reason: totals.failures}))
+        self._context.on_result(
+            BatchResult(totals, totals.failures, failures_by_reason={reason: totals.failures}, unrecorded=without_row)
+        )
 
     def close(self) -> None:
         """Closes the session."""

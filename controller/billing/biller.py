@@ -12,7 +12,7 @@ from controller.billing.errors import DeposedError
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
-from controller.billing.values import CycleResult, Leadership, Outcome
+from controller.billing.values import Cause, CycleResult, Leadership, Outcome
 from controller.errors import BillingError, one_line
 from controller.lifecycle.stop import StopToken
 
@@ -29,6 +29,7 @@ CONTRADICTED_BACK_OFF_SECONDS = 5.0
 
 CYCLE_EVENTS = {
     Outcome.COMPLETED: "cycle.completed",
+    Outcome.COMPLETED_WITH_FAILURES: "cycle.completed_with_failures",
     Outcome.FAILED: "cycle.failed",
     Outcome.STOPPED: "cycle.stopped",
     Outcome.DEPOSED: "cycle.deposed",
@@ -130,7 +131,7 @@ class Biller:
                 if result.outcome in REFUSED and leadership.still_leads():
                     self._step_down_refused(leadership, result.outcome)
                     return
-                failures = failures + 1 if result.outcome is Outcome.FAILED else 0
+                failures = failures + 1 if result.cause is Cause.CONTROLLER else 0
             if failures and not self._may_try_again(leadership, failures):
                 return
 
@@ -198,6 +199,8 @@ class Biller:
 def _log_result(result: CycleResult) -> None:
     totals = result.totals
     write = log.error if result.outcome in {Outcome.FAILED, Outcome.SUPERSEDED} else log.info
+    if result.outcome is Outcome.COMPLETED_WITH_FAILURES:
+        write = log.warning
     write(
         CYCLE_EVENTS[result.outcome],
         cycle=result.run.id if result.run else None,
@@ -207,6 +210,8 @@ def _log_result(result: CycleResult) -> None:
         amount=str(totals.amount),
         debts=totals.debts,
         failures=totals.failures,
+        suspended=totals.suspended,
         **({"error": result.error} if result.error else {}),
+        **({"cause": str(result.cause)} if result.cause else {}),
         **({"failures_by_reason": result.failures_by_reason} if result.failures_by_reason else {}),
     )

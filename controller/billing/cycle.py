@@ -16,7 +16,7 @@ from controller.billing.errors import CycleFailedError, DeposedError, StoppedErr
 from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
 from controller.billing.proof import prove
-from controller.billing.values import Batch, BatchResult, CycleResult, Leadership, Outcome, Run, Totals
+from controller.billing.values import Batch, BatchResult, Cause, CycleResult, Leadership, Outcome, Run, Totals
 from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
@@ -80,7 +80,8 @@ class Cycle:
         began = time.monotonic()
         state = _CycleState(on_result)
         run: Run | None = None
-        outcome, error = Outcome.COMPLETED, None
+        planned: int | None = None
+        ending = _Ending(Outcome.COMPLETED)
         try:
             ledger = self._connect()
             with ledger.connection:
@@ -89,7 +90,8 @@ class Cycle:
                     run = ledger.begin_run(leadership.term)
                     ledger.begin_heartbeat(require_fresh=not dry)
                 plan = ledger.plan(run, self._settings.batch_size)
-            on_planned(sum(batch.instances for batch in plan))
+            planned = sum(batch.instances for batch in plan)
+            on_planned(planned)
             context = CycleContext(
                 run=run,
                 batch_size=self._settings.batch_size,
@@ -101,21 +103,44 @@ class Cycle:
                 dry=dry,
             )
             self._charge(context, plan, state)
+            if not dry:  # after a roll-back everything is still due
+                self._count_missed(run, state)
+            ending = state.ending()
         except (DeposedError, GenerationError) as deposed:
-            outcome, error = _ended_by(deposed), str(deposed)
+            ending = _Ending(_ended_by(deposed), str(deposed))
         except StoppedError as stopped:
-            outcome, error = Outcome.STOPPED, str(stopped)
+            ending = _Ending(Outcome.STOPPED, str(stopped))
         except (psycopg.Error, BillingError) as failed:
-            outcome, error = Outcome.FAILED, one_line(failed)
+            ending = _Ending(Outcome.FAILED, one_line(failed), Cause.CONTROLLER)
         totals = state.totals
-        if run is not None and not dry and outcome not in {Outcome.DEPOSED, Outcome.SUPERSEDED}:
+        if run is not None and not dry and ending.outcome not in {Outcome.DEPOSED, Outcome.SUPERSEDED}:
             try:
-                totals = self._finish(run, outcome, error)
+                totals = self._finish(run, ending, planned)
             except (DeposedError, GenerationError) as deposed:
-                outcome, error = _ended_by(deposed), str(deposed)
+                ending = _Ending(_ended_by(deposed), str(deposed))
             except (psycopg.Error, BillingError) as failed:
-                outcome, error = Outcome.FAILED, error or f"the end of the run was not recorded: {one_line(failed)}"
-        return CycleResult(outcome, totals, time.monotonic() - began, run, error, dict(state.failures_by_reason))
+                error = ending.error or f"the end of the run was not recorded: {one_line(failed)}"
+                ending = _Ending(Outcome.FAILED, error, Cause.CONTROLLER)
+        return CycleResult(
+            ending.outcome,
+            totals,
+            time.monotonic() - began,
+            run,
+            ending.error,
+            dict(state.failures_by_reason),
+            ending.cause,
+        )
+
+    def _count_missed(self, run: Run, state: "_CycleState") -> None:
+        """Finds instances that the cycle should have charged and did not, and counts them as failures."""
+        ledger = self._connect()
+        with ledger.connection:
+            if not (missed := ledger.count_missed(run, state.unrecorded)):
+                return
+            with ledger.fenced(run.term):
+                ledger.record_missed(run, missed)
+        log.error("instances.missed", instances=missed)
+        state.add(BatchResult(Totals(failures=missed), missed, failures_by_reason={"missed": missed}))
 
     def prove(self, leadership: Leadership) -> str | None:
         """Proves that billing would work, without charging anyone; returns the failure reason, or None."""
@@ -184,28 +209,37 @@ class Cycle:
         if state.error is not None:
             raise state.error
 
-    def _finish(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
+    def _finish(self, run: Run, ending: "_Ending", planned: int | None) -> Totals:
         """Tries twice, so that a session lost at this point doesn't fail a cycle in which everything succeeded."""
         try:
-            return self._write_end(run, outcome, error)
+            return self._write_end(run, ending, planned)
         except psycopg.OperationalError:
-            return self._write_end(run, outcome, error)
+            return self._write_end(run, ending, planned)
 
-    def _write_end(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
+    def _write_end(self, run: Run, ending: "_Ending", planned: int | None) -> Totals:
         ledger = self._connect()
         with ledger.connection:
             with ledger.fenced(run.term):
-                totals = ledger.finish_run(run, outcome, error)
+                totals = ledger.finish_run(run, ending.outcome, ending.error, ending.cause, planned)
             try:
                 with ledger.fenced(run.term):
                     ledger.prune(self._settings.retention_days)
-            except (psycopg.Error, DeposedError) as unpruned:
+            except (psycopg.Error, BillingError) as unpruned:
                 log.warning("history.unpruned", error=one_line(unpruned))
         return totals
 
 
 def _ended_by(error: DeposedError | GenerationError) -> Outcome:
     return Outcome.DEPOSED if isinstance(error, DeposedError) else Outcome.SUPERSEDED
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How a cycle ended, with the error of one that did not complete."""
+
+    outcome: Outcome
+    error: str | None = None
+    cause: Cause | None = None
 
 
 class _CycleState:
@@ -215,6 +249,7 @@ class _CycleState:
         self._on_result = on_result
         self.totals = Totals()
         self.failures_by_reason: Counter[str] = Counter()
+        self.unrecorded: list[UUID] = []
         self.evidence = Evidence()
         self.error: BaseException | None = None
         self._locked: set[UUID] = set()
@@ -227,6 +262,7 @@ class _CycleState:
         with self._lock:
             self.totals += result.totals
             self.failures_by_reason.update(result.failures_by_reason)
+            self.unrecorded += result.unrecorded
             self._locked.update(result.locked_by_others)
             unpriced = result.priced_by_default[: max(0, MAX_PRICE_WARNINGS - self._price_warnings)]
             self._price_warnings += len(unpriced)
@@ -235,6 +271,15 @@ class _CycleState:
         for instance in result.rewound:
             log.warning("instance.rewound", **instance)
         self._on_result(result)
+
+    def ending(self) -> _Ending:
+        """Returns how a cycle ended that got through its plan."""
+        if not self.totals.failures:
+            return _Ending(Outcome.COMPLETED)
+        if self.evidence.anyone_charged:
+            return _Ending(Outcome.COMPLETED_WITH_FAILURES)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.failures_by_reason.items()))
+        return _Ending(Outcome.FAILED, f"no organization could be charged: {reasons}", Cause.ORGANIZATIONS)
 
     def fail(self, error: BaseException) -> None:
         """Keeps the first error."""

@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from controller import sql
 from controller.billing import access
 from controller.billing.errors import DeposedError, HeartbeatError, InconsistentError
-from controller.billing.values import Batch, BatchResult, Outcome, Pricing, ResumePoint, Run, Totals
+from controller.billing.values import Batch, BatchResult, Cause, Outcome, Pricing, ResumePoint, Run, Totals
 from controller.errors import one_line
 from controller.generation import GENERATION, refuse_generation_of
 
@@ -259,7 +259,7 @@ class Ledger:
         _require_consistent(row)
         return Totals(failures=row["failures"])
 
-    def count_failed_organization(self, run: Run, organization: UUID) -> Totals:
+    def count_failed_organization(self, run: Run, organization: UUID, reason: str) -> Totals:
         """Counts an organization's due instances as failures without writing to its rows. Needs `fenced`."""
         row = sql.row(
             self.connection,
@@ -267,13 +267,38 @@ class Ledger:
             organization_id=organization,
             as_of=run.as_of,
             **self._origin(run),
+            reason=reason,
         )
         return Totals(failures=row["failures"])
 
-    def finish_run(self, run: Run, outcome: Outcome, error: str | None) -> Totals:
-        """Completes the run's row with the sums of its committed batches, and returns them. Needs `fenced`."""
+    def count_missed(self, run: Run, unrecorded: Sequence[UUID]) -> int:
+        """Counts instances that the run should have charged, and that are still due without a recorded reason.
+
+        Args:
+            run: whose batches have ended.
+            unrecorded: organizations whose failures are counted already and could not be recorded.
+        """
+        return int(sql.row(self.connection, "count_missed", as_of=run.as_of, unrecorded=list(unrecorded))["missed"])
+
+    def record_missed(self, run: Run, missed: int) -> None:
+        """Counts instances as failures of this run. Needs `fenced`."""
+        sql.run(self.connection, "record_missed", run_id=run.id, term=run.term, missed=missed)
+
+    def finish_run(
+        self, run: Run, outcome: Outcome, error: str | None, cause: Cause | None = None, planned: int | None = None
+    ) -> Totals:
+        """Ends the run's row with the sum of what its batches committed. Needs `fenced`."""
         return Totals.from_row(
-            sql.row(self.connection, "finish_run", run_id=run.id, term=run.term, outcome=str(outcome), error=error)
+            sql.row(
+                self.connection,
+                "finish_run",
+                run_id=run.id,
+                term=run.term,
+                outcome=str(outcome),
+                error=error,
+                cause=None if cause is None else str(cause),
+                planned=planned,
+            )
         )
 
     def prune(self, retention_days: int) -> None:

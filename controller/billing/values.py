@@ -22,16 +22,26 @@ class Leadership(Protocol):
 
 
 class Outcome(StrEnum):
-    """How a cycle ended. The first three are values of `billing_runs.outcome`.
+    """How a cycle ended. The first four are values of `billing_runs.outcome`.
 
     A cycle that was deposed, or superseded by a migration to another generation, can't write there.
     """
 
     COMPLETED = "completed"
+    COMPLETED_WITH_FAILURES = "completed_with_failures"
     FAILED = "failed"
     STOPPED = "stopped"
     DEPOSED = "deposed"
     SUPERSEDED = "superseded"
+
+
+class Cause(StrEnum):
+    """Whose failure a failed cycle is."""
+
+    CONTROLLER = "controller"
+    """The cycle broke, or every organization failed alike. It is tried again at once."""
+    ORGANIZATIONS = "organizations"
+    """No organization could be charged, for reasons of their own. The next cycle comes after the interval."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,8 @@ class Totals:
     """Committed totals.
 
     They count the charged instances, their hours and the amount in the wallets' currency, the instances with an open
-    debt, and the instances that could not be charged for a reason other than their balance.
+    debt, the instances that could not be charged for a reason other than their balance, and the instances of suspended
+    organizations. An instance that was charged in part counts as charged and as a debt.
     """
 
     instances: int = 0
@@ -62,6 +73,7 @@ class Totals:
     amount: Decimal = Decimal(0)
     debts: int = 0
     failures: int = 0
+    suspended: int = 0
 
     def __add__(self, other: Self) -> "Totals":
         return Totals(
@@ -70,6 +82,7 @@ class Totals:
             self.amount + other.amount,
             self.debts + other.debts,
             self.failures + other.failures,
+            self.suspended + other.suspended,
         )
 
     @classmethod
@@ -81,6 +94,7 @@ class Totals:
             Decimal(row["amount"]),
             int(row["debts"]),
             int(row["failures"]),
+            int(row["suspended"]),
         )
 
 
@@ -131,6 +145,7 @@ class BatchResult:
         due: instances that it looked at.
         locked_by_others: organizations left out because another session holds a lock on one of their rows.
         failures_by_reason: number of instances that could not be charged, by reason.
+        unrecorded: organizations whose failure is counted and could not be recorded on their instances.
         priced_by_default: up to 20 instances whose plan has no price, for a warning that names them.
         rewound: up to 20 instances whose last_billed_at was behind the ledger and has been corrected.
         last: where the next step of a large organization continues; None if nothing was processed.
@@ -140,6 +155,7 @@ class BatchResult:
     due: int
     locked_by_others: tuple[UUID, ...] = ()
     failures_by_reason: Mapping[str, int] = field(default_factory=dict)
+    unrecorded: tuple[UUID, ...] = ()
     priced_by_default: tuple[dict[str, str], ...] = ()
     rewound: tuple[dict[str, str], ...] = ()
     last: ResumePoint | None = None
@@ -151,6 +167,7 @@ class BatchResult:
             max(self.due, other.due),
             self.locked_by_others + other.locked_by_others,
             Counter(self.failures_by_reason) + Counter(other.failures_by_reason),
+            self.unrecorded + other.unrecorded,
             self.priced_by_default + other.priced_by_default,
             self.rewound + other.rewound,
             # The ordered path has the later snapshot. The fast path's may lack an instance that appeared in between.
@@ -166,6 +183,7 @@ class CycleResult:
         run: None if it failed before its row was written.
         error: one line; None if it completed.
         failures_by_reason: number of instances that could not be charged, by reason.
+        cause: of a failed cycle; else None.
     """
 
     outcome: Outcome
@@ -174,3 +192,10 @@ class CycleResult:
     run: Run | None = None
     error: str | None = None
     failures_by_reason: dict[str, int] | None = None
+    cause: Cause | None = None
+
+    @property
+    def got_through(self) -> bool:
+        """True if each due instance was charged, or the reason why not was recorded."""
+        completed = self.outcome in {Outcome.COMPLETED, Outcome.COMPLETED_WITH_FAILURES}
+        return completed or self.cause is Cause.ORGANIZATIONS

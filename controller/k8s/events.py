@@ -72,7 +72,7 @@ def cycle_note(result: CycleResult) -> str | None:
     )
     left = f"; {totals.debts} in debt, {totals.failures} not charged" if totals.debts or totals.failures else ""
     match result.outcome:
-        case Outcome.COMPLETED:
+        case Outcome.COMPLETED | Outcome.COMPLETED_WITH_FAILURES:
             return charged[0].upper() + charged[1:] + left
         case Outcome.FAILED:
             return f"{result.error or 'unknown error'}; {charged}{left}"

@@ -45,7 +45,14 @@ a{color:inherit}
 """
 STYLE_HASH: Final = f"sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}"
 
-_OUTCOME_TONES: Final = {"completed": "good", "failed": "bad", "running": "wait", "stopped": "wait", "abandoned": "bad"}
+_OUTCOME_TONES: Final = {
+    "completed": "good",
+    "completed_with_failures": "bad",
+    "failed": "bad",
+    "running": "wait",
+    "stopped": "wait",
+    "abandoned": "bad",
+}
 _NEXT_CYCLE_TONES: Final = {"leader": "bad", "running": "wait", "takeover": "wait", "nothing": "wait"}
 
 

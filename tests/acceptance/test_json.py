@@ -18,12 +18,12 @@ STATUS_KEYS = {
     "database_time",
 }  # fmt: skip
 RUN_KEYS = {
-    "id", "term", "holder", "started_at", "finished_at", "seconds", "outcome", "instances", "hours", "amount", "debts",
-    "failures", "error",
+    "id", "kind", "term", "holder", "started_at", "finished_at", "seconds", "outcome", "instances", "hours", "amount",
+    "debts", "failures", "error", "cause", "planned", "charged_in_part", "failures_by_reason", "suspended", "vanished",
 }  # fmt: skip
 BILL_KEYS = {
     "outcome", "dry_run", "run", "instances", "hours", "amount", "debts", "failures", "seconds", "error",
-    "failures_by_reason",
+    "failures_by_reason", "suspended", "cause",
 }  # fmt: skip
 INVARIANTS = {
     "wallet_balance", "wallet_state", "periods", "last_billed", "whole_hours", "transactions", "price_clock",

@@ -179,7 +179,7 @@ select 'instance ' || i.id as subject,
         select from vps_billing_cycles c where c.vps_instance_id = i.id and billing_is_ours(c.metadata)) as exempt
 from vps_instances i
 where billing_due(i.last_billed_at, i.created_at,
-        (select max(started_at) from billing_runs where outcome = 'completed'))
+        (select max(started_at) from billing_runs where outcome in ('completed', 'completed_with_failures')))
     and (%(organization)s::uuid is null or i.organization_id = %(organization)s)
     and not exists (
         select from vps_billing_cycles c

@@ -33,18 +33,15 @@ select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as s
 from billing_next_cycle()
 
 -- name: close_abandoned_runs
--- Closes the runs of lost leaders, with the sums of the batches that they committed.
+-- Runs of leaders that are gone: their figures are what their batches committed.
 update billing_runs r
 set outcome = 'abandoned', finished_at = clock_timestamp(),
     error = 'leader of term ' || r.term || ' was lost before the cycle ended',
-    instances = b.instances, hours = b.hours, amount = b.amount, debts = b.debts, failures = b.failures
+    instances = b.instances, hours = b.hours, amount = b.amount, debts = b.debts, failures = b.failures,
+    failures_by_reason = b.failures_by_reason, suspended = b.suspended,
+    charged_in_part = b.instances + b.debts + b.failures + b.suspended - b.due
 from billing_runs running
-cross join lateral (
-    select coalesce(sum(instances), 0) as instances, coalesce(sum(hours), 0) as hours,
-        coalesce(sum(amount), 0.00) as amount, coalesce(sum(debts), 0) as debts, coalesce(sum(failures), 0) as failures
-    from billing_batches
-    where run_id = running.id
-) b
+cross join lateral billing_run_totals(running.id) b
 where r.id = running.id and running.outcome = 'running' and running.term <= %(term)s
 
 -- name: begin_run
@@ -88,17 +85,18 @@ group by large, failed_before, alone_so_far, case when not large and not failed_
 order by failed_before, large desc, 1
 
 -- name: finish_run
+-- Instances that were planned and that no batch found due have vanished, if the cycle got through its plan. Instances that
+-- the plan missed count as planned.
 update billing_runs r
-set outcome = %(outcome)s, finished_at = clock_timestamp(), error = %(error)s,
-    instances = b.instances, hours = b.hours, amount = b.amount, debts = b.debts, failures = b.failures
-from (
-    select coalesce(sum(instances), 0) as instances, coalesce(sum(hours), 0) as hours,
-        coalesce(sum(amount), 0.00) as amount, coalesce(sum(debts), 0) as debts, coalesce(sum(failures), 0) as failures
-    from billing_batches
-    where run_id = %(run_id)s
-) b
+set outcome = %(outcome)s, cause = %(cause)s, finished_at = clock_timestamp(), error = %(error)s,
+    planned = greatest(%(planned)s::bigint, b.due),
+    instances = b.instances, hours = b.hours, amount = b.amount, debts = b.debts, failures = b.failures,
+    failures_by_reason = b.failures_by_reason, suspended = b.suspended,
+    charged_in_part = b.instances + b.debts + b.failures + b.suspended - b.due,
+    vanished = case when billing_got_through(%(outcome)s, %(cause)s) then greatest(%(planned)s::bigint - b.due, 0) end
+from billing_run_totals(%(run_id)s) b
 where r.id = %(run_id)s and r.term = %(term)s
-returning r.instances, r.hours, r.amount, r.debts, r.failures
+returning r.instances, r.hours, r.amount, r.debts, r.failures, r.suspended
 
 -- name: prune_history
 -- Deletes the batches of runs that ended long ago, because the runs hold their sums. Runs are never deleted.

@@ -74,8 +74,10 @@ with due as materialized (
     where t.row_id is null and t.hours > 0
     returning id
 ), batch_recorded as (
-    insert into billing_batches (run_id, term, written_at, instances, hours, amount, debts, failures)
-    select %(run_id)s, %(term)s, clock_timestamp(), 0, 0, 0, 0, count(*) from due
+    insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, failures_by_reason)
+    select %(run_id)s, %(term)s, clock_timestamp(), count(*), 0, 0, 0, 0, count(*),
+        jsonb_build_object(%(reason)s::text, count(*))
+    from due
 )
 select count(*) as failures,
     (select count(*) from updated) = (select count(*) from open_row)
@@ -89,7 +91,25 @@ with failed as (
     from vps_instances
     where organization_id = %(organization_id)s and billing_due(last_billed_at, created_at, %(as_of)s)
 ), batch_recorded as (
-    insert into billing_batches (run_id, term, written_at, instances, hours, amount, debts, failures)
-    select %(run_id)s, %(term)s, clock_timestamp(), 0, 0, 0, 0, failures from failed
+    insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, failures_by_reason)
+    select %(run_id)s, %(term)s, clock_timestamp(), failures, 0, 0, 0, 0, failures,
+        jsonb_build_object(%(reason)s::text, failures)
+    from failed
 )
 select failures from failed
+
+-- name: count_missed
+-- Instances that were due at the cycle's start, are still due, and have no open row with a reason. The organizations whose
+-- failures could not be recorded are known.
+select count(*) as missed
+from vps_instances i
+where billing_due(i.last_billed_at, i.created_at, %(as_of)s)
+    and i.organization_id <> all (%(unrecorded)s::uuid[])
+    and not exists (
+        select from vps_billing_cycles c
+        where c.vps_instance_id = i.id and c.status = 'failed' and billing_is_ours(c.metadata))
+
+-- name: record_missed
+insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, failures_by_reason)
+values (%(run_id)s, %(term)s, clock_timestamp(), %(missed)s, 0, 0, 0, 0, %(missed)s,
+    jsonb_build_object('missed', %(missed)s::bigint))

@@ -7,11 +7,11 @@ insert into billing_daemon_status as s
     (daemon_instance_id, status, last_run_at, last_run_success, instances_billed, total_amount, total_hours,
      error_message, started_at, heartbeat_at, metadata, updated_at)
 select %(instance_id)s::text, case when r.outcome = 'failed' then 'error' else 'running' end,
-    r.started_at, r.outcome = 'completed', coalesce(r.instances, 0), coalesce(r.amount, 0), coalesce(r.hours, 0),
+    r.started_at, r.outcome in ('completed', 'completed_with_failures'), coalesce(r.instances, 0), coalesce(r.amount, 0), coalesce(r.hours, 0),
     r.error, %(started_at)s, clock_timestamp(), %(metadata)s, clock_timestamp()
 from billing_leadership l
 left join lateral (
-    select * from billing_runs where outcome <> 'running' order by started_at desc, id desc limit 1
+    select * from billing_runs where outcome <> 'running' and kind = 'cycle' order by started_at desc, id desc limit 1
 ) r on true
 where l.term = %(term)s and l.holder = %(instance_id)s::text and l.generation = %(generation)s
     and clock_timestamp() < billing_beats_until()
@@ -45,12 +45,12 @@ returning coalesce(s.heartbeat_at > clock_timestamp() - interval '60 minutes', f
 -- billing although this controller has stopped.
 update billing_daemon_status s
 set status = 'stopped', updated_at = clock_timestamp(), last_run_at = coalesce(r.started_at, s.last_run_at),
-    last_run_success = coalesce(r.outcome = 'completed', s.last_run_success),
+    last_run_success = coalesce(r.outcome in ('completed', 'completed_with_failures'), s.last_run_success),
     instances_billed = coalesce(r.instances, s.instances_billed), total_amount = coalesce(r.amount, s.total_amount),
     total_hours = coalesce(r.hours, s.total_hours), error_message = case when r.id is null then s.error_message else r.error end
 from billing_leadership l
 left join lateral (
-    select * from billing_runs where outcome <> 'running' order by started_at desc, id desc limit 1
+    select * from billing_runs where outcome <> 'running' and kind = 'cycle' order by started_at desc, id desc limit 1
 ) r on true
 where s.daemon_instance_id = %(instance_id)s::text and l.term = %(term)s and l.holder = %(instance_id)s::text
 

@@ -257,7 +257,8 @@ with charge as materialized (
     -- if the ledger is ahead of last_billed_at, correct last_billed_at
     select instance_id, min(label) as label, min(last_billed_at) as last_billed_at,
         bool_or(paid_hours > 0) as charged, bool_or(behind) as rewound,
-        bool_or(failure_reason is not null) as failed,
+        bool_or(failure_reason is not null and failure_reason <> 'audit_violation') as failed,
+        bool_or(failure_reason = 'audit_violation') is true as suspended,
         bool_or(failure_reason is null and paid_hours < hours) as indebted, min(failure_reason) as failure_reason,
         greatest(max(paid_until) filter (where paid_hours > 0),
             max(ledger_end) filter (where behind)) as billed_until
@@ -275,18 +276,20 @@ with charge as materialized (
         coalesce(sum(paid_hours), 0)::bigint as hours, coalesce(sum(amount), 0.00) as amount,
         (select count(*) from instance where indebted) as debts,
         (select count(*) from instance where failed) as failures,
+        (select count(*) from instance where suspended) as suspended,
+        coalesce((select jsonb_object_agg(failure_reason, instances) from (
+            select failure_reason, count(*) as instances from instance where failed group by 1) r), '{}') as failures_by_reason,
         count(distinct wallet_id) filter (where amount > 0) as wallets
     from charge
 ), batch_recorded as (
-    insert into billing_batches (run_id, term, written_at, instances, hours, amount, debts, failures)
-    select %(run_id)s, %(term)s, clock_timestamp(), instances, hours, amount, debts, failures from total
+    insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, suspended,
+        failures_by_reason)
+    select %(run_id)s, %(term)s, clock_timestamp(), due, instances, hours, amount, debts, failures, suspended, failures_by_reason
+    from total
 )
-select t.due, t.instances, t.hours, t.amount, t.debts, t.failures,
+select t.due, t.instances, t.hours, t.amount, t.debts, t.failures, t.suspended, t.failures_by_reason,
     (select count(*) filter (where written) from advanced) = (select count(billed_until) from instance)
         and (select count(*) filter (where exact) from wallet_charged) = t.wallets as consistent,
-    coalesce((select jsonb_object_agg(failure_reason, instances) from (
-        select failure_reason, count(*) as instances from instance where failure_reason is not null group by 1) r), '{}')
-        as failures_by_reason,
     coalesce((select jsonb_agg(jsonb_build_object('vps_instance_id', instance_id, 'label', label, 'last_billed_at', last_billed_at,
         'ledger_end', billed_until)) from (select * from instance where rewound order by instance_id limit 20) r), '[]') as rewound
 from total t
