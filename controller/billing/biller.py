@@ -29,7 +29,7 @@ CONTRADICTED_BACK_OFF_SECONDS = 5.0
 
 CYCLE_EVENTS = {
     Outcome.COMPLETED: "cycle.completed",
-    Outcome.COMPLETED_WITH_FAILURES: "cycle.completed_with_failures",
+    Outcome.COMPLETED_WITH_FAILURES: "cycle.completed",
     Outcome.FAILED: "cycle.failed",
     Outcome.STOPPED: "cycle.stopped",
     Outcome.DEPOSED: "cycle.deposed",
@@ -203,6 +203,7 @@ def _log_result(result: CycleResult) -> None:
         write = log.warning
     write(
         CYCLE_EVENTS[result.outcome],
+        outcome=str(result.outcome),
         cycle=result.run.id if result.run else None,
         seconds=round(result.seconds, 3),
         instances=totals.instances,

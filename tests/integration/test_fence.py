@@ -136,7 +136,7 @@ def test_a_deposed_leader_cannot_commit(touchy: World) -> None:
         assert touchy.one("select sum(amount) from payment_transactions") == D("-0.20")
         assert touchy.violations() == {}
     checks_of_access = {"missing_rights", "hidden_rows", "unfit_columns", "unknown_price_columns"}
-    assert minted_before == {"fence", "plan_cycle", *checks_of_access}
+    assert minted_before == {"fence", "plan_cycle", "count_missed", *checks_of_access}
     assert waited_at == {*statements} - minted_before
     assert {*CHARGING, "begin_run", "finish_run"} <= waited_at
 
