@@ -299,7 +299,7 @@ $$;
 CREATE FUNCTION billing_run_totals(run bigint) RETURNS TABLE(instances bigint, hours bigint, amount numeric, debts bigint, failures bigint, suspended bigint, due bigint, failures_by_reason jsonb)
     LANGUAGE sql STABLE
     AS $$
-    select coalesce(sum(b.instances), 0)::bigint, coalesce(sum(b.hours), 0)::bigint, coalesce(sum(b.amount), 0),
+    select coalesce(sum(b.instances), 0)::bigint, coalesce(sum(b.hours), 0)::bigint, coalesce(sum(b.amount), 0.00),
         coalesce(sum(b.debts), 0)::bigint, coalesce(sum(b.failures), 0)::bigint, coalesce(sum(b.suspended), 0)::bigint,
         coalesce(sum(b.due), 0)::bigint,
         (select coalesce(jsonb_object_agg(reason.key, reason.instances), '{}') from (
