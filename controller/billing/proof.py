@@ -1,7 +1,7 @@
-"""The proof that billing would work, which precedes the first heartbeat after a long silence.
+"""Proves that billing works, before the first heartbeat after a long silence.
 
-A heartbeat pauses the application's own billing. A leader that came back and could not bill would leave the customers
-unbilled for 90 minutes each time. So it first charges a few organizations in transactions that are rolled back.
+A heartbeat pauses the application's own billing for 90 minutes. If the leader can't bill either, no customer is billed
+in that time. So the leader first charges a few organizations in transactions that are rolled back.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from controller.billing.values import Batch, BatchResult, Leadership
 from controller.errors import one_line
 from controller.lifecycle.stop import StopToken
 
-#: Organizations that are tried. It is enough if one of them can be charged, or is merely short of balance.
+#: How many organizations to try. One that can be charged, or would be with a higher balance, is enough.
 ORGANIZATIONS: Final = 8
-#: Instances of each organization that are tried.
+#: How many instances of each organization to try.
 INSTANCES: Final = 100
 
 

@@ -209,7 +209,7 @@ def test_top_ups_refunds_and_deletions_leave_it_clean(billed: World) -> None:
     organization = first(billed, "organizations")
     billed.top_up(organization, "25.00")
     billed.top_up(organization, "-5.00")  # a refund to the card, as a separate transaction
-    billed.top_up(organization, "0.05")  # an hour given back
+    billed.top_up(organization, "0.05")  # a credit for one hour
     billed.run(
         "insert into payment_transactions (organization_id, amount, status)"
         " select %s, 99, s from unnest(array['pending', 'failed', 'refunded']) as s",

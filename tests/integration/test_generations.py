@@ -1,4 +1,4 @@
-"""Only a program of the database's generation leads, beats and charges, also while an older version is running."""
+"""Only a program of the database's generation leads, writes heartbeats and charges, even beside an older version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.processes import BUSY
 from tests.support.servers import migrate_url
 from tests.support.waiting import eventually
 
-#: The last version that knows no generations.
+#: The last version without generations.
 FIRST_VERSION: Final = "22d817249456235c4bd83fa2f20042988895a3bd"
 ROOT: Final = Path(__file__).parents[2]
 NEXT: Final = GENERATION + 1
@@ -67,7 +67,7 @@ def first_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def raise_generation(world: World) -> None:
-    """As a later migration does it."""
+    """Raises the generation as a later migration would."""
     with world.conn.transaction():
         world.run(
             "update billing_leadership"

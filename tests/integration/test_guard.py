@@ -18,10 +18,10 @@ from tests.model import HOUR, NOON
 
 D = Decimal
 THEN = NOON - 2 * HOUR
-#: Damage to the first instance's period, payment or wallet after its charge.
 #: Tables that grow with years of billing.
 BIG = ("payment_transactions", "vps_billing_cycles", "vps_instances")
 
+#: Damage to the first instance's period, payment or wallet after its charge, by the invariant that it breaks.
 MISHAPS = {
     "transactions": "update vps_billing_cycles set total_amount = 0.06, metadata = metadata where vps_instance_id = %s",
     "whole_hours": "update vps_billing_cycles set billing_period_end = billing_period_end + interval '1 minute'"

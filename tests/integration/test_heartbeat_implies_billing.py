@@ -1,4 +1,7 @@
-"""A leader beats only while it bills, and bills only while it beats, so that the application bills when we don't."""
+"""A leader writes heartbeats only while it bills, and bills only while it writes them.
+
+So the application resumes its own billing whenever the controller doesn't bill.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ Start = Callable[..., ControllerProcess]
 
 @pytest.fixture
 def owing(world: World) -> World:
-    """Four organizations that owe five hours each."""
+    """A world with four organizations that owe five hours each."""
     plan = world.plan("7.30")
     for _ in range(4):
         world.instance(world.organization("100.00"), plan, world.one("select now() - interval '5.5 hours'"))
@@ -321,7 +324,7 @@ def restricted(world: World, right: str) -> World:
 
 
 class Restricted(World):
-    """Bills as another role, which disappears in the end."""
+    """A controller that bills as another role, which is dropped at the end."""
 
     def __init__(self, url: str, role: str) -> None:
         super().__init__(url)

@@ -21,7 +21,7 @@ join billing_wallet_baselines b on b.wallet_id = w.id
 left join (
     select organization_id, sum(amount) as completed
     from payment_transactions
-    where status = 'completed' and abs(amount) < 'infinity'  -- as at adoption: one NaN would spoil the sum
+    where status = 'completed' and abs(amount) < 'infinity'  -- as at adoption: one NaN would make the sum NaN
         and (%(organization)s::uuid is null or organization_id = %(organization)s)
     group by organization_id
 ) t on t.organization_id = w.organization_id
@@ -52,7 +52,7 @@ where w.balance is null or w.balance = 'NaN' or w.balance < 0 or w.wallets > 1
 -- name: audit_periods
 -- billed periods of an instance neither overlap nor leave a gap
 with period as (
-    -- an instance may have moved: its periods in other organizations count too
+    -- an instance may have moved, so its periods in other organizations count too
     select id, vps_instance_id, organization_id, billing_period_start, billing_period_end, billing_is_ours(metadata) as ours
     from vps_billing_cycles
     where status in ('billed', 'refunded') and (%(organization)s::uuid is null or vps_instance_id in (

@@ -1,8 +1,8 @@
 -- One billing cycle: when it is due, its plan, and its row in the history. covered.sql and ordered.sql charge its batches.
 
 -- name: begin_term
--- Needs the fence. Records the leader's interval, which the schedule follows. `silent` is true if no heartbeat is younger
--- than 90 minutes: then the application's own billing may be running.
+-- Needs the fence. Records the leader's interval, because the schedule follows it. `silent` is true if no heartbeat is younger
+-- than 90 minutes. The application's own billing may be running then.
 update billing_leadership
 set interval_minutes = %(interval_minutes)s
 returning (
@@ -10,8 +10,9 @@ returning (
 ) as silent
 
 -- name: begin_takeover
--- Needs the fence. The application's own billing may be in the middle of a run, and it reads last_billed_at only at its
--- start. So no cycle starts before the delay has passed. The next leader has to respect the delay too.
+-- Needs the fence. The application's own billing may be in the middle of a run, and it reads last_billed_at only when it
+-- starts. So no cycle may start before the takeover delay has passed. The end of the delay is stored, because the next leader
+-- has to respect it too.
 update billing_leadership set bill_after = clock_timestamp() + %(delay_seconds)s * interval '1 second'
 
 -- name: proof_organizations

@@ -9,8 +9,8 @@ where organization_id between %(first_organization)s and %(last_organization)s
 order by organization_id
 
 -- name: trial_organizations
--- Other due organizations to try alone, at random: one from each of `number` equal parts of the plan. Parts take
--- organizations at odd and even places in turn, so that a pattern by which every other one fails can't hide those that work.
+-- Other due organizations to try alone: a random one from each of `number` equal parts of the plan. The parts alternate between
+-- odd and even places. If every other organization fails, some of those that work are tried.
 with other as (
     select organization_id, row_number() over (order by organization_id) - 1 as place, count(*) over () as others
     from vps_instances

@@ -23,15 +23,15 @@ set status = excluded.status, last_run_at = excluded.last_run_at, last_run_succe
 returning s.heartbeat_at
 
 -- name: heartbeat_withheld
--- Why the heartbeat statement wrote nothing: overdue_minutes is null if this replica does not lead.
+-- Returns why the heartbeat statement wrote nothing. overdue_minutes is null if this replica does not lead.
 select case when l.term = %(term)s and l.holder = %(instance_id)s::text and l.generation = %(generation)s
     then extract(epoch from clock_timestamp() - billing_beats_until())::float8 / 60 + 90 end as overdue_minutes
 from billing_leadership l
 
 -- name: begin_heartbeat
--- The first heartbeat of a cycle, in the transaction that begins its run. A leader whose cycles are overdue for too long
--- must show that it can write its row, but keeps the time of the newest heartbeat: the application's fallback must be able
--- to start if this cycle fails as well.
+-- The first heartbeat of a cycle, in the transaction that begins its run. If billing has been overdue for too long, the leader
+-- must show that it can write its row, but doesn't refresh the heartbeat. The application's own billing must be able to start
+-- if this cycle fails too.
 insert into billing_daemon_status as s (daemon_instance_id, status, started_at, heartbeat_at, updated_at)
 select %(instance_id)s::text, 'running', clock_timestamp(),
     case when clock_timestamp() < billing_beats_until() then clock_timestamp()
