@@ -42,7 +42,7 @@ class CycleContext:
         stop: ends the waits between two tries.
         check: called before each transaction; raises if no further one may start.
         on_result: called with the result of each transaction, on the worker's thread.
-        evidence: says whose failure it is that an organization can't be charged.
+        evidence: decides if an organization or the controller is at fault for a failure.
         dry: True rolls back what each batch did.
     """
 
@@ -77,7 +77,7 @@ class BatchWorker:
         """Charges a batch. An organization that can't be charged is recorded as a failure; the others are charged.
 
         Raises:
-            CycleFailedError: the failure is the controller's, not an organization's.
+            CycleFailedError: the controller is at fault, not an organization.
             DeposedError: another replica leads.
             StoppedError: the drain's deadline has passed.
         """
@@ -108,8 +108,8 @@ class BatchWorker:
         except (psycopg.Error, InconsistentError) as unrecorded:
             log.warning("failure.unrecorded", organization=str(organization), error=one_line(unrecorded))
             try:
-                totals = self._with_retries(count)  # its rows refuse even the reason, which must not stop the others
-            except psycopg.Error as uncounted:  # the controller's own tables refuse
+                totals = self._with_retries(count)  # can't write the reason either; charge the others
+            except psycopg.Error as uncounted:  # the controller's own tables can't be written
                 raise CycleFailedError(one_line(uncounted)) from uncounted
         self._context.on_result(
             BatchResult(totals, totals.failures, failures_by_reason={reason: totals.failures}, unrecorded=without_row)
@@ -133,7 +133,7 @@ class BatchWorker:
     def _split(self, batch: Batch, error: Exception) -> None:
         """Charges the two halves of a failed batch separately, and splits again the half that fails.
 
-        If both fail, the failures are many: the organizations are then charged one at a time.
+        If both halves fail, several organizations do, so all of them are charged one at a time.
         """
         organizations = self._with_retries(lambda ledger, _: ledger.due_organizations(self._context.run, batch))
         while len(organizations) > 1:
@@ -154,9 +154,9 @@ class BatchWorker:
             self._charge_alone(Batch(organization, organization, 0))
 
     def _charge_alone(self, batch: Batch) -> None:
-        """Charges one organization. If it can't be charged, finds out whose failure that is."""
+        """Charges one organization. If that fails, finds out if the organization or the controller is at fault."""
         context, organization = self._context, batch.first_organization
-        results: list[BatchResult] = []  # survives a failed try, so that nothing that has been committed counts twice
+        results: list[BatchResult] = []  # kept across failed tries, so that committed results count once
         limit = context.batch_size if batch.large else None
         while True:
             try:

@@ -18,7 +18,7 @@ from controller.lifecycle.stop import StopToken
 
 #: The longest wait before the schedule is read again, to notice that the database's clock has changed.
 RECHECK_SECONDS = 60.0
-#: Between two attempts to prove that billing works, after no heartbeat was written for 90 minutes.
+#: Time between two attempts to prove that billing works, after 90 minutes without a heartbeat.
 PROOF_RETRY_SECONDS = 300.0
 #: A leader whose cycles fail this often in a row for its own reasons steps down.
 FAILURES_BEFORE_STEPPING_DOWN = 3
@@ -145,7 +145,7 @@ class Biller:
         return False
 
     def _start_term(self, leadership: Leadership) -> bool:
-        """Starts the heartbeat. After a long silence, billing must first have proven that it works.
+        """Starts the heartbeat. After 90 minutes without a heartbeat, it first proves that billing works.
 
         Returns:
             True if this leader may bill. If not, it writes no heartbeat, and the application's own billing continues.
@@ -181,7 +181,7 @@ class Biller:
         return result
 
     def _step_down_refused(self, leadership: ElectedLeadership, outcome: Outcome) -> None:
-        """The fence refused a term whose lock this replica still holds."""
+        """Steps down because the fence refused the term of a lock that this replica still holds."""
         if outcome is Outcome.DEPOSED:
             log.error(
                 "leader.contradicted",

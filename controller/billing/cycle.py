@@ -69,7 +69,7 @@ class Cycle:
         on_planned: Callable[[int], None] = lambda _instances: None,
         on_result: Callable[[BatchResult], None] = lambda _result: None,
     ) -> CycleResult:
-        """Charges everything that is due now. An expected end, such as a failure, is a result and not an exception.
+        """Charges everything that is due now. A cycle that fails or is stopped returns a result and raises nothing.
 
         Args:
             leadership: under which it works.
@@ -143,7 +143,7 @@ class Cycle:
         state.add(BatchResult(Totals(failures=missed), missed, failures_by_reason={"missed": missed}))
 
     def prove(self, leadership: Leadership) -> str | None:
-        """Proves that billing would work, without charging anyone; returns the failure reason, or None."""
+        """Proves that billing works, without charging any organization. Returns the failure reason, or None."""
         return prove(self._connect_worker, leadership, self._stop)
 
     def _check(self, leadership: Leadership, state: "_CycleState") -> None:
@@ -210,7 +210,7 @@ class Cycle:
             raise state.error
 
     def _finish(self, run: Run, ending: "_Ending", planned: int | None) -> Totals:
-        """Tries twice, so that a session lost at this point doesn't fail a cycle in which everything succeeded."""
+        """Writes the end of the run. Tries twice, so that a session lost here doesn't fail a successful cycle."""
         try:
             return self._write_end(run, ending, planned)
         except psycopg.OperationalError:
@@ -287,7 +287,7 @@ class _CycleState:
             self.error = self.error or error
 
     def take_locked(self) -> list[Batch]:
-        """Returns, and forgets, the organizations left out because of another session's locks: one batch for each."""
+        """Returns one batch for each organization left out because of other sessions' locks, and clears the list."""
         with self._lock:
             locked, self._locked = sorted(self._locked), set()
         return [Batch(organization, organization, 0, large=True, locked_by_others=True) for organization in locked]

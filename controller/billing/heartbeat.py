@@ -109,7 +109,7 @@ class Heartbeat:
             return True
 
     def _report_withheld(self, parameters: Mapping[str, Any]) -> None:
-        """Warns that billing is overdue. Says nothing if a newer term has begun."""
+        """Warns that billing is overdue. Logs nothing if a newer term has begun."""
         row = sql.row(self._session(), "heartbeat_withheld", **parameters)
         if (minutes := row["overdue_minutes"]) is not None:
             self._withheld.failed(
