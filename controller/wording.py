@@ -1,4 +1,4 @@
-"""Facts in words, for the commands and for the status page."""
+"""Formats times, durations and the next cycle for people, in the commands and on the status page."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -235,7 +235,7 @@ def _ended_by(error: DeposedError | GenerationError) -> Outcome:
 
 @dataclass(frozen=True)
 class _Ending:
-    """How a cycle ended, with the error of one that did not complete."""
+    """How a cycle ended. `error` is None if it completed."""
 
     outcome: Outcome
     error: str | None = None
@@ -243,7 +243,7 @@ class _Ending:
 
 
 class _CycleState:
-    """What the workers have done so far. Their threads share it."""
+    """The workers' progress. Their threads share it."""
 
     def __init__(self, on_result: Callable[[BatchResult], None]) -> None:
         self._on_result = on_result

@@ -36,12 +36,12 @@ class Outcome(StrEnum):
 
 
 class Cause(StrEnum):
-    """Whose failure a failed cycle is."""
+    """What is at fault in a failed cycle."""
 
     CONTROLLER = "controller"
-    """The cycle broke, or every organization failed alike. It is tried again at once."""
+    """The cycle ended with an error, or every organization failed with the same one. It is tried again at once."""
     ORGANIZATIONS = "organizations"
-    """No organization could be charged, for reasons of their own. The next cycle comes after the interval."""
+    """No organization could be charged, each for a reason in its own rows. The next cycle starts after the interval."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class ControllerProcess:
         """
         deadline = time.monotonic() + within
         while True:
-            ended = not self._reader.is_alive()  # asked first: then the log is complete
+            ended = not self._reader.is_alive()  # checked first, so the log is complete if it ended
             lines = self.log[self.log.index(after) + 1 if after else 0 :]
             if found := next(filter(wanted, lines), None):
                 return found

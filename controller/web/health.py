@@ -1,7 +1,7 @@
 """Decides whether a replica is live and ready, and if not, why. `Replica._vitals` supplies the facts.
 
 Both probes answer 200 `ok`, or 503 with one line for each failed check. They use only what the process knows, never the
-database: they cost nothing at rest, and they answer while the database hangs.
+database, so they cost no query and answer even while the database hangs.
 
 `/livez`: the elector's loop turns, and no thread that must run has ended. It says nothing about the database, because
 restarting a process doesn't repair a database. Every wait in the elector's loop is bounded: after joining, by the lock

@@ -1,4 +1,4 @@
-"""The fast path charges only what is plainly covered, and only if the database writes what it is told to write.
+"""The fast path charges only organizations that plainly can pay, and rolls back if the database changes what it writes.
 
 Wallets are adopted when they are first charged. So the first cycle takes the ordered path, and the second the fast one.
 """
@@ -25,7 +25,7 @@ D = Decimal
 
 
 class FastLedger(TouchyLedger):
-    """Acts before `charge_covered`, once for each action."""
+    """Executes one action before each `charge_covered`, until none is left."""
 
     before_charge: ClassVar[list[Callable[[TouchyLedger], None]]]
 
@@ -37,7 +37,7 @@ class FastLedger(TouchyLedger):
 
 @dataclass(frozen=True)
 class Town:
-    """Three adopted organizations with an instance each that has been billed until an hour before noon."""
+    """Three adopted organizations with an instance each, which has been billed until an hour before noon."""
 
     world: World
     ledger: type[FastLedger]
@@ -45,7 +45,7 @@ class Town:
     instances: list[UUID]
 
     def ordered(self) -> bool:
-        """True if a batch took the ordered path since the town was made."""
+        """True if a batch has taken the ordered path."""
         return "reckon_ordered" in self.ledger.names
 
 
@@ -141,7 +141,7 @@ def test_row_that_the_database_does_not_write_as_told_fails_its_organization_alo
 
 
 def test_wallets_are_locked_in_the_order_of_their_organizations(town: Town) -> None:
-    """Two batches that locked them in different orders could deadlock."""
+    """Two batches that lock wallets in different orders could deadlock."""
     world, amounts = town.world, [D("0.01")] * 3
     wallets = [row["id"] for row in world.rows("select id from wallets order by organization_id")]
     charging, charged = world.ledger().connection, list[int]()

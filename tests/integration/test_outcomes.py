@@ -1,4 +1,4 @@
-"""Outcomes tell the truth: what a cycle is called, when the next one is due, and figures that add up."""
+"""A cycle's outcome matches what happened, its totals add up, and the next cycle is due at the right time."""
 
 from decimal import Decimal
 from typing import Any
@@ -11,7 +11,7 @@ D = Decimal
 
 
 def customers(world: World, number: int, balance: str | None = "10.00", hours: int = 5) -> list[Any]:
-    """Organizations with one instance each, at a cent an hour. Returns the instances."""
+    """Creates organizations with one instance each, at a cent an hour. Returns the instances."""
     plan = world.plan("7.30")
     return [world.instance(world.organization(balance), plan, NOON - hours * HOUR) for _ in range(number)]
 
@@ -22,7 +22,7 @@ def last_run(world: World) -> dict[str, Any]:
 
 
 def seconds_until_due(world: World) -> float:
-    """By the schedule, had the last cycle begun now."""
+    """The time until the next cycle if the last one had begun now."""
     world.run("update billing_runs set started_at = now()")
     ledger = world.ledger()
     with ledger.connection:
@@ -30,7 +30,7 @@ def seconds_until_due(world: World) -> float:
 
 
 def expect(world: World, result: CycleResult, outcome: Outcome, cause: Cause | None = None) -> dict[str, Any]:
-    """The result and the history agree, and the figures add up. Returns the row."""
+    """Checks that the result and the history agree and that the totals add up. Returns the run's row."""
     run = last_run(world)
     assert (result.outcome, result.cause) == (outcome, cause)
     assert (run["outcome"], run["cause"], run["error"]) == (outcome, cause, result.error)

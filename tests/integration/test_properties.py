@@ -1,8 +1,8 @@
 """Any interleaving of cycles, crashes at any statement, stale leaders, top-ups, price changes, new and deleted
 instances: after each step every wallet equals the model to the cent, no hour is billed twice, and the audit is clean.
 
-A cycle that was cut short leaves each organization as if its instances had been dealt with up to some place in their
-order; where, is read from the database, and everything that follows from it is checked against the model.
+A cycle that was cut short has processed the first instances of each organization, in their order, and none after them.
+The test reads their number from the database, and checks everything else against the model.
 """
 
 from __future__ import annotations

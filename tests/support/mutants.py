@@ -29,7 +29,7 @@ _ENTRY: Final = re.compile(
     r"^(?P<place>\w+): (?P<change>.+) \[(?P<tests>[\w ]+)\]\n(?P<lines>(?:[-+].*\n)+)", re.MULTILINE
 )
 _FAILED: Final = re.compile(r"^FAILED tests/integration/test_(\S+?::\w+)", re.MULTILINE)
-#: How psycopg reports SQL that is wrong in itself.
+#: Errors of psycopg for invalid SQL.
 _INVALID: Final = re.compile(r"psycopg\.(errors\.(Syntax|Undefined|Ambiguous|Datatype|Grouping)\w*|ProgrammingError)\b")
 
 
@@ -72,7 +72,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`caught_by` is the first test that failed; None if the mutant survived, for the reason in `note`."""
+    """The result of one mutant. `caught_by` is the first test that failed, or None if it survived; `note` says why."""
 
     caught_by: str | None
     note: str
