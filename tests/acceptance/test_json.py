@@ -35,7 +35,7 @@ def assert_time(text: Any) -> None:  # noqa: ANN401 - from JSON
     assert datetime.fromisoformat(text).utcoffset() is not None
 
 
-def test_status_of_an_idle_database_knows_nobody(program: Program) -> None:
+def test_status_of_an_idle_database_names_no_leader(program: Program) -> None:
     status = program("status", "--json").json
     assert status.keys() >= STATUS_KEYS
     assert (status["leader"], status["term"], status["standbys"], status["last_run"]) == (None, 0, [], None)
@@ -72,7 +72,7 @@ def test_history_is_the_newest_runs_first(program: Program) -> None:
     assert len(program("history", "--json", "--limit", "1").json) == 1
 
 
-def test_bill_and_its_dry_run_give_the_same_figures(program: Program) -> None:
+def test_bill_and_its_dry_run_return_the_same_totals(program: Program) -> None:
     dry = program("bill", "--dry-run", "--json").json
     real = program("bill", "--json").json
     assert dry.keys() == real.keys() == BILL_KEYS
@@ -106,7 +106,7 @@ def test_audit_has_a_finding_for_each_invariant(program: Program) -> None:
     assert isinstance(report["older_rows"], int)
 
 
-def test_bill_does_not_refresh_the_heartbeat_on_its_way_out(program: Program, database: str) -> None:
+def test_bill_does_not_refresh_the_heartbeat_as_it_exits(program: Program, database: str) -> None:
     program("bill")
     with psycopg.connect(database) as conn:
         row = conn.execute(

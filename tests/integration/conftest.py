@@ -1,30 +1,36 @@
-"""Fixtures: a database to bill, and a leader for it."""
+"""Databases to bill in."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.touchy import TouchyLedger
+from tests.integration.scripted_ledger import ScriptedLedger
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 
 
 @pytest.fixture
 def world(database: str) -> Iterator[World]:
-    """A migrated database without rows, and a leader that can bill it."""
+    """A migrated database without rows, and what a test needs to bill in it."""
     with World(database) as world:
         yield world
 
 
 @pytest.fixture
-def touchy(database: str) -> Iterator[World]:
-    """A world with touchy ledgers, and four organizations that each owe five cents."""
+def scripted_world(database: str) -> Iterator[World]:
+    """Four organizations that owe five cents each, billed by scripted ledgers."""
 
-    class Own(TouchyLedger):
+    class Script(ScriptedLedger):
         pass
 
-    with World(database, Own) as world:
+    with World(database, Script) as world:
         plan = world.plan("7.30")
         for _ in range(4):
             world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
         yield world
+
+
+@pytest.fixture
+def touchy(scripted_world: World) -> World:
+    """The former name of `scripted_world`."""
+    return scripted_world

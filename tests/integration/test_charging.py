@@ -1,4 +1,4 @@
-"""What a cycle charges to a wallet that can pay, and which rows it writes."""
+"""What a cycle charges a wallet that can pay, and the rows that it writes."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -15,7 +15,7 @@ from tests.model import HOUR, NOON, charge_of
 D = Decimal
 
 
-def test_a_charge_moves_wallet_transaction_period_and_instance_together(world: World) -> None:
+def test_charge_moves_wallet_payment_period_and_instance_together(world: World) -> None:
     organization, plan = world.organization("10.00"), world.plan("4.00", "1.00")
     instance = world.instance(organization, plan, NOON - 100 * HOUR - timedelta(minutes=59), label="web")
     cost = charge_of(D("5.00"), NOON - 100 * HOUR - timedelta(minutes=59), 100)
@@ -46,7 +46,7 @@ def test_a_charge_moves_wallet_transaction_period_and_instance_together(world: W
     assert world.violations() == {}
 
 
-def test_nothing_is_written_when_nothing_is_due(world: World) -> None:
+def test_cycle_with_nothing_due_writes_nothing(world: World) -> None:
     organization, plan = world.organization(), world.plan()
     world.instance(organization, plan, NOON - HOUR + timedelta(microseconds=1))
     world.instance(organization, plan, NOON - 99 * HOUR, last_billed_at=NOON - timedelta(minutes=59))
@@ -56,7 +56,7 @@ def test_nothing_is_written_when_nothing_is_due(world: World) -> None:
     assert world.dump(*money) == before
 
 
-def test_a_second_cycle_at_the_same_moment_charges_nothing(world: World) -> None:
+def test_second_cycle_at_the_same_moment_charges_nothing(world: World) -> None:
     organization = world.organization()
     world.instance(organization, world.plan(), NOON - 9 * HOUR)
     world.bill(NOON)
@@ -66,13 +66,11 @@ def test_a_second_cycle_at_the_same_moment_charges_nothing(world: World) -> None
     assert world.balance(organization) == balance
 
 
-@pytest.mark.parametrize("cadence", [1, 24, 100, 730])
+@pytest.mark.parametrize(
+    ("cadence", "hours"), [(5, 50), (24, 730), (100, 730), (730, 730)], ids=lambda number: f"{number} h"
+)
 @pytest.mark.parametrize("start", [NOON - 730 * HOUR, NOON - 730 * HOUR + timedelta(microseconds=-123457)])
-def test_a_month_costs_its_price_whatever_the_cadence(world: World, cadence: int, start: datetime) -> None:
-    if cadence == 1:
-        cadence, hours = 5, 50  # each hour would be many cycles: the clock's own test has them
-    else:
-        hours = 730
+def test_month_costs_its_price_at_every_cadence(world: World, cadence: int, hours: int, start: datetime) -> None:
     plans = {price: world.plan(price) for price in ("0.01", "3.00", "5.00", "19.99")}
     organization = world.organization("100.00")
     instances = {price: world.instance(organization, plan, start) for price, plan in plans.items()}
@@ -88,7 +86,7 @@ def test_a_month_costs_its_price_whatever_the_cadence(world: World, cadence: int
     assert world.violations() == {}
 
 
-def test_an_hour_that_costs_nothing_is_billed_without_a_transaction(world: World) -> None:
+def test_free_hour_is_billed_without_a_payment(world: World) -> None:
     organization, plan = world.organization("0.00"), world.plan("0.00", "0.00")
     instance = world.instance(organization, plan, NOON - 5 * HOUR)
     updated_at = world.one("select updated_at from wallets")
@@ -105,7 +103,7 @@ def test_hour_costs_what_it_cost_when_it_began(world: World) -> None:
     instance = world.instance(organization, plan, NOON - 30 * HOUR)
     world.bill(NOON - 10 * HOUR)
     world.run("update vps_plans set base_price = 73.00")
-    world.bill(NOON)  # this cycle sees the change first, so the change applies from here
+    world.bill(NOON)  # first sees the new price, which counts from here
     world.bill(NOON + 10 * HOUR)
     assert world.billed(instance) == [
         (NOON - 30 * HOUR, 20, charge_of(D("5.00"), NOON - 30 * HOUR, 20)),
@@ -116,7 +114,7 @@ def test_hour_costs_what_it_cost_when_it_began(world: World) -> None:
 
 
 def test_charge_never_spans_a_price_change(world: World) -> None:
-    """Hours begin at 30 minutes past. The hour in which the change was seen began before the change."""
+    """Hours begin at half past. The hour in which a cycle first sees the change began before it."""
     start = NOON - 30 * HOUR - HOUR / 2
     organization, plan = world.organization("500.00"), world.plan("5.00")
     instance = world.instance(organization, plan, start)
@@ -134,7 +132,7 @@ def test_charge_never_spans_a_price_change(world: World) -> None:
     ]
 
 
-def test_an_instance_is_billed_whatever_its_power_state(world: World) -> None:
+def test_instance_is_billed_in_every_power_state(world: World) -> None:
     organization, plan = world.organization(), world.plan()
     for status in ("running", "stopped", "suspended", "deleting", "error"):
         instance = world.instance(organization, plan, NOON - 9 * HOUR)
@@ -143,7 +141,7 @@ def test_an_instance_is_billed_whatever_its_power_state(world: World) -> None:
 
 
 @pytest.mark.parametrize("label", [None, "", "x" * 255, "'; drop table wallets; --", '100% {"a"} \\ ümläut 🧾'])
-def test_any_label_is_billed(world: World, label: str | None) -> None:
+def test_instance_with_any_label_is_billed(world: World, label: str | None) -> None:
     organization = world.organization()
     instance = world.instance(organization, world.plan(), NOON - 9 * HOUR, label=label)
     world.bill(NOON)
@@ -151,7 +149,7 @@ def test_any_label_is_billed(world: World, label: str | None) -> None:
     assert (label or str(instance)) in world.one("select description from payment_transactions") or label == ""
 
 
-def test_a_lowercase_currency_is_the_same_currency(world: World) -> None:
+def test_lowercase_currency_is_the_same_currency(world: World) -> None:
     organization = world.organization("10.00", "usd")
     world.instance(organization, world.plan(), NOON - 9 * HOUR)
     assert world.bill(NOON).totals.instances == 1
@@ -159,7 +157,7 @@ def test_a_lowercase_currency_is_the_same_currency(world: World) -> None:
 
 
 def plan_of(world: World, organization: UUID, plan: UUID | str | None) -> tuple[Decimal, str]:
-    """The monthly price that an instance of this plan is charged, and the source of that price."""
+    """Bills an instance of this plan. Returns the monthly price charged and its source."""
     instance = world.instance(organization, plan, NOON - 9 * HOUR)
     world.bill(NOON)
     (row,) = world.rows(
@@ -170,17 +168,17 @@ def plan_of(world: World, organization: UUID, plan: UUID | str | None) -> tuple[
     return row["p"], row["s"]
 
 
-def test_a_plan_is_found_by_its_id_even_if_it_is_inactive(world: World) -> None:
+def test_inactive_plan_is_found_by_its_id(world: World) -> None:
     organization = world.organization()
     assert plan_of(world, organization, world.plan("8.00", "2.00", active=False)) == (D("10.00"), "plan")
 
 
-def test_a_plan_without_markup_costs_its_base(world: World) -> None:
+def test_plan_without_markup_costs_its_base_price(world: World) -> None:
     organization = world.organization()
     assert plan_of(world, organization, world.plan("8.00", None)) == (D("8.00"), "plan")
 
 
-def test_a_providers_plan_id_finds_the_active_plan_then_the_oldest(world: World) -> None:
+def test_provider_plan_id_finds_the_active_plan_then_the_oldest(world: World) -> None:
     organization = world.organization()
     world.plan("1.00", provider="small", active=False)
     world.plan("1.50", provider="small", active=None)
@@ -192,7 +190,7 @@ def test_a_providers_plan_id_finds_the_active_plan_then_the_oldest(world: World)
     assert plan_of(world, organization, "retired") == (D("4.00"), "provider_plan")
 
 
-def test_a_plans_id_goes_before_a_providers_that_reads_the_same(world: World) -> None:
+def test_plan_id_takes_precedence_over_an_equal_provider_plan_id(world: World) -> None:
     organization = world.organization()
     mine = world.plan("7.00")
     world.plan("1.00", provider=str(mine))
@@ -200,7 +198,7 @@ def test_a_plans_id_goes_before_a_providers_that_reads_the_same(world: World) ->
 
 
 @pytest.mark.parametrize("kind", ["gone", "null", "free text", "no base price"])
-def test_without_a_priced_plan_the_default_rate_holds(world: World, kind: str) -> None:
+def test_instance_without_a_priced_plan_costs_the_default_rate(world: World, kind: str) -> None:
     organization = world.organization()
     plan: UUID | str | None = {
         "gone": "0e0e0e0e-0000-4000-8000-000000000000",
@@ -212,11 +210,11 @@ def test_without_a_priced_plan_the_default_rate_holds(world: World, kind: str) -
     assert world.violations() == {}
 
 
-def test_a_default_rate_is_told_with_the_instance(world: World) -> None:
-    told: list[dict[str, str]] = []
+def test_cycle_reports_instances_charged_at_the_default_rate(world: World) -> None:
+    reported: list[dict[str, str]] = []
     instance = world.instance(world.organization(), "gone", NOON - 9 * HOUR, label="web")
-    world.cycle(NOON).run(world.lead(), on_result=lambda result: told.extend(result.priced_by_default))
-    assert told == [{"vps_instance_id": str(instance), "label": "web", "plan_id": "gone"}]
+    world.cycle(NOON).run(world.lead(), on_result=lambda result: reported.extend(result.priced_by_default))
+    assert reported == [{"vps_instance_id": str(instance), "label": "web", "plan_id": "gone"}]
 
 
 def test_years_of_hours_are_charged_in_one_period(world: World) -> None:
@@ -230,7 +228,7 @@ def test_years_of_hours_are_charged_in_one_period(world: World) -> None:
     assert world.violations() == {}
 
 
-def test_a_debt_larger_than_the_column_is_exact_in_its_metadata(world: World) -> None:
+def test_debt_larger_than_its_column_is_exact_in_the_metadata(world: World) -> None:
     organization, plan = world.organization("0.00"), world.plan("99999999.00", "99999999.00")
     instance = world.instance(organization, plan, NOON - 99_999 * HOUR)
     world.bill(NOON)
@@ -242,7 +240,7 @@ def test_a_debt_larger_than_the_column_is_exact_in_its_metadata(world: World) ->
 
 
 @pytest.mark.parametrize("moved_to", ["-30 minutes", "-3 hours", "-5 hours", "-9 days"])
-def test_clock_that_was_set_back_charges_no_hour_again(world: World, moved_to: str) -> None:
+def test_last_billed_at_moved_back_charges_no_hour_twice(world: World, moved_to: str) -> None:
     instance = world.instance(world.organization(), world.plan("7.30"), NOON - 9 * HOUR)
     world.bill(NOON - 4 * HOUR)
     world.run("update vps_instances set last_billed_at = last_billed_at + %s::interval", moved_to)
@@ -255,7 +253,7 @@ def test_clock_that_was_set_back_charges_no_hour_again(world: World, moved_to: s
     assert world.violations() == {}
 
 
-def test_removed_last_billed_at_charges_no_hour_again(world: World) -> None:
+def test_removed_last_billed_at_charges_no_hour_twice(world: World) -> None:
     instance = world.instance(world.organization(), world.plan("7.30"), NOON - 9 * HOUR)
     world.bill(NOON)
     world.run("update vps_instances set last_billed_at = null")

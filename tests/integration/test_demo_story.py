@@ -1,4 +1,4 @@
-"""Runs the demo once through the real command line, as a newcomer does."""
+"""The demo as a new user runs it: the real command, once to its end and once interrupted."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MILESTONES = (
 
 @pytest.fixture
 def temporary_folder() -> Iterator[Path]:
-    """Where the demo makes its folders. Open to PostgreSQL's account, and short enough for its sockets."""
+    """Where the demo creates its folders. PostgreSQL can read it, and its path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="story-", dir=SHORT) as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -75,7 +75,7 @@ def started(folder: Path) -> subprocess.Popen[str]:
 
 
 def left_behind(folder: Path) -> list[str]:
-    """The demo's processes, by their working folder or their TMPDIR, and its folders."""
+    """Returns the demo's folders and processes that still exist. Finds processes by working folder or TMPDIR."""
     marker = f"TMPDIR={folder}".encode()
     found = [str(path) for path in folder.iterdir()]
     for process in Path("/proc").glob("[0-9]*"):
@@ -86,7 +86,7 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
-def test_the_demo_tells_the_whole_story_and_leaves_nothing_behind(temporary_folder: Path) -> None:
+def test_demo_tells_the_whole_story_and_leaves_nothing_behind(temporary_folder: Path) -> None:
     with started(temporary_folder) as demo:
         try:
             text, _ = demo.communicate(timeout=STORY_SECONDS)
@@ -95,15 +95,15 @@ def test_the_demo_tells_the_whole_story_and_leaves_nothing_behind(temporary_fold
             text, _ = demo.communicate(timeout=GONE_SECONDS)
             pytest.fail(f"the demo took longer than {STORY_SECONDS} s:\n{text}")
     assert demo.returncode == 0, text
-    place = 0
+    position = 0
     for milestone in MILESTONES:
-        match = re.compile(milestone).search(text, place)
-        assert match, f"the demo doesn't print {milestone} at this point:\n{text}"
-        place = match.end()
+        match = re.compile(milestone).search(text, position)
+        assert match, f"{milestone} is missing or out of order:\n{text}"
+        position = match.end()
     assert left_behind(temporary_folder) == []
 
 
-def test_an_interrupted_demo_ends_with_130_and_leaves_nothing_behind(temporary_folder: Path) -> None:
+def test_interrupted_demo_exits_with_130_and_leaves_nothing_behind(temporary_folder: Path) -> None:
     with started(temporary_folder) as demo:
         overdue = threading.Timer(STORY_SECONDS, demo.kill)
         overdue.start()

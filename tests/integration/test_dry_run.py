@@ -1,4 +1,4 @@
-"""A dry run reports what a real cycle would do, because it executes the same SQL, and leaves no trace."""
+"""A dry run returns what a real run would, because it executes the same statements, and leaves no trace."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -9,13 +9,13 @@ import pytest
 
 from controller.billing.values import CycleResult, Totals
 from controller.demo.sample import Size, create_data
-from tests.integration.touchy import TouchyLedger, touchy_kind
+from tests.integration.scripted_ledger import ScriptedLedger, script_of
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 
 
 def dry(world: World, as_of: datetime | None, **settings: Any) -> CycleResult:  # noqa: ANN401
-    """Runs a dry cycle under the newest term, whichever replica holds it."""
+    """A dry run under the newest term. It has to complete."""
     leadership = world.term()
     result = world.cycle(as_of, **settings).run(leadership, dry=True)
     assert result.got_through, result.error
@@ -24,7 +24,7 @@ def dry(world: World, as_of: datetime | None, **settings: Any) -> CycleResult:  
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 2000])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_figures_equal_the_real_runs_and_nothing_changes(world: World, batch_size: int, workers: int) -> None:
+def test_dry_run_equals_the_real_run_and_changes_nothing(world: World, batch_size: int, workers: int) -> None:
     plans = [world.plan(price) for price in ("0.00", "7.30", "73.00")]
     for number in range(12):
         balance = {0: None, 1: "0.00", 2: "0.37", 3: "-1.00"}.get(number % 6, "90.00")
@@ -44,8 +44,8 @@ def test_figures_equal_the_real_runs_and_nothing_changes(world: World, batch_siz
     assert world.violations() == {}
 
 
-def test_it_counts_a_debts_second_step_with_what_the_first_has_left(world: World) -> None:
-    """Each step of a large organization sees the earlier ones, although all are rolled back."""
+def test_steps_of_a_dry_run_see_each_other(world: World) -> None:
+    """The second step of a large organization finds the balance that the first has left, although both roll back."""
     organization, plan = world.organization("0.25"), world.plan("7.30")
     for number in range(10):
         world.instance(organization, plan, NOON - (100 - number) * HOUR, NOON - 5 * HOUR)
@@ -54,7 +54,7 @@ def test_it_counts_a_debts_second_step_with_what_the_first_has_left(world: World
     assert world.bill(NOON, batch_size=3).totals == Totals(5, 25, Decimal("0.25"), 5, 0)
 
 
-def test_it_tells_the_same_of_the_sample_database(world: World) -> None:
+def test_dry_run_of_the_sample_database_equals_the_real_run(world: World) -> None:
     with psycopg.connect(world.url, autocommit=True) as connection:
         create_data(connection, Size(organizations=30, instances=300))
     moment: datetime = world.one("select now()")
@@ -67,28 +67,25 @@ def test_it_tells_the_same_of_the_sample_database(world: World) -> None:
     assert world.violations() == {}
 
 
-def test_it_works_while_a_leader_is_in_the_middle_of_a_cycle(database: str) -> None:
-    class Own(TouchyLedger):
+def test_dry_run_works_during_a_cycle_of_the_leader(database: str) -> None:
+    class Script(ScriptedLedger):
         pass
 
-    with World(database, Own) as world:
+    with World(database, Script) as world:
         plan = world.plan("7.30")
         for _ in range(4):
             world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
         world.lead()
         found: list[CycleResult] = []
         with World(database) as other:
-            dry(world, NOON, batch_size=2)
-            second = [number for number, name in enumerate(Own.names) if name == "fence"][2]
-            Own.counted = 0
-            Own.before[second] = lambda _ledger: found.append(dry(other, NOON))
+            Script.act_before("fence", lambda _ledger: found.append(dry(other, NOON)), occurrence=3)  # second batch
             result = world.bill(NOON, batch_size=2)
         assert result.totals.instances == 4
         assert [each.totals.instances for each in found] == [2]
         assert world.violations() == {}
 
 
-def test_a_trigger_that_refuses_is_found_by_a_dry_run_too(world: World) -> None:
+def test_dry_run_finds_an_organization_that_a_constraint_refuses(world: World) -> None:
     plan, organizations = world.plan("7.30"), [world.organization("1.00") for _ in range(5)]
     for each in organizations:
         world.instance(each, plan, NOON - 5 * HOUR)
@@ -101,17 +98,16 @@ def test_a_trigger_that_refuses_is_found_by_a_dry_run_too(world: World) -> None:
     assert (tried.totals.instances, tried.totals.failures) == (4, 1)
 
 
-def test_an_election_in_the_middle_of_it_does_not_end_it(touchy: World) -> None:
-    kind = touchy_kind(touchy)
-    dry(touchy, NOON)
+def test_election_during_a_dry_run_does_not_end_it(scripted_world: World) -> None:
+    world = scripted_world
+    world.lead()
     terms: list[int] = []
-    kind.before = {kind.names.index("plan_cycle"): lambda _ledger: terms.append(touchy.lead().term)}
-    kind.counted = 0
-    assert dry(touchy, NOON).totals.instances == 4
-    assert terms == [touchy.term().term]
+    script_of(world).act_before("plan_cycle", lambda _ledger: terms.append(world.lead().term))
+    assert dry(world, NOON).totals.instances == 4
+    assert terms == [world.term().term]
 
 
-def test_dry_run_meets_the_constraints_that_a_real_run_meets_at_its_commit(world: World) -> None:
+def test_dry_run_checks_deferred_constraints(world: World) -> None:
     plan, organizations = world.plan("7.30"), [world.organization() for _ in range(4)]
     for organization in organizations:
         world.instance(organization, plan, NOON - 5 * HOUR)

@@ -16,18 +16,17 @@ from psycopg import errors
 
 from controller import sql
 from controller.billing.values import Totals
-from tests.integration.test_meanwhile import interfering
-from tests.integration.touchy import TouchyLedger
+from tests.integration.scripted_ledger import ScriptedLedger, concurrently
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 
 D = Decimal
 
 
-class FastLedger(TouchyLedger):
+class FastLedger(ScriptedLedger):
     """Executes one action before each `charge_covered`, until none is left."""
 
-    before_charge: ClassVar[list[Callable[[TouchyLedger], None]]]
+    before_charge: ClassVar[list[Callable[[ScriptedLedger], None]]]
 
     def _count(self, name: str, text: str) -> str:
         if name == "charge_covered" and self.before_charge:
@@ -52,7 +51,7 @@ class Town:
 @pytest.fixture
 def town(database: str) -> Iterator[Town]:
     class Own(FastLedger):
-        before_charge: ClassVar[list[Callable[[TouchyLedger], None]]] = []
+        before_charge: ClassVar[list[Callable[[ScriptedLedger], None]]] = []
 
     with World(database, Own) as world:
         plan = world.plan("7.30")
@@ -72,7 +71,7 @@ def test_adopted_wallets_that_cover_everything_take_the_fast_path(town: Town) ->
 def test_instance_that_was_billed_meanwhile_is_not_charged_again(town: Town) -> None:
     moved = town.instances[0]
     town.ledger.before_charge.append(
-        interfering(town.world, "update vps_instances set last_billed_at = %s where id = %s", NOON, moved)
+        concurrently(town.world, "update vps_instances set last_billed_at = %s where id = %s", NOON, moved)
     )
     pauses = list[float]()
     assert town.world.bill(NOON, pause=pauses.append).totals == Totals(instances=2, hours=2, amount=D("0.02"))

@@ -1,25 +1,30 @@
-"""A deposed leader writes nothing, even if it has a transaction in flight, and a mint never waits for long."""
+"""A deposed leader commits nothing, and its batches in flight can't starve the mint of the next leader."""
 
+import re
 import threading
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
 from psycopg import errors
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from controller import sql
 from controller.billing.errors import DeposedError
+from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
-from controller.billing.values import Outcome, Totals
+from controller.billing.values import Outcome, Pricing, Totals
 from controller.generation import GENERATION
-from tests.integration.touchy import TouchyLedger, touchy_kind
-from tests.integration.world import Term, World
-from tests.model import NOON
+from controller.lifecycle.stop import StopToken
+from tests.integration.intercept import intercept
+from tests.integration.scripted_ledger import ScriptedLedger, script_of
+from tests.integration.world import LedgerAt, Term, World
+from tests.model import HOUR, NOON
 
 D = Decimal
-QUERIES = sql.load()
+STATEMENTS = sql.load()
 
 
 def session(world: World) -> psycopg.Connection[dict[str, Any]]:
@@ -34,7 +39,7 @@ def fencing(term: int) -> dict[str, Any]:
     return {"term": term, "holder": "test-1", "generation": GENERATION, "needs_heartbeat": False}
 
 
-#: Every statement of a batch. After `begin_again` the first batch runs all of them.
+#: Every statement of a batch. After `reset_billing`, the first batch executes them all.
 CHARGING = {
     "charge_covered",
     "charge_wallets",
@@ -45,10 +50,12 @@ CHARGING = {
     "settle_periods",
     "settle_wallets",
 }
+#: Statements that read between the transactions of a cycle.
+READING = {"count_missed", "hidden_rows", "missing_rights", "unfit_columns", "unknown_price_columns"}
 
 
-def begin_again(world: World) -> None:
-    """Undoes all billing and adopts only the first wallet, so that a batch takes both the fast and the ordered path."""
+def reset_billing(world: World) -> None:
+    """Undoes all billing and adopts only the first wallet: a batch then takes the fast path and the ordered one."""
     world.run(
         "truncate billing_runs, billing_batches, payment_transactions, vps_billing_cycles, billing_wallet_baselines"
     )
@@ -61,7 +68,7 @@ def begin_again(world: World) -> None:
 
 
 class Mint:
-    """A new leader's mint, on a separate thread."""
+    """The mint of a new leader, on another thread."""
 
     def __init__(self, world: World) -> None:
         self.term: int | None = None
@@ -72,8 +79,8 @@ class Mint:
 
     def _run(self) -> None:
         with self._connection, self._connection.transaction():
-            self._connection.execute(QUERIES["close_leadership"].encode())
-            minted = self._connection.execute(QUERIES["mint_term"].encode(), minting("test-1"))
+            self._connection.execute(STATEMENTS["close_leadership"].encode())
+            minted = self._connection.execute(STATEMENTS["mint_term"].encode(), minting("test-1"))
             row = minted.fetchone()
             self.term = row["term"] if row else None
 
@@ -87,86 +94,88 @@ class Mint:
         return self.term is not None
 
 
-def test_a_deposed_leader_cannot_begin(touchy: World) -> None:
-    old = touchy.lead()
-    touchy.lead()
-    before = touchy.dump()
-    result = touchy.cycle(NOON).run(old)
+def test_deposed_leader_cannot_begin(scripted_world: World) -> None:
+    world = scripted_world
+    old = world.lead()
+    world.lead()
+    before = world.dump()
+    result = world.cycle(NOON).run(old)
     assert result.outcome is Outcome.DEPOSED
     assert result.totals == Totals()
-    assert touchy.dump() == before
+    assert world.dump() == before
 
 
-def test_a_deposed_leader_cannot_commit(touchy: World) -> None:
-    """At every statement of a cycle a successor tries to mint. It succeeds between transactions, and from then on
-    nothing is written under the old term; within one it has to wait.
+def test_deposed_leader_cannot_commit(scripted_world: World) -> None:
+    """Before every statement of a cycle, a successor tries to mint. Within a transaction of the cycle it has to wait.
+    Between two transactions it succeeds, and nothing is written under the old term afterwards.
     """
-    kind = touchy_kind(touchy)
-    begin_again(touchy)
-    touchy.bill(NOON, batch_size=2)
-    statements = kind.names.copy()
-    last_fence = max(moment for moment, name in enumerate(statements) if name == "fence")
+    world = scripted_world
+    script = script_of(world)
+    reset_billing(world)
+    world.bill(NOON, batch_size=2)
+    statements = script.names.copy()
     minted_before, waited_at = set(), set()
     for moment, name in enumerate(statements):
-        begin_again(touchy)
+        reset_billing(world)
         after: dict[str, list[str]] = {}
 
-        def usurp(_ledger: TouchyLedger, moment: int = moment, name: str = name, after: dict[str, Any] = after) -> None:
+        def mint_as_successor(
+            _ledger: ScriptedLedger, moment: int = moment, name: str = name, after: dict[str, Any] = after
+        ) -> None:
             try:
-                with session(touchy) as successor, successor.transaction():
+                with session(world) as successor, successor.transaction():
                     successor.execute("set local lock_timeout = '50ms'")
-                    successor.execute(QUERIES["close_leadership"].encode())
-                    successor.execute(QUERIES["mint_term"].encode(), minting("test-2"))
+                    successor.execute(STATEMENTS["close_leadership"].encode())
+                    successor.execute(STATEMENTS["mint_term"].encode(), minting("test-2"))
             except errors.LockNotAvailable:
                 waited_at.add(name)
             else:
                 minted_before.add(name)
-                after |= touchy.dump()
+                after |= world.dump()
 
-        kind.counted, kind.before = 0, {moment: usurp}
-        result = touchy.cycle(NOON, batch_size=2).run(touchy.lead())
+        script.counted, script.before = 0, {moment: mint_as_successor}
+        result = world.cycle(NOON, batch_size=2).run(world.lead())
         if after:
-            pruning = moment == last_fence  # the run has ended
-            assert result.outcome is (Outcome.COMPLETED if pruning else Outcome.DEPOSED), name
-            assert touchy.dump() == after, name
+            recorded = world.rows("select from billing_runs where outcome = 'completed'")
+            assert result.outcome is (Outcome.COMPLETED if recorded else Outcome.DEPOSED), name
+            assert world.dump() == after, name
         else:
             assert result.outcome is Outcome.COMPLETED, name
-        touchy.bill(NOON)
-        assert touchy.one("select count(*) from vps_billing_cycles") == 4
-        assert touchy.one("select sum(amount) from payment_transactions") == D("-0.20")
-        assert touchy.violations() == {}
-    checks_of_access = {"missing_rights", "hidden_rows", "unfit_columns", "unknown_price_columns"}
-    assert minted_before == {"fence", "plan_cycle", "count_missed", *checks_of_access}
+        world.bill(NOON)
+        assert world.one("select count(*) from vps_billing_cycles") == 4
+        assert world.one("select sum(amount) from payment_transactions") == D("-0.20")
+        assert world.violations() == {}
+    assert minted_before == {"fence", "plan_cycle", *READING}
     assert waited_at == {*statements} - minted_before
     assert {*CHARGING, "begin_run", "finish_run"} <= waited_at
 
 
-def test_a_batch_in_flight_delays_the_mint_and_commits_before_it(touchy: World) -> None:
-    kind = touchy_kind(touchy)
-    touchy.cycle(NOON, batch_size=2).run(touchy.lead(), dry=True)
+def test_batch_in_flight_delays_the_mint_and_commits_before_it(scripted_world: World) -> None:
+    world = scripted_world
+    script = script_of(world)
     mints: list[Mint] = []
 
-    def mint(_ledger: TouchyLedger) -> None:
-        mints.append(Mint(touchy))
-        touchy.wait_for_lock(mints[0].pid)
+    def mint(_ledger: ScriptedLedger) -> None:
+        mints.append(Mint(world))
+        world.wait_for_lock(mints[0].pid)
 
-    kind.before, kind.counted = {kind.names.index("charge_covered"): mint}, 0
-    old = touchy.lead()
-    result = touchy.cycle(NOON, batch_size=2).run(old)
+    script.act_before("charge_covered", mint)
+    old = world.lead()
+    result = world.cycle(NOON, batch_size=2).run(old)
     new = mints[0].join()
     assert result.outcome is Outcome.DEPOSED
     assert new == old.term + 1
-    (batch,) = touchy.rows("select * from billing_batches")
+    (batch,) = world.rows("select * from billing_batches")
     assert (batch["term"], batch["amount"]) == (old.term, D("0.10"))
-    assert batch["written_at"] < touchy.one("select minted_at from billing_terms where term = %s", new)
-    assert touchy.bill(NOON, Term(new)).totals == Totals(instances=2, hours=10, amount=D("0.10"))
-    assert touchy.violations() == {}
+    assert batch["written_at"] < world.one("select minted_at from billing_terms where term = %s", new)
+    assert world.bill(NOON, Term(new)).totals == Totals(instances=2, hours=10, amount=D("0.10"))
+    assert world.violations() == {}
 
 
-def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
-    """Two workers of a deposed leader that hasn't noticed: one always begins before the other ends."""
+def test_mint_is_not_starved_by_overlapping_batches(world: World) -> None:
+    """Two workers of a deposed leader that hasn't noticed: each begins a batch before the other ends."""
     term = world.lead().term
-    fence, parameters = QUERIES["fence"].encode(), fencing(term)
+    fence, parameters = STATEMENTS["fence"].encode(), fencing(term)
     with session(world) as first, session(world) as second:
         first.execute("begin")
         first.execute(fence, parameters)
@@ -183,10 +192,10 @@ def test_a_mint_is_not_starved_by_batches_that_overlap(world: World) -> None:
         assert second.execute(fence, parameters).fetchone() is None
 
 
-def test_a_plain_update_would_be_starved(world: World) -> None:
-    """This is why `close_leadership` locks the table: new share locks on a row overtake an update that waits for it."""
+def test_plain_update_would_be_starved(world: World) -> None:
+    """This is why `close_leadership` locks the table: shared row locks overtake a waiting update."""
     term = world.lead().term
-    fence, parameters = QUERIES["fence"].encode(), fencing(term)
+    fence, parameters = STATEMENTS["fence"].encode(), fencing(term)
     with session(world) as first, session(world) as second, session(world) as successor:
         workers = [first, second]
         first.execute("begin")
@@ -205,44 +214,67 @@ def test_a_plain_update_would_be_starved(world: World) -> None:
         assert not update.is_alive()
 
 
-def test_a_ledgers_every_write_is_fenced(touchy: World) -> None:
-    old = touchy.lead()
-    run = touchy.cycle(NOON).run(old).run
-    assert run is not None
-    touchy.lead()
-    before = touchy.dump()
-    ledger = touchy.ledger()
-    with ledger.connection:
-        for write in (
-            lambda: ledger.begin_run(old.term),
-            lambda: ledger.finish_run(run, Outcome.COMPLETED, None),
-            lambda: ledger.plan(run, 10),
-            lambda: ledger.begin_term(60),
-            lambda: ledger.begin_takeover(300),
-            ledger.begin_heartbeat,
-        ):
-            with pytest.raises(DeposedError), ledger.fenced(old.term):
-                write()
-    assert touchy.dump() == before
+class Recording(LedgerAt):
+    """Records the named statements that are executed before or without the fence of a transaction."""
+
+    unfenced: ClassVar[set[str]]
+    fenced_statements: ClassVar[set[str]]
+
+    def __init__(self, connection: sql.Connection, pricing: Pricing, holder: str) -> None:
+        super().__init__(connection, pricing, holder)
+        self._is_fenced = False
+        intercept(connection, self._record)
+
+    def _record(self, name: str, text: str) -> str:
+        if name == "set_transaction_settings" or self.connection.info.transaction_status is TransactionStatus.IDLE:
+            self._is_fenced = False
+        (self.fenced_statements if self._is_fenced else self.unfenced).add(name)
+        self._is_fenced = self._is_fenced or name == "fence"
+        return text
 
 
-def test_a_heartbeat_is_written_by_the_newest_term_alone(world: World) -> None:
+def test_cycle_and_guard_write_only_behind_the_fence(database: str) -> None:
+    class Recorded(Recording):
+        unfenced: ClassVar[set[str]] = set()
+        fenced_statements: ClassVar[set[str]] = set()
+
+    with World(database, Recorded) as world:
+        plan = world.plan("7.30")
+        for balance in ("1.00", "0.02", None):
+            world.instance(world.organization(balance), plan, NOON - 5 * HOUR)
+        leadership, guard = world.lead(), Guard(world.ledger, StopToken())
+        world.cycle(NOON).run(leadership)
+        world.run("update vps_instances set last_billed_at = last_billed_at - interval '1 hour'")
+        guard.check(leadership)
+        assert world.one("select count(*) from billing_suspensions") == 2
+        world.run("update vps_instances set last_billed_at = last_billed_at + interval '1 hour'")
+        guard.unsuspend(leadership)
+        assert world.one("select count(*) from billing_suspensions") == 0
+    written = re.compile(r"\b(insert into|delete from|(?<!for )(?<!key )update (?!skip|of|nowait)\w+)\b")
+    unfenced = {name: re.sub(r"--.*", "", STATEMENTS[name]) for name in Recorded.unfenced}
+    assert {name for name, text in unfenced.items() if written.search(text)} == set()
+    assert {"begin_run", "settle_wallets", "finish_run", "suspend_organization", "unsuspend_organization"} <= (
+        Recorded.fenced_statements
+    )
+
+
+def test_only_the_newest_term_writes_a_heartbeat(world: World) -> None:
     old, new = world.lead("stale-1"), world.lead("young-2")
 
-    def heart(name: str, leadership: Term) -> Heartbeat:
-        heart = Heartbeat(
+    def started(name: str, leadership: Term) -> Heartbeat:
+        heartbeat = Heartbeat(
             connect=world.database.connect,
             instance_id=name,
             metadata={},
             interval_seconds=60,
             retention_days=30,
         )
-        heart.start(leadership)
-        return heart
+        heartbeat.start(leadership)
+        return heartbeat
 
-    young = heart("young-2", new)
+    young = started("young-2", new)
     before = world.dump("billing_daemon_status")
-    stale = heart("stale-1", old)
+    stale = started("stale-1", old)
     stale.beat()
     stale.mark_stopped()
     assert world.dump("billing_daemon_status") == before
@@ -253,8 +285,8 @@ def test_a_heartbeat_is_written_by_the_newest_term_alone(world: World) -> None:
         each.run()
 
 
-def test_a_term_that_was_given_twice_lets_in_its_own_holder_alone(world: World) -> None:
-    """A server that was promoted without the last terms mints their numbers again, for another holder."""
+def test_repeated_term_admits_only_its_own_holder(world: World) -> None:
+    """A server that was promoted without the newest terms mints their numbers again, for other replicas."""
     ours = world.lead()
     world.run("update billing_leadership set holder = 'test-2'")
     with (ledger := world.ledger()).connection, pytest.raises(DeposedError), ledger.fenced(ours.term):

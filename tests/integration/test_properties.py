@@ -1,8 +1,9 @@
-"""Any interleaving of cycles, crashes at any statement, stale leaders, top-ups, price changes, new and deleted
-instances: after each step every wallet equals the model to the cent, no hour is billed twice, and the audit is clean.
+"""Random sequences of cycles, crashes at any statement, stale leaders, top-ups, price changes and instances.
 
-A cycle that was cut short has processed the first instances of each organization, in their order, and none after them.
-The test reads their number from the database, and checks everything else against the model.
+After each step every wallet equals the model to the cent, no hour is billed twice, and the audit is clean.
+
+An interrupted cycle has processed the instances of an organization up to some position in their order. The test reads
+that position from the database and checks everything else against the model.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from controller.billing.values import Outcome
-from tests.integration.touchy import TouchyAtCommit, TouchyLedger
+from tests.integration.scripted_ledger import CommitScriptedLedger, ScriptedLedger
 from tests.integration.world import MONEY, Term, World
 from tests.model import DEFAULT_PRICE, EPOCH, HOUR, NOON, Owed, whole_hours
 
@@ -37,16 +38,16 @@ MOST_ORGANIZATIONS, MOST_INSTANCES = 4, 8
 
 
 class CrashError(BaseException):
-    """Stands for the death of the process: no handler catches it."""
+    """Stands for the end of the process."""
 
 
-class Touchy(TouchyAtCommit):
-    """The ledger of the state machine's cycles."""
+class Script(CommitScriptedLedger):
+    """The ledgers of the machine's cycles."""
 
 
 @dataclass
 class Instance:
-    """The model's state of an instance. `debt` holds the open rows, oldest first."""
+    """An instance in the model. `debt` is the content of its open rows, oldest first."""
 
     id: UUID
     organization: UUID
@@ -57,13 +58,13 @@ class Instance:
 
 
 class Money(RuleBasedStateMachine):
-    """The model of the money. Time never moves back. An instance whose plan is gone costs the default price."""
+    """Changes the database and the model alike. An instance without a plan costs the default rate."""
 
     url: str
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.url, Touchy)
+        self.world = World(self.url, Script)
         self.now = NOON
         self.prices: dict[UUID, Decimal] = {}
         self.history: dict[UUID, list[tuple[datetime, Decimal]]] = {}
@@ -85,7 +86,7 @@ class Money(RuleBasedStateMachine):
         self.prices[self.world.plan("7.30", provider="p0")] = Decimal("7.30")
         self.add_organization(Decimal("0.25"))
 
-    # --- steps of the application and its users
+    # --- actions of the application
 
     @precondition(lambda self: len(self.balances) < MOST_ORGANIZATIONS)
     @rule(balance=st.decimals("0", "3", places=2))
@@ -127,18 +128,18 @@ class Money(RuleBasedStateMachine):
     def time_passes(self, minutes: int) -> None:
         self.now += timedelta(minutes=minutes)
 
-    # --- steps of the controller
+    # --- actions of the controller
 
     @rule(batch_size=BATCH_SIZES)
     def cycle(self, batch_size: int) -> None:
-        self._calm()
+        self._begin_cycle()
         self.world.bill(self.now, self.leader, batch_size=batch_size)
         self._follow(complete=True, batch_size=batch_size)
 
     @rule(batch_size=BATCH_SIZES, batches=st.integers(0, 5))
     def interrupted_cycle(self, batch_size: int, batches: int) -> None:
         left = [True] * batches
-        self._calm()
+        self._begin_cycle()
         cycle = self.world.cycle(self.now, batch_size=batch_size, may_start_batch=lambda: bool(left and left.pop()))
         result = cycle.run(self.leader)
         assert result.outcome is Outcome.STOPPED or result.got_through
@@ -146,31 +147,31 @@ class Money(RuleBasedStateMachine):
 
     @rule(batch_size=BATCH_SIZES, statement=st.integers(0, 24), elect=st.booleans())
     def crash(self, batch_size: int, statement: int, elect: bool) -> None:  # noqa: FBT001 - drawn
-        """`kill -9` before a statement. The server rolls the open transaction back."""
-        self._calm()
-        Touchy.before[statement] = _die
+        """Kills the process before a statement. The server rolls an open transaction back."""
+        self._begin_cycle()
+        Script.before[statement] = die
         self._cycle_that_may_die(batch_size)
         if elect:
             self.elect()
 
     @rule(batch_size=BATCH_SIZES, statement=st.integers(0, 24))
     def lost_connection(self, batch_size: int, statement: int) -> None:
-        """A session breaks. The worker continues on a new one."""
-        self._calm()
-        Touchy.before[statement] = lambda ledger: ledger.connection.close()
+        """Breaks a session. A worker continues on a new one."""
+        self._begin_cycle()
+        Script.before[statement] = lambda ledger: ledger.connection.close()
         self._cycle_that_may_die(batch_size)
 
     @rule(batch_size=BATCH_SIZES, charge=st.integers(0, 4), early=st.booleans(), die=st.booleans())
     def end_at_commit(self, batch_size: int, charge: int, early: bool, die: bool) -> None:  # noqa: FBT001 - drawn
-        """The process or the connection ends just before a commit is sent, or just before its answer arrives."""
+        """Ends the process or the connection just before a commit is sent, or just before its answer arrives."""
 
-        def end(ledger: TouchyLedger, before: bool) -> None:  # noqa: FBT001
+        def end(ledger: ScriptedLedger, before: bool) -> None:  # noqa: FBT001
             if before is early:
                 ledger.connection.close()
                 raise CrashError if die else psycopg.OperationalError("connection lost")
 
-        self._calm()
-        Touchy.commits[charge] = end
+        self._begin_cycle()
+        Script.commits[charge] = end
         self._cycle_that_may_die(batch_size)
 
     @rule()
@@ -183,14 +184,14 @@ class Money(RuleBasedStateMachine):
     def stale_leader_tries(self, data: st.DataObject, batch_size: int) -> None:
         stale = data.draw(st.sampled_from(self.stale), "term")
         before = self.world.dump()
-        self._calm()
+        self._begin_cycle()
         assert self.world.cycle(self.now, batch_size=batch_size).run(stale).outcome is Outcome.DEPOSED
         assert self.world.dump() == before
 
     @rule(batch_size=BATCH_SIZES)
     def dry_run(self, batch_size: int) -> None:
         before = self.world.dump()
-        self._calm()
+        self._begin_cycle()
         self.world.cycle(self.now, batch_size=batch_size).run(self.leader, dry=True)
         assert self.world.dump() == before
 
@@ -202,17 +203,17 @@ class Money(RuleBasedStateMachine):
         assert {row["o"]: row["b"] for row in rows} == self.balances
 
     @invariant()
-    def the_audit_is_clean(self) -> None:
-        # since the last completed cycle an instance may have been made that is older than it
+    def audit_is_clean(self) -> None:
+        # An instance may have been created since the last completed cycle with an earlier creation time.
         self.world.run(
             "update billing_runs set started_at = %s where outcome in ('completed', 'completed_with_failures')",
             self.now - 9999 * HOUR,
         )
         assert self.world.violations() == {}
 
-    def _calm(self) -> None:
-        """Removes all planned interventions before a cycle."""
-        Touchy.calm()
+    def _begin_cycle(self) -> None:
+        """Resets the script before a cycle, and notes the newest run."""
+        Script.reset()
         self.run_before = self.world.one("select coalesce(max(id), 0) from billing_runs")
 
     def _cycle_that_may_die(self, batch_size: int) -> None:
@@ -222,26 +223,26 @@ class Money(RuleBasedStateMachine):
         self._follow(complete=result is not None and result.got_through, batch_size=batch_size)
 
     def _follow(self, *, complete: bool, batch_size: int) -> None:
-        """Advances the model to the state of the database, and checks that the model allows this state."""
+        """Updates the model to the state of the database, and checks that a cycle may leave that state."""
         if self.world.one("select coalesce(max(id), 0) from billing_runs") > self.run_before:
-            self._see_prices()
+            self._note_prices()
         for organization in self.balances:
             ordered = sorted(
                 (each for each in self.instances.values() if each.organization == organization),
                 key=lambda each: (each.created_at, each.id),
             )
             due = [each for each in ordered if whole_hours(each.paid_until, self.now)]
-            done = len(due) if complete else self._dealt_with(due)
-            assert len(due) <= batch_size or done in {len(due), *range(0, len(due), batch_size)}
-            assert len(due) > batch_size or done in {0, len(due)}
-            for each in due[:done]:
+            processed = len(due) if complete else self._processed(due)
+            assert len(due) <= batch_size or processed in {len(due), *range(0, len(due), batch_size)}
+            assert len(due) > batch_size or processed in {0, len(due)}
+            for each in due[:processed]:
                 self._charge(each)
             for each in ordered:
                 assert (self.world.last_billed_at(each.id) or each.created_at) == each.paid_until
                 assert self.world.open_segments(each.id) == [(o.start, o.hours, o.monthly_price) for o in each.debt]
 
-    def _see_prices(self) -> None:
-        """Records the current prices, as a run does when it begins. A plan's first price counts from the epoch."""
+    def _note_prices(self) -> None:
+        """Notes the prices that a run has recorded. The first price of a plan counts from the beginning of time."""
         for plan, price in self.prices.items():
             seen = self.history.setdefault(plan, [(EPOCH, price)])
             if seen[-1][1] != price:
@@ -253,7 +254,7 @@ class Money(RuleBasedStateMachine):
         return next(price for since, price in reversed(self.history[each.plan]) if since <= hour)
 
     def _charge(self, each: Instance) -> None:
-        """Charges hour by hour: recorded debts first, then each later hour at the price when it began."""
+        """Charges hour by hour: recorded debts first, then each later hour at the price at its beginning."""
         owed = list(each.debt)
         hour = owed[-1].end if owed else each.paid_until
         while hour + HOUR <= self.now:
@@ -273,9 +274,9 @@ class Money(RuleBasedStateMachine):
             del owed[0]
         each.debt = tuple(owed)
 
-    def _dealt_with(self, due: list[Instance]) -> int:
-        """How many of these instances, in order, this run has charged or recorded as unpaid."""
-        done = 0
+    def _processed(self, due: list[Instance]) -> int:
+        """Returns up to which instance, in their order, the run has paid hours or recorded a reason."""
+        processed = 0
         for number, each in enumerate(due, 1):
             newest = self.world.one(
                 "select coalesce(max((metadata ->> 'run')::bigint), 0) from vps_billing_cycles"
@@ -284,17 +285,17 @@ class Money(RuleBasedStateMachine):
             )
             paid_until = self.world.last_billed_at(each.id) or each.created_at
             if paid_until > each.paid_until or newest > self.run_before:
-                done = number
-        return done
+                processed = number
+        return processed
 
 
-def _die(ledger: TouchyLedger) -> None:
+def die(ledger: ScriptedLedger) -> None:
     ledger.connection.close()
     raise CrashError
 
 
 @pytest.mark.timeout(300)
-def test_money_is_right_whatever_happens(database: str) -> None:
+def test_every_sequence_of_events_keeps_the_money_right(database: str) -> None:
     class Here(Money):
         url = database
 
@@ -305,7 +306,7 @@ def test_money_is_right_whatever_happens(database: str) -> None:
             stateful_step_count=25,
             deadline=None,
             print_blob=True,
-            phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes minutes; the seed is printed
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking takes minutes, and the seed is printed
             report_multiple_bugs=False,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),

@@ -38,5 +38,5 @@ def test_error_without_a_message_is_named_by_its_class() -> None:
     assert one_line(TimeoutError()) == "TimeoutError"
 
 
-def test_billing_error_is_one_line_whatever_it_quotes() -> None:
+def test_billing_error_is_one_line_for_any_text_it_quotes() -> None:
     assert str(BillingError("can't connect:\n  refused")) == "can't connect: refused"

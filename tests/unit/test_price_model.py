@@ -30,7 +30,7 @@ MOMENTS = st.integers(0, 4 * 10**15).map(lambda us: EPOCH + timedelta(microsecon
         ("0.00", 999999, 0),
     ],
 )
-def test_clock_shows_what_was_worked_out_by_hand(price: str, hours: int, cents: int) -> None:
+def test_clock_shows_the_figures_calculated_by_hand(price: str, hours: int, cents: int) -> None:
     assert clock_cents(Decimal(price), EPOCH + hours * HOUR) == cents
 
 
@@ -61,11 +61,11 @@ def test_settling_pays_the_first_in_full_before_the_next() -> None:
     assert settle(Decimal("0.06"), owed) == [3, 3, 3]
 
 
-def test_a_dearer_instance_leaves_its_rest_to_the_next() -> None:
+def test_balance_too_small_for_one_instance_pays_the_next() -> None:
     dear, cheap = Owed(Decimal("73.00"), EPOCH, 2), Owed(Decimal("7.30"), EPOCH, 9)
     assert settle(Decimal("0.15"), [dear, cheap]) == [1, 5]
 
 
-def test_an_hour_is_whole_only_to_the_microsecond() -> None:
+def test_hour_is_whole_to_the_microsecond() -> None:
     assert whole_hours(NOON, NOON + HOUR) == 1
     assert whole_hours(NOON, NOON + HOUR - timedelta(microseconds=1)) == 0
