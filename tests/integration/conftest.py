@@ -28,9 +28,3 @@ def scripted_world(database: str) -> Iterator[World]:
         for _ in range(4):
             world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
         yield world
-
-
-@pytest.fixture
-def touchy(scripted_world: World) -> World:
-    """The former name of `scripted_world`."""
-    return scripted_world

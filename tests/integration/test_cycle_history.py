@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from controller.billing.values import Outcome, Run, Totals
-from tests.integration.touchy import TouchyLedger
+from tests.integration.scripted_ledger import ScriptedLedger
 from tests.integration.world import Term, World
 from tests.model import HOUR, NOON, Owed, settle
 
@@ -34,18 +34,18 @@ def begin_term(world: World, leadership: Term, delay_seconds: float = 300, inter
         return silent
 
 
-def town(world: World, organizations: int = 4) -> None:
+def create_debtors(world: World, organizations: int = 4) -> None:
     """Creates organizations that each owe five cents."""
     plan = world.plan("7.30")
     for _ in range(organizations):
         world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
 
 
-def test_a_database_that_was_never_billed_is_overdue(world: World) -> None:
+def test_database_that_was_never_billed_is_overdue(world: World) -> None:
     assert seconds_until_due(world) < 0
 
 
-def test_a_cycle_is_due_an_interval_after_the_last_good_start(world: World) -> None:
+def test_cycle_is_due_an_interval_after_the_last_good_start(world: World) -> None:
     world.bill()
     assert 3590 < seconds_until_due(world) <= 3600
     begin_term(world, world.lead(), 0, interval_minutes=10)
@@ -61,19 +61,19 @@ def test_a_cycle_is_due_an_interval_after_the_last_good_start(world: World) -> N
 
 
 @pytest.mark.parametrize("outcome", ["failed", "stopped", "abandoned", "running"])
-def test_a_cycle_that_did_not_complete_is_followed_at_once(world: World, outcome: str) -> None:
+def test_cycle_that_did_not_complete_is_followed_at_once(world: World, outcome: str) -> None:
     world.bill()
     world.run("update billing_runs set started_at = started_at - interval '61 minutes'")
     world.run("insert into billing_runs (term, holder, started_at, outcome) values (1, 'test-1', now(), %s)", outcome)
     assert seconds_until_due(world) < 0
 
 
-def test_without_a_heartbeat_the_first_cycle_waits_for_the_applications_own_billing(world: World) -> None:
+def test_takeover_delay_applies_without_a_heartbeat(world: World) -> None:
     assert begin_term(world, world.lead()) is True
     assert 290 < seconds_until_due(world) <= 300
 
 
-def test_the_delay_outlives_the_leader_that_began_it(world: World) -> None:
+def test_takeover_delay_outlives_the_leader_that_began_it(world: World) -> None:
     begin_term(world, world.lead())
     world.run("insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at) values ('a-1', 'x', now())")
     assert begin_term(world, world.lead()) is False, "the successor finds a heartbeat that is seconds old"
@@ -81,7 +81,7 @@ def test_the_delay_outlives_the_leader_that_began_it(world: World) -> None:
 
 
 @pytest.mark.parametrize(("minutes", "waits"), [(89, False), (91, True)])
-def test_the_delay_begins_when_the_newest_heartbeat_is_older_than_90_minutes(
+def test_takeover_delay_applies_if_the_newest_heartbeat_is_older_than_90_minutes(
     world: World,
     minutes: int,
     waits: bool,  # noqa: FBT001 - a column of the table above
@@ -95,13 +95,13 @@ def test_the_delay_begins_when_the_newest_heartbeat_is_older_than_90_minutes(
     assert begin_term(world, world.lead()) is waits
 
 
-def test_a_delay_of_zero_bills_at_once(world: World) -> None:
+def test_takeover_delay_of_zero_bills_at_once(world: World) -> None:
     begin_term(world, world.lead(), 0)
     assert seconds_until_due(world) <= 0
 
 
-def test_a_run_records_who_when_and_what(world: World) -> None:
-    town(world)
+def test_run_records_its_leader_times_and_totals(world: World) -> None:
+    create_debtors(world)
     leadership = world.lead()
     result = world.bill(None, leadership)
     (run,) = world.rows("select * from billing_runs")
@@ -112,7 +112,7 @@ def test_a_run_records_who_when_and_what(world: World) -> None:
     assert result.run.id == run["id"]
 
 
-class Crashing(TouchyLedger):
+class Crashing(ScriptedLedger):
     """A ledger that dies before a chosen statement."""
 
 
@@ -122,7 +122,7 @@ def crashing(world: World) -> World:
         pass
 
     world.ledger_class = Own
-    town(world)
+    create_debtors(world)
     return world
 
 
@@ -136,7 +136,7 @@ def crash_before(world: World, statement: str, nth: int, **settings: Any) -> Non
     world.cycle(NOON, **settings).run(leadership, dry=True)
     moment = [number for number, name in enumerate(kind.names) if name == statement][nth]
 
-    def crash(ledger: TouchyLedger) -> None:
+    def crash(ledger: ScriptedLedger) -> None:
         ledger.connection.close()
         raise CrashError
 
@@ -145,7 +145,7 @@ def crash_before(world: World, statement: str, nth: int, **settings: Any) -> Non
         world.cycle(NOON, **settings).run(leadership)
 
 
-def test_an_abandoned_run_is_closed_with_what_its_batches_committed(crashing: World) -> None:
+def test_abandoned_run_is_closed_with_what_its_batches_committed(crashing: World) -> None:
     crash_before(crashing, "charge_covered", 2, batch_size=1)
     (run,) = crashing.rows("select * from billing_runs")
     assert (run["outcome"], run["finished_at"]) == ("running", None)
@@ -157,8 +157,8 @@ def test_an_abandoned_run_is_closed_with_what_its_batches_committed(crashing: Wo
     assert crashing.violations() == {}
 
 
-def test_a_stopped_cycle_keeps_its_batches_and_is_followed_at_once(world: World) -> None:
-    town(world)
+def test_stopped_cycle_keeps_its_batches_and_is_followed_at_once(world: World) -> None:
+    create_debtors(world)
     batches = [True, True]
     result = world.cycle(NOON, batch_size=1, may_start_batch=lambda: bool(batches and batches.pop())).run(world.lead())
     assert result.outcome is Outcome.STOPPED
@@ -170,8 +170,8 @@ def test_a_stopped_cycle_keeps_its_batches_and_is_followed_at_once(world: World)
     assert world.violations() == {}
 
 
-def test_a_leader_that_no_longer_believes_in_itself_starts_no_further_batch(world: World) -> None:
-    town(world)
+def test_leader_past_its_deadline_starts_no_further_batch(world: World) -> None:
+    create_debtors(world)
     leadership, believes = world.lead(), [True, True]
     leadership.leads = lambda: bool(believes and believes.pop())
     result = world.cycle(NOON, batch_size=1).run(leadership)
@@ -211,7 +211,7 @@ def test_results_do_not_depend_on_batches_and_workers(world: World, workers: int
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 100])
-def test_a_plan_covers_every_organization_once_in_bounded_batches(world: World, batch_size: int) -> None:
+def test_plan_covers_every_organization_once_in_bounded_batches(world: World, batch_size: int) -> None:
     plan, sizes = world.plan(), (9, 1, 2, 4, 1, 1, 7, 3, 5, 2, 2, 8, 1)
     organizations = [world.organization() for _ in sizes]
     for organization, size in zip(organizations, sizes, strict=True):
@@ -236,7 +236,7 @@ def test_a_plan_covers_every_organization_once_in_bounded_batches(world: World, 
 
 
 def test_old_batches_are_pruned_and_runs_are_kept(world: World) -> None:
-    town(world)
+    create_debtors(world)
     world.bill(NOON)
     world.run("update billing_batches set written_at = now() - interval '31 days'")
     world.instance(world.organization(), "p", NOON - 5 * HOUR)

@@ -56,7 +56,7 @@ def reasons(world: World) -> dict[UUID, str]:
 
 
 @pytest.mark.parametrize("sqlstate", SQLSTATES)
-def test_an_error_of_one_organization_stops_no_other(world: World, sqlstate: str) -> None:
+def test_error_of_one_organization_stops_no_other(world: World, sqlstate: str) -> None:
     made = organizations(world, 7)
     refuse(world, [made[3]], f"raise sqlstate '{sqlstate}' using message = 'not this one'")
     result = world.bill(NOON)
@@ -65,7 +65,7 @@ def test_an_error_of_one_organization_stops_no_other(world: World, sqlstate: str
     assert world.violations() == {}
 
 
-def test_an_organization_that_ends_our_session_stops_no_other(world: World) -> None:
+def test_organization_that_ends_the_session_stops_no_other(world: World) -> None:
     made = organizations(world, 4)
     refuse(world, [made[0]], "perform pg_terminate_backend(pg_backend_pid())")
     assert world.bill(NOON).totals == Totals(instances=3, hours=15, amount=D("0.15"), failures=1)
@@ -95,7 +95,7 @@ EVERYBODY: dict[str, Callable[[World], None]] = {
 
 
 @pytest.mark.parametrize("failure", EVERYBODY)
-def test_a_failure_of_everybody_is_the_controllers_and_marks_no_organization(world: World, failure: str) -> None:
+def test_failure_of_every_organization_is_the_controllers_and_marks_none(world: World, failure: str) -> None:
     organizations(world, 20)
     EVERYBODY[failure](world)
     before = world.dump("vps_billing_cycles", "payment_transactions", "vps_instances", "wallets")
@@ -105,7 +105,7 @@ def test_a_failure_of_everybody_is_the_controllers_and_marks_no_organization(wor
     assert world.dump(*before) == before
 
 
-def test_a_failure_of_both_of_two_organizations_is_theirs(world: World) -> None:
+def test_failure_of_both_of_two_organizations_is_theirs(world: World) -> None:
     made = organizations(world, 2)
     refuse(world, None, "raise sqlstate 'AP001'")
     result = world.cycle(NOON).run(world.lead())
@@ -122,7 +122,7 @@ def test_failures_that_differ_are_the_organizations(world: World) -> None:
     assert reasons(world) == dict.fromkeys(made, "error")
 
 
-def test_a_single_organization_that_is_merely_short_of_balance_clears_the_controller(world: World) -> None:
+def test_single_organization_that_is_short_of_balance_clears_the_controller(world: World) -> None:
     made = organizations(world, 5)
     poor = organizations(world, 1, balance="0.00")[0]
     refuse(world, None, "raise sqlstate '42501'")
@@ -140,7 +140,7 @@ def test_every_other_organization_failing_leaves_the_rest_billed(world: World, p
     assert reasons(world) == dict.fromkeys(made[parity::2], "error")
 
 
-def test_an_organization_that_failed_before_is_planned_last_and_alone(world: World) -> None:
+def test_organization_that_failed_before_is_planned_last_and_alone(world: World) -> None:
     made = organizations(world, 6)
     refuse(world, [made[1], made[4]], "raise sqlstate 'AP001'")
     world.bill(NOON)
@@ -165,7 +165,7 @@ def test_organizations_that_failed_before_are_no_evidence_against_the_controller
     assert len(reasons(world)) == 5
 
 
-def test_a_large_organization_whose_rows_are_slow_is_billed_in_shorter_steps(world: World) -> None:
+def test_large_organization_with_slow_rows_is_billed_in_shorter_steps(world: World) -> None:
     """3,000 rows of 2 ms each exceed the statement timeout of 5 s at the default batch size."""
     (slow,) = organizations(world, 1, balance="10000.00")
     world.run(
@@ -179,7 +179,7 @@ def test_a_large_organization_whose_rows_are_slow_is_billed_in_shorter_steps(wor
     assert world.violations() == {}
 
 
-def test_a_worker_whose_session_is_refused_leaves_the_work_to_the_others(world: World) -> None:
+def test_worker_whose_session_is_refused_leaves_its_work_to_the_others(world: World) -> None:
     organizations(world, 8)
     world.run("drop role if exists limited")
     world.run("create role limited login connection limit 1")
@@ -242,7 +242,7 @@ def timed(world: World) -> tuple[CycleResult, float]:
     return result, time.monotonic() - began
 
 
-def test_a_cycle_in_which_everything_fails_ends_early(world: World) -> None:
+def test_cycle_in_which_every_charge_fails_ends_early(world: World) -> None:
     many(world, 2000)
     refuse(world, None, "raise sqlstate 'AP001'")
     result, seconds = timed(world)
@@ -250,7 +250,7 @@ def test_a_cycle_in_which_everything_fails_ends_early(world: World) -> None:
     assert seconds < 10
 
 
-def test_a_cycle_in_which_half_of_the_organizations_fail_takes_few_transactions(world: World) -> None:
+def test_cycle_in_which_half_of_the_organizations_fail_takes_few_transactions(world: World) -> None:
     """At 5 ms for each, 100,000 organizations take less than half an hour."""
     many(world, 400)
     made = [row["id"] for row in world.rows("select id from organizations order by id")]

@@ -17,7 +17,7 @@ CENT_AN_HOUR = "7.30"
 
 
 @dataclass
-class Town:
+class Tenants:
     """Seven organizations in the order of their ids, each with one instance that owes five cents; the fourth is bad."""
 
     world: World
@@ -29,7 +29,7 @@ class Town:
         return self.organizations[3]
 
     @property
-    def victim(self) -> UUID:
+    def bad_instance(self) -> UUID:
         return self.instances[3]
 
     def expect(self, reason: str, result: CycleResult) -> None:
@@ -38,11 +38,11 @@ class Town:
         assert [len(self.world.billed(each)) for each in self.instances] == [1] * 3 + [0] + [1] * 3
         assert result.totals == Totals(instances=6, hours=30, amount=D("0.30"), failures=1)
         assert (result.failures_by_reason or {})[reason] == 1
-        assert self.world.last_billed_at(self.victim) is None
+        assert self.world.last_billed_at(self.bad_instance) is None
 
     def expect_recovered(self) -> None:
         """Checks that the next cycle bills the fourth organization in its open row."""
-        row = self.world.open_row(self.victim)
+        row = self.world.open_row(self.bad_instance)
         assert row is not None
         assert self.world.bill(NOON).totals == Totals(instances=1, hours=5, amount=D("0.05"))
         assert self.world.one("select status from vps_billing_cycles where id = %s", row["id"]) == "billed"
@@ -50,10 +50,10 @@ class Town:
 
 
 @pytest.fixture
-def town(world: World) -> Town:
+def tenants(world: World) -> Tenants:
     plan = world.plan(CENT_AN_HOUR)
     organizations = [world.organization("10.00") for _ in range(7)]
-    return Town(world, organizations, [world.instance(each, plan, NOON - 5 * HOUR) for each in organizations])
+    return Tenants(world, organizations, [world.instance(each, plan, NOON - 5 * HOUR) for each in organizations])
 
 
 WALLETS: dict[str, tuple[str, str]] = {
@@ -81,22 +81,22 @@ WALLETS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("reason", WALLETS)
-def test_an_unusable_wallet_fails_its_organization_alone(town: Town, reason: str) -> None:
+def test_unusable_wallet_fails_its_organization_alone(tenants: Tenants, reason: str) -> None:
     spoil, mend = WALLETS[reason]
-    town.world.run(spoil, town.bad)
-    town.expect(reason, town.world.bill(NOON))
-    town.expect(reason, _again(town))
-    assert "overdue" not in town.world.violations()
-    town.world.run(mend, town.bad)
-    town.expect_recovered()
+    tenants.world.run(spoil, tenants.bad)
+    tenants.expect(reason, tenants.world.bill(NOON))
+    tenants.expect(reason, bill_again(tenants))
+    assert "overdue" not in tenants.world.violations()
+    tenants.world.run(mend, tenants.bad)
+    tenants.expect_recovered()
 
 
-def _again(town: Town) -> CycleResult:
+def bill_again(tenants: Tenants) -> CycleResult:
     """Another cycle neither changes the open row nor adds one."""
-    row = town.world.open_row(town.victim)
+    row = tenants.world.open_row(tenants.bad_instance)
     assert row is not None
-    result = town.world.bill(NOON)
-    again = town.world.open_row(town.victim)
+    result = tenants.world.bill(NOON)
+    again = tenants.world.open_row(tenants.bad_instance)
     assert again is not None
     assert (again["id"], again["metadata"]["since"]) == (row["id"], row["metadata"]["since"])
     assert result.totals == Totals(failures=1)
@@ -105,41 +105,41 @@ def _again(town: Town) -> CycleResult:
     )
 
 
-def test_a_missing_currency_is_a_mismatch(town: Town) -> None:
-    town.world.run("update wallets set currency = null where organization_id = %s", town.bad)
-    town.expect("currency_mismatch", town.world.bill(NOON))
+def test_missing_currency_is_a_mismatch(tenants: Tenants) -> None:
+    tenants.world.run("update wallets set currency = null where organization_id = %s", tenants.bad)
+    tenants.expect("currency_mismatch", tenants.world.bill(NOON))
 
 
 @pytest.mark.parametrize(("reason", "base"), [("price_negative", "-0.01"), ("price_nan", "NaN")])
-def test_an_unusable_price_fails_its_instance(town: Town, reason: str, base: str) -> None:
-    plan = town.world.plan(base)
-    town.world.run("update vps_instances set plan_id = %s where id = %s", str(plan), town.victim)
-    town.expect(reason, town.world.bill(NOON))
-    town.world.run("update vps_plans set base_price = 7.30 where id = %s", plan)
-    town.expect_recovered()
+def test_unusable_price_fails_its_instance(tenants: Tenants, reason: str, base: str) -> None:
+    plan = tenants.world.plan(base)
+    tenants.world.run("update vps_instances set plan_id = %s where id = %s", str(plan), tenants.bad_instance)
+    tenants.expect(reason, tenants.world.bill(NOON))
+    tenants.world.run("update vps_plans set base_price = 7.30 where id = %s", plan)
+    tenants.expect_recovered()
 
 
-def test_without_a_default_rate_a_missing_plan_is_a_failure(town: Town) -> None:
-    town.world.pricing = Pricing(None, "USD")
-    town.world.run("update vps_instances set plan_id = 'gone' where id = %s", town.victim)
-    town.expect("price_missing", town.world.bill(NOON))
-    town.world.plan(CENT_AN_HOUR, provider="gone")
-    town.expect_recovered()
+def test_missing_plan_is_a_failure_if_there_is_no_default_rate(tenants: Tenants) -> None:
+    tenants.world.pricing = Pricing(None, "USD")
+    tenants.world.run("update vps_instances set plan_id = 'gone' where id = %s", tenants.bad_instance)
+    tenants.expect("price_missing", tenants.world.bill(NOON))
+    tenants.world.plan(CENT_AN_HOUR, provider="gone")
+    tenants.expect_recovered()
 
 
-def test_a_bad_price_leaves_the_other_instances_of_its_organization_billed(town: Town) -> None:
-    negative = town.world.plan("-1.00")
-    more = town.world.instance(town.bad, negative, NOON - 9 * HOUR)
-    assert town.world.bill(NOON).totals == Totals(instances=7, hours=35, amount=D("0.35"), failures=1)
-    assert town.world.reason(more) == "price_negative"
-    assert town.world.violations() == {}
+def test_unusable_price_leaves_the_other_instances_of_its_organization_billed(tenants: Tenants) -> None:
+    negative = tenants.world.plan("-1.00")
+    more = tenants.world.instance(tenants.bad, negative, NOON - 9 * HOUR)
+    assert tenants.world.bill(NOON).totals == Totals(instances=7, hours=35, amount=D("0.35"), failures=1)
+    assert tenants.world.reason(more) == "price_negative"
+    assert tenants.world.violations() == {}
 
 
-def test_an_unknown_start_is_a_failure(town: Town) -> None:
-    town.world.run("update vps_instances set created_at = null where id = %s", town.victim)
-    town.expect("start_unknown", town.world.bill(NOON))
-    town.world.run("update vps_instances set created_at = %s where id = %s", NOON - 5 * HOUR, town.victim)
-    town.expect_recovered()
+def test_unknown_start_is_a_failure(tenants: Tenants) -> None:
+    tenants.world.run("update vps_instances set created_at = null where id = %s", tenants.bad_instance)
+    tenants.expect("start_unknown", tenants.world.bill(NOON))
+    tenants.world.run("update vps_instances set created_at = %s where id = %s", NOON - 5 * HOUR, tenants.bad_instance)
+    tenants.expect_recovered()
 
 
 TRIGGERS = {
@@ -151,61 +151,70 @@ TRIGGERS = {
 
 @pytest.mark.parametrize("table", TRIGGERS)
 @pytest.mark.parametrize("batch_size", [2000, 3])
-def test_an_organization_whose_rows_a_trigger_refuses_is_found_and_skipped(
-    town: Town, table: str, batch_size: int
-) -> None:
+def test_organization_whose_rows_a_trigger_refuses_fails_alone(tenants: Tenants, table: str, batch_size: int) -> None:
     name, event, column = TRIGGERS[table]
-    town.world.run(
-        f"create function refuse() returns trigger language plpgsql as $$ begin if {column} = '{town.bad}'"
+    tenants.world.run(
+        f"create function refuse() returns trigger language plpgsql as $$ begin if {column} = '{tenants.bad}'"
         " then raise exception 'not this one'; end if; return new; end $$"
     )
-    town.world.run(f"create trigger refuse before {event} on {name} for each row execute function refuse()")
-    result = town.world.bill(NOON, batch_size=batch_size)
-    town.expect("error", result)
-    row = town.world.open_row(town.victim)
+    tenants.world.run(f"create trigger refuse before {event} on {name} for each row execute function refuse()")
+    result = tenants.world.bill(NOON, batch_size=batch_size)
+    tenants.expect("error", result)
+    row = tenants.world.open_row(tenants.bad_instance)
     assert row is not None
     assert row["metadata"]["error"] == "not this one"
-    assert "overdue" not in town.world.violations()
-    town.world.run(f"drop trigger refuse on {name}")
-    town.expect_recovered()
+    assert "overdue" not in tenants.world.violations()
+    tenants.world.run(f"drop trigger refuse on {name}")
+    tenants.expect_recovered()
 
 
-def test_several_bad_organizations_are_each_found(town: Town) -> None:
-    bad = [town.organizations[n] for n in (0, 3, 6)]
+def test_several_bad_organizations_are_each_found(tenants: Tenants) -> None:
+    bad = [tenants.organizations[n] for n in (0, 3, 6)]
     names = ", ".join(f"'{each}'" for each in bad)
-    town.world.run(
+    tenants.world.run(
         f"alter table wallets add constraint refuse check (balance = 10 or organization_id not in ({names}))"
     )
-    assert town.world.bill(NOON).totals == Totals(instances=4, hours=20, amount=D("0.20"), failures=3)
-    assert [town.world.reason(each) for each in town.instances] == ["error", None, None, "error", None, None, "error"]
+    assert tenants.world.bill(NOON).totals == Totals(instances=4, hours=20, amount=D("0.20"), failures=3)
+    assert [tenants.world.reason(each) for each in tenants.instances] == [
+        "error",
+        None,
+        None,
+        "error",
+        None,
+        None,
+        "error",
+    ]
 
 
-HOLDS: dict[str, Callable[[Town], tuple[str, UUID]]] = {
-    "wallet row for update": lambda town: ("select from wallets where organization_id = %s for update", town.bad),
-    "wallet row updated": lambda town: (
+LOCKS: dict[str, Callable[[Tenants], tuple[str, UUID]]] = {
+    "wallet row for update": lambda tenants: ("select from wallets where organization_id = %s for update", tenants.bad),
+    "wallet row updated": lambda tenants: (
         "update wallets set balance = balance + 1 where organization_id = %s",
-        town.bad,
+        tenants.bad,
     ),
-    "instance row updated": lambda town: ("update vps_instances set label = 'x' where id = %s", town.victim),
+    "instance row updated": lambda tenants: (
+        "update vps_instances set label = 'x' where id = %s",
+        tenants.bad_instance,
+    ),
 }
 
 
-@pytest.mark.parametrize("hold", HOLDS)
-def test_rows_that_someone_else_holds_are_left_out_and_billed_in_the_next_cycle(town: Town, hold: str) -> None:
-    statement, parameter = HOLDS[hold](town)
-    with psycopg.connect(town.world.url) as other:
+@pytest.mark.parametrize("lock", LOCKS)
+def test_rows_locked_by_others_are_left_out_and_billed_in_the_next_cycle(tenants: Tenants, lock: str) -> None:
+    statement, parameter = LOCKS[lock](tenants)
+    with psycopg.connect(tenants.world.url) as other:
         other.execute(statement.encode(), (parameter,))
-        town.expect("locked", town.world.bill(NOON))
+        tenants.expect("locked", tenants.world.bill(NOON))
         other.rollback()
-    town.expect_recovered()
+    tenants.expect_recovered()
 
 
-def test_rows_that_are_released_in_time_are_billed_in_the_same_cycle(town: Town) -> None:
-    with psycopg.connect(town.world.url) as other:
-        other.execute("update wallets set balance = balance + 1 where organization_id = %s", (town.bad,))
+def test_rows_unlocked_in_time_are_billed_in_the_same_cycle(tenants: Tenants) -> None:
+    with psycopg.connect(tenants.world.url) as other:
+        other.execute("update wallets set balance = balance + 1 where organization_id = %s", (tenants.bad,))
         other.execute(
             "insert into payment_transactions (organization_id, amount, status) values (%s, 1, 'completed')",
-            (town.bad,),
+            (tenants.bad,),
         )
         pauses: list[float] = []
 
@@ -213,21 +222,21 @@ def test_rows_that_are_released_in_time_are_billed_in_the_same_cycle(town: Town)
             pauses.append(seconds)
             other.commit()
 
-        result = town.world.bill(NOON, pause=pause)
+        result = tenants.world.bill(NOON, pause=pause)
     assert result.totals == Totals(instances=7, hours=35, amount=D("0.35"))
     assert len(pauses) == 1
-    assert town.world.balance(town.bad) == D("10.95")
-    assert town.world.violations() == {}
+    assert tenants.world.balance(tenants.bad) == D("10.95")
+    assert tenants.world.violations() == {}
 
 
-def test_the_others_do_not_wait_for_a_held_row(town: Town) -> None:
+def test_other_organizations_do_not_wait_for_a_locked_row(tenants: Tenants) -> None:
     """The other organizations' charges are committed before the cycle waits for the first time."""
     seen: list[int] = []
 
     def pause(_seconds: float) -> None:
-        seen.append(town.world.one("select count(*) from vps_billing_cycles where status = 'billed'"))
+        seen.append(tenants.world.one("select count(*) from vps_billing_cycles where status = 'billed'"))
 
-    with psycopg.connect(town.world.url) as other:
-        other.execute("select from wallets where organization_id = %s for update", (town.bad,))
-        town.world.bill(NOON, pause=pause)
+    with psycopg.connect(tenants.world.url) as other:
+        other.execute("select from wallets where organization_id = %s for update", (tenants.bad,))
+        tenants.world.bill(NOON, pause=pause)
     assert seen[0] == 6

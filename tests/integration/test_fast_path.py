@@ -35,7 +35,7 @@ class FastLedger(ScriptedLedger):
 
 
 @dataclass(frozen=True)
-class Town:
+class Tenants:
     """Three adopted organizations with an instance each, which has been billed until an hour before noon."""
 
     world: World
@@ -49,7 +49,7 @@ class Town:
 
 
 @pytest.fixture
-def town(database: str) -> Iterator[Town]:
+def tenants(database: str) -> Iterator[Tenants]:
     class Own(FastLedger):
         before_charge: ClassVar[list[Callable[[ScriptedLedger], None]]] = []
 
@@ -59,31 +59,31 @@ def town(database: str) -> Iterator[Town]:
         instances = [world.instance(each, plan, NOON - 5 * HOUR) for each in organizations]
         world.bill(NOON - HOUR)
         Own.names.clear()
-        yield Town(world, Own, organizations, instances)
+        yield Tenants(world, Own, organizations, instances)
 
 
-def test_adopted_wallets_that_cover_everything_take_the_fast_path(town: Town) -> None:
-    assert town.world.bill(NOON).totals == Totals(instances=3, hours=3, amount=D("0.03"))
-    assert not town.ordered()
-    assert town.world.violations() == {}
+def test_adopted_wallets_that_cover_everything_take_the_fast_path(tenants: Tenants) -> None:
+    assert tenants.world.bill(NOON).totals == Totals(instances=3, hours=3, amount=D("0.03"))
+    assert not tenants.ordered()
+    assert tenants.world.violations() == {}
 
 
-def test_instance_that_was_billed_meanwhile_is_not_charged_again(town: Town) -> None:
-    moved = town.instances[0]
-    town.ledger.before_charge.append(
-        concurrently(town.world, "update vps_instances set last_billed_at = %s where id = %s", NOON, moved)
+def test_instance_that_was_billed_meanwhile_is_not_charged_again(tenants: Tenants) -> None:
+    moved = tenants.instances[0]
+    tenants.ledger.before_charge.append(
+        concurrently(tenants.world, "update vps_instances set last_billed_at = %s where id = %s", NOON, moved)
     )
     pauses = list[float]()
-    assert town.world.bill(NOON, pause=pauses.append).totals == Totals(instances=2, hours=2, amount=D("0.02"))
+    assert tenants.world.bill(NOON, pause=pauses.append).totals == Totals(instances=2, hours=2, amount=D("0.02"))
     assert len(pauses) == 1, "the first attempt was rolled back"
-    assert [hours for _, hours, _ in town.world.billed(moved)] == [4]
+    assert [hours for _, hours, _ in tenants.world.billed(moved)] == [4]
 
 
-def test_short_wallet_takes_the_ordered_path_without_a_retry(town: Town) -> None:
-    town.world.run("update wallets set balance = 0 where organization_id = %s", town.organizations[0])
+def test_short_wallet_takes_the_ordered_path_without_a_retry(tenants: Tenants) -> None:
+    tenants.world.run("update wallets set balance = 0 where organization_id = %s", tenants.organizations[0])
     pauses = list[float]()
-    assert town.world.bill(NOON, pause=pauses.append).totals == Totals(2, 2, D("0.02"), debts=1)
-    assert town.ledger.names.count("charge_covered") == 1
+    assert tenants.world.bill(NOON, pause=pauses.append).totals == Totals(2, 2, D("0.02"), debts=1)
+    assert tenants.ledger.names.count("charge_covered") == 1
     assert pauses == []
 
 
@@ -95,11 +95,11 @@ def test_short_wallet_takes_the_ordered_path_without_a_retry(town: Town) -> None
     ],
 )
 def test_adopted_wallet_that_became_unusable_fails_its_organization_alone(
-    town: Town, reason: str, statement: str
+    tenants: Tenants, reason: str, statement: str
 ) -> None:
-    town.world.run(statement, town.organizations[0])
-    assert town.world.bill(NOON).totals == Totals(2, 2, D("0.02"), failures=1)
-    assert [town.world.reason(each) for each in town.instances] == [reason, None, None]
+    tenants.world.run(statement, tenants.organizations[0])
+    assert tenants.world.bill(NOON).totals == Totals(2, 2, D("0.02"), failures=1)
+    assert [tenants.world.reason(each) for each in tenants.instances] == [reason, None, None]
 
 
 #: A trigger, and what it does with a row of the bad organization.
@@ -118,10 +118,10 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("balance", ["1.00", "0.03"])
 def test_row_that_the_database_does_not_write_as_told_fails_its_organization_alone(
-    town: Town, lie: str, balance: str
+    tenants: Tenants, lie: str, balance: str
 ) -> None:
     """A balance of 0.03 can't pay both instances of the organization, which then takes the ordered path."""
-    world, bad, victim = town.world, town.organizations[0], town.instances[0]
+    world, bad, victim = tenants.world, tenants.organizations[0], tenants.instances[0]
     world.instance(bad, world.one("select id from vps_plans"), NOON - 3 * HOUR)
     world.run("update wallets set balance = %s::numeric where organization_id = %s", balance, bad)
     when, action = LIES[lie]
@@ -139,9 +139,9 @@ def test_row_that_the_database_does_not_write_as_told_fails_its_organization_alo
     assert world.one("select count(*) from payment_transactions where organization_id = %s", bad) == 1
 
 
-def test_wallets_are_locked_in_the_order_of_their_organizations(town: Town) -> None:
+def test_wallets_are_locked_in_the_order_of_their_organizations(tenants: Tenants) -> None:
     """Two batches that lock wallets in different orders could deadlock."""
-    world, amounts = town.world, [D("0.01")] * 3
+    world, amounts = tenants.world, [D("0.01")] * 3
     wallets = [row["id"] for row in world.rows("select id from wallets order by organization_id")]
     charging, charged = world.ledger().connection, list[int]()
 
@@ -160,10 +160,10 @@ def test_wallets_are_locked_in_the_order_of_their_organizations(town: Town) -> N
     assert charged == [3]
 
 
-def test_ledger_holds_an_hour_once(town: Town) -> None:
+def test_ledger_holds_an_hour_once(tenants: Tenants) -> None:
     columns = "vps_instance_id, organization_id, billing_period_start, hourly_rate, total_amount, metadata"
     with pytest.raises(errors.UniqueViolation):
-        town.world.run(
+        tenants.world.run(
             f"insert into vps_billing_cycles ({columns}, billing_period_end, status)"  # noqa: S608 - constants
             f" select {columns}, billing_period_end + interval '1 hour', 'refunded' from vps_billing_cycles limit 1"
         )

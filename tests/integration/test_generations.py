@@ -104,20 +104,20 @@ def test_every_write_under_another_generation_is_refused(world: World) -> None:
     assert world.rows("select from billing_runs") == []
 
 
-def test_cycle_ends_at_once_when_a_migration_raises_the_generation(touchy: World) -> None:
-    leadership = touchy.lead()
-    touchy.bill(NOON, leadership, batch_size=2)
-    touchy.run("update vps_instances set last_billed_at = null, created_at = created_at - interval '1 hour'")
+def test_cycle_ends_at_once_when_a_migration_raises_the_generation(scripted_world: World) -> None:
+    leadership = scripted_world.lead()
+    scripted_world.bill(NOON, leadership, batch_size=2)
+    scripted_world.run("update vps_instances set last_billed_at = null, created_at = created_at - interval '1 hour'")
     batches = 0
 
     def may_start_batch() -> bool:
         nonlocal batches
         batches += 1
         if batches == 2:
-            raise_generation(touchy)
+            raise_generation(scripted_world)
         return True
 
-    result = touchy.cycle(NOON + 3 * HOUR, batch_size=2, may_start_batch=may_start_batch).run(leadership)
+    result = scripted_world.cycle(NOON + 3 * HOUR, batch_size=2, may_start_batch=may_start_batch).run(leadership)
     assert result.outcome is Outcome.SUPERSEDED
     assert batches == 2, "nothing is tried again"
 

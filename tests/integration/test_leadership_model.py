@@ -28,14 +28,14 @@ FENCE: Final = sql.load()["fence"]
 ENOUGH: Final = settings(CALM, max_examples=600, stateful_step_count=30, phases=[Phase.generate])
 
 
-def test_no_history_goes_wrong(database: str) -> None:
+def test_no_history_breaks_an_invariant(database: str) -> None:
     with histories(database) as here:
         run_state_machine_as_test(here, settings=settings(CALM, max_examples=50, stateful_step_count=40))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_no_long_history_goes_wrong(database: str) -> None:
+def test_no_long_history_breaks_an_invariant(database: str) -> None:
     search = settings(CALM, derandomize=False, print_blob=True, max_examples=400, stateful_step_count=80)
     with histories(database) as here:
         run_state_machine_as_test(here, settings=search)
@@ -58,7 +58,7 @@ class Hasty(Silence):
     ],
     ids=["no fence", "a fence that does not lock", "an eviction before the deadline"],
 )
-def test_model_finds_the_history_that_goes_wrong(
+def test_model_finds_the_history_that_breaks_an_invariant(
     database: str, parts: dict[str, Any], last_step: str, most_steps: int
 ) -> None:
     assert FENCE.endswith(" for share")

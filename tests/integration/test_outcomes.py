@@ -43,7 +43,7 @@ def expect(world: World, result: CycleResult, outcome: Outcome, cause: Cause | N
     return run
 
 
-def test_a_cycle_with_nothing_due_is_completed(world: World) -> None:
+def test_cycle_with_nothing_due_is_completed(world: World) -> None:
     run = expect(world, world.bill(NOON), Outcome.COMPLETED)
     assert (run["planned"], run["vanished"]) == (0, 0)
 
@@ -57,7 +57,7 @@ def test_charges_and_debts_are_a_completed_cycle(world: World) -> None:
     assert 3500 < seconds_until_due(world) <= 3600
 
 
-def test_a_suspended_organization_is_neither_debt_nor_failure(world: World) -> None:
+def test_suspended_organization_is_neither_debt_nor_failure(world: World) -> None:
     customers(world, 1)
     world.run(
         "insert into billing_suspensions (organization_id, reason, detail)"
@@ -90,7 +90,7 @@ def test_failures_alone_are_a_failed_cycle_that_is_not_tried_again_at_once(world
     assert 3500 < seconds_until_due(world) <= 3600
 
 
-def test_a_constraint_that_refuses_every_debit_is_the_controllers_failure_and_tried_again_at_once(world: World) -> None:
+def test_constraint_that_refuses_every_debit_is_the_controllers_failure_and_retried_at_once(world: World) -> None:
     customers(world, 9)
     world.run("alter table payment_transactions add constraint refuse check (amount >= 0)")
     result = world.cycle(NOON).run(world.lead())
@@ -100,7 +100,7 @@ def test_a_constraint_that_refuses_every_debit_is_the_controllers_failure_and_tr
     assert seconds_until_due(world) < 0
 
 
-def test_an_instance_that_a_cycle_did_not_see_is_missed(world: World) -> None:
+def test_instance_that_a_cycle_did_not_see_is_missed(world: World) -> None:
     customers(world, 1)
 
     def appear(_planned: int) -> None:
@@ -112,7 +112,7 @@ def test_an_instance_that_a_cycle_did_not_see_is_missed(world: World) -> None:
     assert world.bill(NOON).outcome is Outcome.COMPLETED
 
 
-def test_an_instance_that_is_deleted_while_a_cycle_runs_has_vanished(world: World) -> None:
+def test_instance_deleted_during_a_cycle_has_vanished(world: World) -> None:
     (gone, *_) = customers(world, 3)
     result = world.cycle(NOON).run(
         world.lead(), on_planned=lambda _: world.run("delete from vps_instances where id = %s", gone)
@@ -121,7 +121,7 @@ def test_an_instance_that_is_deleted_while_a_cycle_runs_has_vanished(world: Worl
     assert (run["planned"], run["instances"], run["vanished"]) == (3, 2, 1)
 
 
-def test_a_failure_that_can_not_be_recorded_is_not_missed_as_well(world: World) -> None:
+def test_failure_that_cannot_be_recorded_is_not_missed_as_well(world: World) -> None:
     customers(world, 3)
     (refused,) = customers(world, 1)
     world.run(f"alter table vps_billing_cycles add constraint refuse check (vps_instance_id <> '{refused}')")

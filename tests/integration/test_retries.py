@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from controller.billing.values import Batch, BatchResult, ResumePoint, Run, Totals
-from tests.integration.touchy import TouchyLedger
+from tests.integration.scripted_ledger import ScriptedLedger
 from tests.integration.world import LedgerAt, World
 from tests.model import NOON
 
@@ -16,14 +16,14 @@ D = Decimal
 BILLED = Totals(instances=4, hours=20, amount=D("0.20"))
 
 
-def before(world: World) -> dict[int, Callable[[TouchyLedger], None]]:
-    assert issubclass(world.ledger_class, TouchyLedger)
+def before(world: World) -> dict[int, Callable[[ScriptedLedger], None]]:
+    assert issubclass(world.ledger_class, ScriptedLedger)
     return world.ledger_class.before
 
 
 def statements_of_a_cycle(world: World) -> list[str]:
     """Runs a cycle of two batches, rolled back, and returns the names of its statements."""
-    assert issubclass(world.ledger_class, TouchyLedger)
+    assert issubclass(world.ledger_class, ScriptedLedger)
     names = world.ledger_class.names
     world.cycle(NOON, batch_size=2).run(world.lead(), dry=True)
     found = names.copy()
@@ -32,13 +32,13 @@ def statements_of_a_cycle(world: World) -> list[str]:
     return found
 
 
-def terminate(world: World) -> Callable[[TouchyLedger], None]:
+def terminate(world: World) -> Callable[[ScriptedLedger], None]:
     return lambda ledger: world.run("select pg_terminate_backend(%s, 2000)", ledger.connection.info.backend_pid)
 
 
 @pytest.mark.parametrize("first", [0, 4])
-def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(touchy: World, first: int) -> None:
-    names = statements_of_a_cycle(touchy)
+def test_worker_survives_the_end_of_its_session_at_every_statement(scripted_world: World, first: int) -> None:
+    names = statements_of_a_cycle(scripted_world)
     moment = names.index("fence", names.index("plan_cycle"))
     batch = names[moment : names.index("settle_wallets") + 1]
     assert batch == [
@@ -46,18 +46,18 @@ def test_a_worker_whose_session_is_terminated_at_each_statement_in_turn_goes_on(
         "reckon_ordered", "clear_open_rows", "settle_periods", "settle_wallets",
     ]  # fmt: skip
     for statements_before in range(first, first + len(batch) // 2):
-        before(touchy)[moment + statements_before] = terminate(touchy)
+        before(scripted_world)[moment + statements_before] = terminate(scripted_world)
         moment += statements_before + 1  # the next attempt begins
-    assert touchy.bill(NOON, batch_size=2).totals == BILLED
-    assert before(touchy) == {}
-    assert touchy.violations() == {}
-    assert touchy.bill(NOON).totals == Totals()
+    assert scripted_world.bill(NOON, batch_size=2).totals == BILLED
+    assert before(scripted_world) == {}
+    assert scripted_world.violations() == {}
+    assert scripted_world.bill(NOON).totals == Totals()
 
 
-def test_a_session_that_is_lost_before_the_commit_charges_once(touchy: World) -> None:
+def test_session_lost_before_the_commit_charges_once(scripted_world: World) -> None:
     """The session is lost after the last statement and before the commit."""
-    names = statements_of_a_cycle(touchy)
-    world = touchy
+    names = statements_of_a_cycle(scripted_world)
+    world = scripted_world
 
     class Lost(LedgerAt):
         left = 2
@@ -81,65 +81,65 @@ SQLSTATES = {"serialization failure": "40001", "deadlock": "40P01", "too many co
 
 
 @pytest.mark.parametrize("sqlstate", SQLSTATES.values(), ids=SQLSTATES.keys())
-def test_a_passing_error_of_the_server_is_tried_again(touchy: World, sqlstate: str) -> None:
+def test_transient_error_of_the_server_is_retried(scripted_world: World, sqlstate: str) -> None:
     """The server itself raises the error, inside the batch's transaction."""
-    moment = statements_of_a_cycle(touchy).index("charge_covered")
+    moment = statements_of_a_cycle(scripted_world).index("charge_covered")
 
-    def fail(ledger: TouchyLedger) -> None:
+    def fail(ledger: ScriptedLedger) -> None:
         ledger.connection.execute(f"do $$ begin raise sqlstate '{sqlstate}'; end $$".encode())
 
-    before(touchy)[moment] = fail
+    before(scripted_world)[moment] = fail
     pauses: list[float] = []
-    assert touchy.bill(NOON, batch_size=2, pause=pauses.append).totals == BILLED
+    assert scripted_world.bill(NOON, batch_size=2, pause=pauses.append).totals == BILLED
     assert len(pauses) == 1
-    assert touchy.violations() == {}
+    assert scripted_world.violations() == {}
 
 
-def test_a_real_deadlock_is_tried_again(touchy: World) -> None:
+def test_deadlock_is_retried(scripted_world: World) -> None:
     """Another session locks an organization and then waits for the batch's wallet. The server ends one of the two."""
-    moment = statements_of_a_cycle(touchy).index("settle_periods")
-    first = touchy.one("select min(id::text)::uuid from organizations")
+    moment = statements_of_a_cycle(scripted_world).index("settle_periods")
+    first = scripted_world.one("select min(id::text)::uuid from organizations")
     done = threading.Event()
 
     def top_up_late() -> None:
-        with psycopg.connect(touchy.url) as other, other.transaction():
+        with psycopg.connect(scripted_world.url) as other, other.transaction():
             other.execute("set local deadlock_timeout = '10s'")  # the server ends the batch's transaction
             other.execute("select from organizations where id = %s for update", (first,))
             holding.set()
-            go_on.wait(10)
+            unblocked.wait(10)
             other.execute("update wallets set balance = balance where organization_id = %s", (first,))
         done.set()
 
-    holding, go_on = threading.Event(), threading.Event()
+    holding, unblocked = threading.Event(), threading.Event()
     thread = threading.Thread(target=top_up_late)
     thread.start()
     assert holding.wait(10)
 
-    def let_it_wait_for_us(ledger: TouchyLedger) -> None:
+    def unblock_and_wait(ledger: ScriptedLedger) -> None:
         ledger.connection.execute("set local deadlock_timeout = '10ms'")
-        go_on.set()
-        while not touchy.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
+        unblocked.set()
+        while not scripted_world.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
             pass
 
-    before(touchy)[moment] = let_it_wait_for_us
-    result = touchy.bill(NOON, batch_size=2, pause=lambda _seconds: bool(done.wait(10)))
+    before(scripted_world)[moment] = unblock_and_wait
+    result = scripted_world.bill(NOON, batch_size=2, pause=lambda _seconds: bool(done.wait(10)))
     thread.join(10)
     assert result.totals == BILLED
-    assert touchy.violations() == {}
+    assert scripted_world.violations() == {}
 
 
-def test_a_statement_that_takes_too_long_is_halved(touchy: World) -> None:
+def test_batch_whose_statement_takes_too_long_is_halved(scripted_world: World) -> None:
     """A statement that takes too long in one batch may be fast enough in a smaller one."""
-    moment = statements_of_a_cycle(touchy).index("charge_covered")
+    moment = statements_of_a_cycle(scripted_world).index("charge_covered")
 
-    def fail(ledger: TouchyLedger) -> None:
+    def fail(ledger: ScriptedLedger) -> None:
         ledger.connection.execute("set local statement_timeout = '1ms'")
         ledger.connection.execute("select pg_sleep(5)")
 
-    before(touchy)[moment] = fail
-    assert touchy.bill(NOON, batch_size=4).totals == BILLED
-    assert touchy.one("select count(*) from billing_batches") == 2
-    assert touchy.violations() == {}
+    before(scripted_world)[moment] = fail
+    assert scripted_world.bill(NOON, batch_size=4).totals == BILLED
+    assert scripted_world.one("select count(*) from billing_batches") == 2
+    assert scripted_world.violations() == {}
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_a_statement_that_takes_too_long_is_halved(touchy: World) -> None:
     ["do $$ begin raise sqlstate '53100' using message = 'disk full'; end $$", "set local role pg_monitor"],
     ids=["disk full", "permission denied"],
 )
-def test_an_error_that_does_not_recur_is_survived_by_splitting_the_batch(touchy: World, failure: str) -> None:
-    moment = statements_of_a_cycle(touchy).index("charge_covered")
+def test_batch_is_split_after_an_error_that_does_not_recur(scripted_world: World, failure: str) -> None:
+    moment = statements_of_a_cycle(scripted_world).index("charge_covered")
 
-    def fail(ledger: TouchyLedger) -> None:
+    def fail(ledger: ScriptedLedger) -> None:
         ledger.connection.execute(failure.encode())
 
-    before(touchy)[moment] = fail
-    assert touchy.bill(NOON, batch_size=4).totals == BILLED
-    assert touchy.one("select count(*) from billing_batches") == 2
-    assert touchy.violations() == {}
+    before(scripted_world)[moment] = fail
+    assert scripted_world.bill(NOON, batch_size=4).totals == BILLED
+    assert scripted_world.one("select count(*) from billing_batches") == 2
+    assert scripted_world.violations() == {}

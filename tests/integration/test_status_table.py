@@ -15,11 +15,11 @@ from tests.model import HOUR, NOON
 #: The application's query.
 HEALTH = "select * from billing_daemon_status order by heartbeat_at desc nulls last, updated_at desc limit 1"
 
-MakeHeart = Callable[..., Heartbeat]
+MakeHeartbeat = Callable[..., Heartbeat]
 
 
 @pytest.fixture
-def heart_of(world: World) -> Iterator[MakeHeart]:
+def make_heartbeat(world: World) -> Iterator[MakeHeartbeat]:
     """Makes heartbeats that are stopped after the test."""
     made: list[Heartbeat] = []
 
@@ -36,9 +36,9 @@ def heart_of(world: World) -> Iterator[MakeHeart]:
         return made[-1]
 
     yield make
-    for heart in made:
-        heart.stop()
-        heart.run()
+    for heartbeat in made:
+        heartbeat.stop()
+        heartbeat.run()
 
 
 def status(world: World) -> dict[str, Any]:
@@ -51,10 +51,12 @@ def bill_five_cents(world: World) -> None:
     world.bill(NOON, world.term())
 
 
-def test_taking_office_writes_the_first_heartbeat_before_any_cycle(world: World, heart_of: MakeHeart) -> None:
+def test_start_of_a_term_writes_the_first_heartbeat_before_any_cycle(
+    world: World, make_heartbeat: MakeHeartbeat
+) -> None:
     leadership = world.lead()
     before: datetime = world.one("select clock_timestamp()")
-    heart_of().start(leadership)
+    make_heartbeat().start(leadership)
     row = status(world)
     assert (row["daemon_instance_id"], row["status"], row["last_run_at"]) == ("test-1", "running", None)
     assert row["heartbeat_at"] >= before
@@ -62,75 +64,79 @@ def test_taking_office_writes_the_first_heartbeat_before_any_cycle(world: World,
     assert row["started_at"] is not None
 
 
-def test_a_beat_carries_the_last_runs_figures(world: World, heart_of: MakeHeart) -> None:
-    heart = heart_of()
-    heart.start(world.lead())
+def test_heartbeat_carries_the_totals_of_the_last_run(world: World, make_heartbeat: MakeHeartbeat) -> None:
+    heartbeat = make_heartbeat()
+    heartbeat.start(world.lead())
     bill_five_cents(world)
-    assert heart.beat()
+    assert heartbeat.beat()
     row = status(world)
     assert (row["instances_billed"], row["total_amount"], row["total_hours"]) == (1, Decimal("0.05"), 5)
     assert (row["last_run_success"], row["last_run_at"], row["error_message"]) == (True, NOON, None)
 
 
-def test_stopping_keeps_the_figures_and_does_not_refresh_the_heartbeat(world: World, heart_of: MakeHeart) -> None:
-    heart = heart_of()
-    heart.start(world.lead())
+def test_stop_keeps_the_totals_and_does_not_refresh_the_heartbeat(world: World, make_heartbeat: MakeHeartbeat) -> None:
+    heartbeat = make_heartbeat()
+    heartbeat.start(world.lead())
     bill_five_cents(world)
-    heart.beat()
+    heartbeat.beat()
     world.run("update billing_daemon_status set heartbeat_at = heartbeat_at - interval '50 seconds'")
     before = status(world)
-    heart.mark_stopped()
+    heartbeat.mark_stopped()
     after = status(world)
     assert after["status"] == "stopped"
     assert after["heartbeat_at"] == before["heartbeat_at"]
     kept = ("last_run_at", "last_run_success", "instances_billed", "total_amount", "total_hours", "started_at")
     assert [after[name] for name in kept] == [before[name] for name in kept]
-    assert heart.beat() is False
+    assert heartbeat.beat() is False
     assert status(world)["heartbeat_at"] == before["heartbeat_at"]
 
 
-def test_a_run_that_ended_during_the_drain_is_told_without_a_heartbeat(world: World, heart_of: MakeHeart) -> None:
-    heart = heart_of()
-    heart.start(world.lead())
+def test_run_that_ended_during_the_drain_is_recorded_without_a_heartbeat(
+    world: World, make_heartbeat: MakeHeartbeat
+) -> None:
+    heartbeat = make_heartbeat()
+    heartbeat.start(world.lead())
     bill_five_cents(world)
     before = status(world)["heartbeat_at"]
-    heart.mark_stopped()
+    heartbeat.mark_stopped()
     row = status(world)
     assert (row["status"], row["total_amount"], row["heartbeat_at"]) == ("stopped", Decimal("0.05"), before)
 
 
-def test_a_failed_run_is_an_error_with_its_reason_until_one_completes(world: World, heart_of: MakeHeart) -> None:
-    heart = heart_of()
+def test_failed_run_is_an_error_with_its_reason_until_one_completes(
+    world: World, make_heartbeat: MakeHeartbeat
+) -> None:
+    heartbeat = make_heartbeat()
     leadership = world.lead()
-    heart.start(leadership)
+    heartbeat.start(leadership)
     world.run(
         "insert into billing_runs (term, holder, started_at, finished_at, outcome, error)"
         " values (%s, 'x', %s, now(), 'failed', 'disk full')",
         leadership.term,
         NOON - HOUR,
     )
-    heart.beat()
+    heartbeat.beat()
     row = status(world)
     assert (row["status"], row["error_message"], row["last_run_success"]) == ("error", "disk full", False)
     bill_five_cents(world)
-    heart.beat()
+    heartbeat.beat()
     row = status(world)
     assert (row["status"], row["error_message"], row["last_run_success"]) == ("running", None, True)
 
 
-def test_a_cycle_under_way_does_not_hide_the_last_ones_figures(world: World, heart_of: MakeHeart) -> None:
-    heart = heart_of()
+def test_running_cycle_does_not_hide_the_totals_of_the_last_one(world: World, make_heartbeat: MakeHeartbeat) -> None:
+    heartbeat = make_heartbeat()
     leadership = world.lead()
     bill_five_cents(world)
     world.run("insert into billing_runs (term, holder, started_at) values (%s, 'x', now())", leadership.term)
-    heart.start(leadership)
+    heartbeat.start(leadership)
     assert status(world)["total_amount"] == Decimal("0.05")
 
 
-def test_a_successor_carries_the_figures_on_and_closes_the_rows_of_others(world: World, heart_of: MakeHeart) -> None:
-    heart_of("test-1").start(world.lead())
+def test_successor_keeps_the_totals_and_closes_the_rows_of_others(world: World, make_heartbeat: MakeHeartbeat) -> None:
+    make_heartbeat("test-1").start(world.lead())
     bill_five_cents(world)
-    heart_of("test-2").start(world.lead("test-2"))
+    make_heartbeat("test-2").start(world.lead("test-2"))
     row = status(world)
     assert (row["daemon_instance_id"], row["total_amount"], row["status"]) == ("test-2", Decimal("0.05"), "running")
     other = world.rows("select * from billing_daemon_status where daemon_instance_id = 'test-1'")[0]
@@ -138,80 +144,82 @@ def test_a_successor_carries_the_figures_on_and_closes_the_rows_of_others(world:
     assert other["heartbeat_at"] < row["heartbeat_at"]
 
 
-def test_rows_of_the_dead_are_pruned_after_their_retention(world: World, heart_of: MakeHeart) -> None:
+def test_rows_of_former_replicas_are_deleted_after_their_retention(world: World, make_heartbeat: MakeHeartbeat) -> None:
     world.run(
         "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at, updated_at, created_at)"
         " values ('old', 'stopped', now() - interval '8 days', now(), now()),"
         " ('young', 'stopped', now() - interval '6 days', now(), now()),"
         " ('never', 'stopped', null, now() - interval '8 days', now())"
     )
-    heart_of("test-1", retention_days=7).start(world.lead())
+    make_heartbeat("test-1", retention_days=7).start(world.lead())
     names = {row["daemon_instance_id"] for row in world.rows("select daemon_instance_id from billing_daemon_status")}
     assert names == {"young", "test-1"}
 
 
-def test_a_large_catch_up_fits(world: World, heart_of: MakeHeart) -> None:
+def test_totals_of_a_large_backlog_fit(world: World, make_heartbeat: MakeHeartbeat) -> None:
     leadership = world.lead()
     world.run(
         "insert into billing_runs (term, holder, started_at, finished_at, outcome, instances, hours, amount)"
         " values (%s, 'x', now(), now(), 'completed', 2000000000, 99999999999, 123456789012.34)",
         leadership.term,
     )
-    heart_of().start(leadership)
+    make_heartbeat().start(leadership)
     assert status(world)["total_amount"] == Decimal("123456789012.34")
 
 
-def test_a_heart_that_does_not_lead_writes_nothing(world: World, heart_of: MakeHeart) -> None:
-    heart = heart_of()
-    assert heart.beat() is False
-    heart.start(Term(world.lead().term, leads=lambda: False))
+def test_replica_that_does_not_lead_writes_no_heartbeat(world: World, make_heartbeat: MakeHeartbeat) -> None:
+    heartbeat = make_heartbeat()
+    assert heartbeat.beat() is False
+    heartbeat.start(Term(world.lead().term, leads=lambda: False))
     assert world.rows("select from billing_daemon_status") == []
 
 
-def test_a_heart_finds_back_after_its_session_was_ended(world: World, heart_of: MakeHeart) -> None:
-    heart = heart_of()
-    heart.start(world.lead())
+def test_heartbeat_opens_a_new_session_after_its_own_was_ended(world: World, make_heartbeat: MakeHeartbeat) -> None:
+    heartbeat = make_heartbeat()
+    heartbeat.start(world.lead())
     world.run(
         "select pg_terminate_backend(pid, 2000) from pg_stat_activity"
         " where datname = current_database() and pid <> pg_backend_pid()"
     )
-    heart.beat()
-    assert heart.beat()
+    heartbeat.beat()
+    assert heartbeat.beat()
     assert world.one("select now()") - status(world)["heartbeat_at"] < timedelta(seconds=10)
 
 
-def test_a_heartbeat_does_not_wait_for_a_batch_nor_for_a_mint(world: World, heart_of: MakeHeart) -> None:
-    heart = heart_of()
+def test_heartbeat_does_not_wait_for_a_batch_or_a_mint(world: World, make_heartbeat: MakeHeartbeat) -> None:
+    heartbeat = make_heartbeat()
     leadership = world.lead()
-    heart.start(leadership)
+    heartbeat.start(leadership)
     ledger = world.ledger()
     with ledger.connection, ledger.fenced(leadership.term):
-        assert heart.beat()
+        assert heartbeat.beat()
     with World(world.url) as other, other.conn.transaction():
         sql.run(other.conn, "close_leadership")
-        assert heart.beat()
+        assert heartbeat.beat()
 
 
-def test_replica_writes_nothing_under_a_term_that_it_led_before(world: World, heart_of: MakeHeart) -> None:
+def test_replica_writes_nothing_under_a_term_that_it_led_before(world: World, make_heartbeat: MakeHeartbeat) -> None:
     """It was deposed and elected again: a late write of its first term must not count as one of the second."""
     world.run(
         "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at)"
         " values ('test-1', 'running', now() - interval '2 hours'), ('test-2', 'running', now() - interval '2 hours')"
     )
-    heart, before = heart_of(), world.dump("billing_daemon_status")
+    heartbeat, before = make_heartbeat(), world.dump("billing_daemon_status")
     old = world.lead()
     world.lead()
-    heart.start(old)
-    assert heart.beat() is False
-    heart.mark_stopped()
+    heartbeat.start(old)
+    assert heartbeat.beat() is False
+    heartbeat.mark_stopped()
     assert world.dump("billing_daemon_status") == before
 
 
-def test_replica_writes_nothing_under_its_term_in_the_name_of_another(world: World, heart_of: MakeHeart) -> None:
+def test_replica_writes_nothing_under_its_term_in_the_name_of_another(
+    world: World, make_heartbeat: MakeHeartbeat
+) -> None:
     """A promoted server minted the same term again, for another holder."""
     ours = world.lead()
     world.run("update billing_leadership set holder = 'test-2'")
-    heart = heart_of()
-    heart.start(ours)
-    assert heart.beat() is False
+    heartbeat = make_heartbeat()
+    heartbeat.start(ours)
+    assert heartbeat.beat() is False
     assert world.rows("select from billing_daemon_status") == []
