@@ -183,7 +183,7 @@ def test_two_standbys_that_evict_at_once_leave_the_next_leader_alone(
 
 
 @pytest.mark.slow
-def test_leader_with_a_longer_deadline_is_not_held_to_the_standbys(
+def test_leader_with_a_longer_deadline_is_not_evicted_by_the_standbys(
     database: str, start: StartReplica, ledger: LedgerProbe
 ) -> None:
     """As during a rollout that changes the bounds."""

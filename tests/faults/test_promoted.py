@@ -124,7 +124,7 @@ def test_promoted_synchronous_standby_loses_nothing(
 
 @pytest.mark.runs(20, short=1, older=2)
 @pytest.mark.timeout(300)
-def test_cycle_lost_with_its_primary_is_billed_again_and_the_books_agree(
+def test_cycle_lost_with_its_primary_is_billed_again_and_the_ledger_agrees(
     *, pair: Pair, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
     """The log mentions a cycle that the database lacks. No audit can find this, because the database is consistent."""

@@ -94,9 +94,7 @@ def test_read_only_database_has_no_leader_until_it_is_writable(
     own_ledger.judge()
 
 
-def test_bill_on_a_standby_server_says_why_it_can_not(
-    own_database: str, standby_server: Server, tmp_path: Path
-) -> None:
+def test_bill_on_a_standby_server_says_why_it_cannot(own_database: str, standby_server: Server, tmp_path: Path) -> None:
     url = through(own_database, standby_server.port)
     done = run_command("bill", folder=tmp_path, DATABASE_URL=url)
     assert "another replica" not in done.stderr

@@ -268,7 +268,7 @@ def histories(url: str, **parts: Any) -> Iterator[type[History]]:  # noqa: ANN40
         Here.tear_down()
 
 
-def goes_wrong(here: type[History], steps: list[Step]) -> bool:
+def breaks_invariant(here: type[History], steps: list[Step]) -> bool:
     """Returns True if these steps break an invariant. Skips steps that are impossible."""
     history = here()
     history.begin_history()
@@ -293,8 +293,8 @@ def shortest(here: type[History]) -> list[str]:
     while steps != before:
         before = steps
         for place in reversed(range(len(steps))):
-            if goes_wrong(here, fewer := steps[:place] + steps[place + 1 :]):
+            if breaks_invariant(here, fewer := steps[:place] + steps[place + 1 :]):
                 steps = fewer
     order = dict(zip(dict.fromkeys(who for _, who in steps if who != NOBODY), itertools.count(), strict=False))
-    assert goes_wrong(here, [(name, order.get(who, NOBODY)) for name, who in steps])
+    assert breaks_invariant(here, [(name, order.get(who, NOBODY)) for name, who in steps])
     return here.said

@@ -86,7 +86,7 @@ def test_mint_of_another_generation_is_refused_with_the_version_to_use(world: Wo
     assert world.one("select count(*) from billing_terms where generation is distinct from %s", GENERATION) == 0
 
 
-def test_term_without_a_generation_can_not_be_recorded(world: World) -> None:
+def test_term_without_a_generation_cannot_be_recorded(world: World) -> None:
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"use containerstacks-billing 0\.1\.0"):
         world.run("insert into billing_terms (term, holder, minted_at) values (99, 'x', now())")
 

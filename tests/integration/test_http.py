@@ -204,7 +204,7 @@ def test_replica_shows_itself_and_stops_cleanly(database: str, conn: psycopg.Con
         assert terminate(process) == 0
 
 
-def test_replica_that_can_not_connect_is_live_and_says_why_without_the_password(database: str) -> None:
+def test_replica_that_cannot_connect_is_live_and_says_why_without_the_password(database: str) -> None:
     port = free_port()
     address = database.rpartition("@")[2]
     with replica(f"postgresql://nobody:hunter2@{address}", port):

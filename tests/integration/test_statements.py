@@ -50,7 +50,7 @@ def test_no_statement_is_unused() -> None:
     assert STATEMENTS.keys() == set(executed()) | {f"audit_{name}" for name in INVARIANTS}
 
 
-def test_name_can_not_be_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_cannot_be_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql, "FOLDERS", (*sql.FOLDERS, sql.FOLDERS[0]))
     with pytest.raises(ValueError, match=r"^two statements are named \w+; rename the one in controller\.billing/sql/"):
         sql.load.__wrapped__()

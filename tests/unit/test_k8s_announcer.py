@@ -302,7 +302,7 @@ def test_announcer_outside_a_cluster_only_logs_one_debug_line() -> None:
     ]
 
 
-def test_client_that_can_not_be_configured_costs_one_warning() -> None:
+def test_client_that_cannot_be_configured_costs_one_warning() -> None:
     def unreadable() -> object:
         raise ValueError("no certificate")
 

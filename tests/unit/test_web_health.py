@@ -15,7 +15,7 @@ def test_joined_replica_is_ready_whether_it_leads_or_not(role: Role) -> None:
     assert why_not_live(vitals, SESSION_TIMEOUT) == []
 
 
-def test_replica_that_can_not_join_is_live_and_not_ready_and_says_why() -> None:
+def test_replica_that_cannot_join_is_live_and_not_ready_and_says_why() -> None:
     vitals = Vitals(Role.CONNECTING, None, 1.0, connect_error="password authentication failed\n for user billing")
     assert why_not_ready(vitals, SESSION_TIMEOUT) == ["database: password authentication failed; for user billing"]
     assert why_not_live(vitals, SESSION_TIMEOUT) == []
@@ -64,6 +64,6 @@ def test_both_probes_name_an_ended_thread() -> None:
     assert why_not_ready(vitals, SESSION_TIMEOUT) == ["biller: its thread has ended"]
 
 
-def test_replica_whose_workers_can_not_connect_is_not_ready() -> None:
+def test_replica_whose_workers_cannot_connect_is_not_ready() -> None:
     reasons = why_not_ready(Vitals(Role.STANDBY, None, 1.0), SESSION_TIMEOUT, workers_unreachable="connection refused")
     assert reasons == ["database: not yet reached through DATABASE_URL: connection refused"]

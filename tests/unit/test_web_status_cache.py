@@ -104,7 +104,7 @@ def test_hanging_database_occupies_few_threads_for_a_short_time() -> None:
     database.answer.set()
 
 
-def test_request_that_can_not_wait_gets_the_last_snapshot_unless_it_is_old() -> None:
+def test_request_that_cannot_wait_gets_the_last_snapshot_unless_it_is_old() -> None:
     database, clock = Database(), Clock()
     cache = StatusCache(database.read, clock, wait_seconds=PATIENCE_SECONDS)
     first = cache.get()
