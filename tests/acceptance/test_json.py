@@ -52,7 +52,7 @@ def test_status_beside_a_leader_shows_it_and_its_last_cycle(program: Program, re
         assert_time(status[key])
     run = status["last_run"]
     assert run.keys() >= RUN_KEYS
-    assert run["outcome"] == "completed"
+    assert run["outcome"] == "completed_with_failures", "the sample has an organization without a wallet"
     assert isinstance(run["amount"], str), "an amount that was read as a float is not exact"
     assert AMOUNT.fullmatch(run["amount"])
     assert AMOUNT.fullmatch(status["owed"])

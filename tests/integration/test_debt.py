@@ -168,7 +168,7 @@ def test_totals_count_debts_apart_from_failures(world: World) -> None:
     world.instance(world.organization(None), "p", NOON - 5 * HOUR)
     result = world.bill(NOON)
     assert result.totals == Totals(instances=3, hours=15, amount=D("0.12"), debts=1, failures=1)
-    (run,) = world.rows("select instances, hours, amount, debts, failures from billing_runs")
+    (run,) = world.rows("select instances, hours, amount, debts, failures, suspended from billing_runs")
     assert Totals.from_row(run) == result.totals
 
 

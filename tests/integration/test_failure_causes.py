@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
-from controller.billing.values import CycleResult, Outcome, Totals
+from controller.billing.values import Cause, CycleResult, Outcome, Totals
 from controller.postgres.connections import Database
 from tests.integration.world import LedgerAt, ScriptedStop, World
 from tests.model import HOUR, NOON
@@ -161,7 +161,7 @@ def test_organizations_that_failed_before_are_no_evidence_against_the_controller
     refuse(world, made[:5], "raise sqlstate 'AP001'")
     assert world.bill(NOON).totals.failures == 5
     result = world.cycle(NOON).run(world.lead())
-    assert (result.totals, result.error) == (Totals(failures=5), None)
+    assert (result.totals, result.cause) == (Totals(failures=5), Cause.ORGANIZATIONS)
     assert len(reasons(world)) == 5
 
 

@@ -66,10 +66,10 @@ def test_duration_counts_completed_cycles_only() -> None:
     for outcome in Outcome:
         counted.cycle_ended(result(outcome, 45.0))
     found = samples(counted)
-    assert found[f"{P}cycle_duration_seconds_count"] == 1
+    assert found[f"{P}cycle_duration_seconds_count"] == 2, "completed, and completed with failures"
     assert found[f'{P}cycle_duration_seconds_bucket{{le="30.0"}}'] == 0
-    assert found[f'{P}cycle_duration_seconds_bucket{{le="60.0"}}'] == 1
-    assert found[f'{P}cycle_duration_seconds_bucket{{le="600.0"}}'] == 1
+    assert found[f'{P}cycle_duration_seconds_bucket{{le="60.0"}}'] == 2
+    assert found[f'{P}cycle_duration_seconds_bucket{{le="600.0"}}'] == 2
 
 
 def test_fenced_writes_evictions_and_drains_are_counted() -> None:
