@@ -149,7 +149,9 @@ def _run(spec: CycleSpec) -> Iterator[CycleRun]:
     with psycopg.connect(spec.url, autocommit=True) as own:
         own.execute("update billing_leadership set term = %s, holder = %s", [TERM, HOLDER])
         own.execute(
-            "insert into billing_terms values (%s, %s, clock_timestamp()) on conflict do nothing", [TERM, HOLDER]
+            "insert into billing_terms (term, holder, minted_at, generation)"
+            " select %s, %s, clock_timestamp(), generation from billing_leadership on conflict do nothing",
+            [TERM, HOLDER],
         )
         for _ in range(spec.cycles):
             transactions.clear()

@@ -54,8 +54,9 @@ PLANTED: Final[Mapping[str, LiteralString]] = {
     "was paid by": "update payment_transactions set amount = amount - 0.01 where metadata ? 'controller'",
     "its batches": "update billing_runs set hours = hours + 1",
     "the next term began at": """
-        insert into billing_terms (term, holder, minted_at)
-        select max(term) + 1, 'too early', min(written_at) from billing_batches
+        insert into billing_terms (term, holder, minted_at, generation)
+        select max(b.term) + 1, 'too early', min(b.written_at), max(l.generation)
+        from billing_batches b, billing_leadership l
     """,
     "beyond its run's": "update billing_runs set started_at = started_at - interval '1 year'",
 }
