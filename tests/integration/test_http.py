@@ -196,9 +196,9 @@ def test_replica_shows_itself_and_stops_cleanly(database: str, conn: psycopg.Con
     port = free_port()
     with replica(database, port) as process:
         becomes(port, "/readyz", 200)
-        becomes(port, "/metrics", 200, 'containerstacks_billing_cycles_total{outcome="completed"} 1.0')
+        becomes(port, "/metrics", 200, 'containerstacks_billing_cycles_total{outcome="completed_with_failures"} 1.0')
         assert 'leader_election_master_status{name="containerstacks-billing"} 1.0' in get(port, "/metrics")[1]
-        status = json.loads(becomes(port, "/status.json", 200, '"outcome": "completed"'))
+        status = json.loads(becomes(port, "/status.json", 200, '"outcome": "completed_with_failures"'))
         assert status["leader"] == status["replica"]["instance"]
         assert status["replica"]["leads_in_term"] == status["term"]
         assert terminate(process) == 0
