@@ -61,6 +61,8 @@ def clean_up(lines: list[str]) -> None:
             while time.monotonic() < deadline:
                 os.kill(pid, 0)
                 time.sleep(0.02)  # the system has no wait for another process's child
+            # a shell starts its background jobs with SIGQUIT ignored, and their children inherit that
+            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
     for folder in filter(os.path.isabs, lines):
         shutil.rmtree(folder, ignore_errors=True)
 
