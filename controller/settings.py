@@ -142,14 +142,14 @@ class Settings(BaseSettings):
         ),
     ] = Decimal("0.027")
     accept_columns: Annotated[
-        str,
+        str | None,
         _setting(
             "BILLING_ACCEPT_COLUMNS",
             BILLING,
-            "Columns of `vps_plans` and `vps_instances`, separated by commas, whose names look like prices and that"
-            " this version may ignore. Otherwise billing refuses a database that has such a column.",
+            "Columns that look like prices and may be ignored. Separate several by commas. Billing refuses a database"
+            " whose `vps_plans` or `vps_instances` has another column with such a name.",
         ),
-    ] = ""
+    ] = None
     currency: Annotated[
         str,
         _setting(
@@ -359,7 +359,7 @@ class Settings(BaseSettings):
     @property
     def accepted_columns(self) -> tuple[str, ...]:
         """The columns that look like prices and that billing may ignore."""
-        return tuple(name for name in re.split(r"[\s,]+", self.accept_columns) if name)
+        return tuple(name for name in re.split(r"[\s,]+", self.accept_columns or "") if name)
 
     def require_database(self) -> None:
         """Raises SettingsError if no database is configured or its file can't be read."""
