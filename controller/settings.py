@@ -148,6 +148,7 @@ class Settings(BaseSettings):
             BILLING,
             "Columns that look like prices and may be ignored. Separate several by commas. Billing refuses a database"
             " whose `vps_plans` or `vps_instances` has another column with such a name.",
+            default="none",
         ),
     ] = None
     currency: Annotated[
