@@ -144,6 +144,8 @@ leave the pod in ContainerCreating with no log.
   value: {{ .Values.billing.defaultHourlyRate | toString | quote }}
 - name: BILLING_CURRENCY
   value: {{ .Values.billing.currency | quote }}
+- name: BILLING_ACCEPT_COLUMNS
+  value: {{ .Values.billing.acceptColumns | quote }}
 - name: BILLING_LOCK_NAME
   value: {{ .Values.billing.lockName | quote }}
 - name: BILLING_TAKEOVER_DELAY_SECONDS # 0 in a demo: no application bills there
