@@ -95,7 +95,7 @@ def _leading(application: Application, cycle: Cycle) -> Iterator[Leadership]:
                 silent = ledger.begin_term(application.settings.interval_minutes)
             if silent:
                 if (reason := cycle.prove(leadership)) is not None:
-                    raise UnprovenError(f"billing would fail, so nobody was charged: {reason}")
+                    raise UnprovenError(f"billing would fail, so no organization was charged: {reason}")
                 with ledger.fenced(leadership.term):
                     ledger.begin_takeover(delay_seconds=0)
                 log.warning(
