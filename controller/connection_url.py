@@ -31,14 +31,14 @@ def _check_parts(url: str, setting: str) -> None:
     scheme, _, rest = url.partition("://")
     if scheme not in {"postgresql", "postgres"}:
         raise SettingsError(f"{setting} must begin with postgresql://, or be a libpq connection string")
-    authority, path = re.fullmatch(r"([^/?]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr] # matches all
-    userinfo, _, hosts = authority.rpartition("@")
+    # libpq looks for the @ before it looks for the path or the query, so no other @ may stand anywhere.
+    userinfo, _, location = rest.rpartition("@")
+    hosts, path = re.fullmatch(r"([^/?]*)(.*)", location).groups()  # type: ignore[union-attr] # matches all
     bare_hosts = re.sub(r"\[[^\]]*\]", "", hosts)
     if (
         "#" in rest
         or re.search(r"%(?![0-9a-fA-F]{2})", rest)
-        or "@" in path.partition("?")[0]
-        or re.search(r"[@\[\]]", userinfo)
+        or re.search(r"[@/?\[\]]", userinfo)
         or not re.fullmatch(r"[\w.\-,:%]*", bare_hosts)
         or re.search(r":(?!\d*(,|$))", bare_hosts)
     ):

@@ -124,6 +124,8 @@ passwords = st.lists(st.sampled_from([SECRET, *MISTAKES]), min_size=1, max_size=
 @example("zq7kx?host=")
 @example("1?zq7kx")
 @example("zq7kx@")
+@example("?@zq7kx")
+@example("1?host=/zq7kx")
 def test_unencoded_password_never_appears_in_a_message(password: str) -> None:
     for url in (
         f"postgresql://user:{password}@127.0.0.1:1/app",
