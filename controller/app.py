@@ -42,6 +42,7 @@ from controller.postgres.connections import (
     SessionSettings,
 )
 from controller.postgres.lock_session import LockName, PostgresLockSession
+from controller.postgres.patience import patiently
 from controller.settings import Settings
 
 #: How long a service may take to end once it is told to. Every wait inside a service is shorter.
@@ -63,10 +64,9 @@ def storable(text: str) -> str:
 
 
 class Application:
-    """Builds what needs a database. It opens no connection before one is used."""
+    """Builds what needs a database. It opens no connection before one is used, and reads no file with a URL."""
 
     def __init__(self, settings: Settings) -> None:
-        settings.require_database()
         self.settings = settings
         self.instance_id = instance_id()
         self.lock = LockName(settings.lock_name)
@@ -158,15 +158,28 @@ class Application:
 
     # --- one read or write for a command or a page
 
-    def migrate(self, progress: Callable[[str], None]) -> list[str]:
-        """Applies pending migrations and returns the names of those that this call applied."""
-        with self.direct.connect(MIGRATION) as connection:
-            return migrations.migrate(connection, progress)
+    def migrate(self, progress: Callable[[str], None], wait_seconds: float = 0) -> list[str]:
+        """Applies pending migrations and returns the names of those that this call applied.
 
-    def check_schema(self) -> None:
-        """Raises SchemaError unless billing can work on this database."""
-        with self.connect() as connection:
-            migrations.check(connection)
+        Args:
+            progress: called with one line for each step that may take long.
+            wait_seconds: how long to wait for a database that isn't ready; see `postgres.patience`.
+        """
+
+        def attempt() -> list[str]:
+            with self.direct.connect(MIGRATION) as connection:
+                return migrations.migrate(connection, progress)
+
+        return patiently(attempt, wait_seconds, lambda line: progress(self.redact(line)))
+
+    def check_schema(self, progress: Callable[[str], None], wait_seconds: float = 0) -> None:
+        """Raises SchemaError unless billing can work on this database. The arguments are those of `migrate`."""
+
+        def attempt() -> None:
+            with self.connect() as connection:
+                migrations.check(connection)
+
+        patiently(attempt, wait_seconds, lambda line: progress(self.redact(line)))
 
     def status(self) -> Status:
         """Reads what `status` shows."""

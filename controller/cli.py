@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from controller import __version__, foreground, log, output, settings, settings_help
 from controller.app import Application, instance_id
 from controller.billing.values import CycleResult, Outcome
-from controller.errors import BillingError, SettingsError, one_line
+from controller.errors import BillingError, SecretFileError, SettingsError, one_line
 from controller.lifecycle.control import request_drain
 from controller.lifecycle.signals import Signals
 from controller.replica import Replica
@@ -92,7 +92,7 @@ def _prepare(
 @app.command()
 def run(context: typer.Context) -> None:
     """Runs a replica: contends for leadership, and bills while it leads. SIGTERM drains it."""
-    application = _application(one_off=False)
+    application = _application(one_off=False, may_wait=True)
     raise typer.Exit(Replica(application, context.obj).run())
 
 
@@ -101,14 +101,18 @@ def migrate(
     check: Annotated[
         bool, typer.Option("--check", help="Only check; exit status 1 if a migration is missing.")
     ] = False,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, max=86400, help="Seconds to wait for a database that isn't ready; then exit status 3."),
+    ] = 0,
 ) -> None:
     """Applies pending migrations. Several processes may run it at the same time."""
-    application = _application()
+    application = _application(may_wait=wait > 0)
     if check:
-        application.check_schema()
+        application.check_schema(output.note, wait)
         output.line("up to date")
         return
-    applied = application.migrate(output.note)
+    applied = application.migrate(output.note, wait)
     output.line(f"applied {', '.join(applied)}" if applied else "up to date")
 
 
@@ -222,10 +226,22 @@ def run_demo() -> None:
         raise typer.Exit(Replica(application, Signals()).run())
 
 
-def _application(loaded: settings.Settings | None = None, *, one_off: bool = True) -> Application:
-    """Reads the settings and configures logging. A one-off command logs to standard error and prints its result."""
+def _application(
+    loaded: settings.Settings | None = None, *, one_off: bool = True, may_wait: bool = False
+) -> Application:
+    """Reads the settings and configures logging. A one-off command logs to standard error and prints its result.
+
+    Args:
+        loaded: the settings; by default those of the environment.
+        one_off: False for a controller, which logs to standard output.
+        may_wait: True if the caller waits for a file with a connection string that can't be read yet.
+    """
     loaded = loaded or settings.load()
-    loaded.require_database()
+    try:
+        loaded.require_database()
+    except SecretFileError:
+        if not may_wait:
+            raise
     level = "warn" if one_off and loaded.log_level == "info" else loaded.log_level
     stream = sys.stderr if one_off else sys.stdout
     log.configure(level, loaded.log_format, instance_id(), loaded.secrets, stream)

@@ -38,10 +38,22 @@ class SettingsError(BillingError):
     exit_status = 2
 
 
+class SecretFileError(SettingsError):
+    """A file that holds a connection string is missing, or its content is wrong. It may be replaced at any moment."""
+
+
 class DatabaseUnreachableError(BillingError):
-    """PostgreSQL can't be reached, or refuses the connection. Exit status 3."""
+    """PostgreSQL can't be reached, or refuses the connection. Exit status 3.
+
+    Attributes:
+        refused: True if the server answered and refused the login. A person has to end that.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str = "", *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class AnotherLeaderError(BillingError):

@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from controller.connection_url import check_url
 from controller.election import Bounds
-from controller.errors import SettingsError
+from controller.errors import SecretFileError, SettingsError
 
 ENV_FILE: Final = Path(".env")
 HOURS_A_MONTH: Final = 730
@@ -461,10 +461,13 @@ def _read(setting: str, url: SecretStr | None, file: Path | None) -> str:
         text = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingsError(f"{setting}_FILE={file} can't be read: {reason}") from None
+        raise SecretFileError(f"{setting}_FILE={file} can't be read: {reason}") from None
     if not text:
-        raise SettingsError(f"{setting}_FILE={file} is empty: write a PostgreSQL URL to it")
-    check_url(text, f"{setting}_FILE")
+        raise SecretFileError(f"{setting}_FILE={file} is empty: write a PostgreSQL URL to it")
+    try:
+        check_url(text, f"{setting}_FILE")
+    except SettingsError as error:
+        raise SecretFileError(str(error)) from None
     return text
 
 

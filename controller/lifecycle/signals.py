@@ -5,10 +5,11 @@ writes each signal's number to a socket, and the main thread reads it from there
 """
 
 import contextlib
+import os
 import select
 import signal
 import socket
-from typing import Final
+from typing import Final, NoReturn
 
 STOPPING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name))
 _WAKE: Final = 0
@@ -52,9 +53,31 @@ class Signals:
             signal.signal(number, signal.SIG_IGN)
 
     def restore(self) -> None:
-        """Restores the previous handlers and raises what has arrived. For commands that a signal may simply end."""
+        """Restores the previous handlers and raises what has arrived. For commands that a signal may simply end.
+
+        The kernel never ends PID 1 by a signal without a handler, and a handler runs only between two instructions of
+        Python. As PID 1, the command therefore continues in a child, and this process passes signals on to it.
+        """
+        if os.getpid() == 1 and hasattr(os, "fork") and (child := os.fork()):
+            self._stand_in_for(child)
         for number, handler in self._previous:
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
         for number in self.wait(0):
             signal.raise_signal(number)
+
+    def _stand_in_for(self, child: int) -> NoReturn:
+        """Passes signals on to the child and ends with its exit status, as a shell would state it."""
+
+        def pass_on(number: int, _frame: object = None) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+
+        for number in STOPPING:
+            signal.signal(number, pass_on)
+        signal.set_wakeup_fd(-1)
+        for number in self.wait(0):  # the child shares this socket: one of the two reads what came meanwhile
+            pass_on(number)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        os._exit(code if code >= 0 else 128 - code)

@@ -16,7 +16,8 @@ from psycopg.rows import DictRow, dict_row
 
 from controller import sql
 from controller.election import Bounds
-from controller.errors import DatabaseUnreachableError, one_line
+from controller.errors import DatabaseUnreachableError, SecretFileError, one_line
+from controller.postgres.refusals import is_refusal
 
 RV = TypeVar("RV")
 
@@ -148,10 +149,13 @@ class Database:
         """Opens a session.
 
         Raises:
-            DatabaseUnreachableError: the server can't be reached or refuses the connection. One line, no password.
-            SettingsError: the connection string can't be read.
+            DatabaseUnreachableError: the server can't be reached or refuses the connection, or the file with the
+                connection string can't be read now. One line, no password.
         """
-        url = self.read_url()
+        try:
+            url = self.read_url()
+        except SecretFileError as error:
+            raise DatabaseUnreachableError(str(error)) from None
         try:
             connection = BoundedConnection.connect(
                 url,
@@ -167,7 +171,8 @@ class Database:
             )
         except psycopg.Error as error:
             raise DatabaseUnreachableError(
-                f"can't connect to PostgreSQL: {one_line(error)}; check {self.setting} and that the server is up"
+                f"can't connect to PostgreSQL: {one_line(error)}; check {self.setting} and that the server is up",
+                refused=is_refusal(error),
             ) from None
         connection.reply_timeout_seconds = settings.reply_timeout_seconds
         try:

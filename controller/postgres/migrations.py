@@ -31,9 +31,11 @@ from controller.postgres.index_builds import LOCK_TIMEOUT, Progress
 #: The advisory lock that serializes migrations. Election locks are hashes of names, so any constant is free.
 _LOCK_KEY: Final = 0x636F_6E73_6269_6C6D
 
-#: How long to wait for a table's lock, or for another process that migrates, before the command fails.
+#: How long to try for a table's lock before the command fails.
 PATIENCE_SECONDS: Final = 3600.0
 LOCK_RETRY_SECONDS: Final = 1.0
+#: How often a wait is reported.
+REPORT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.2
 
 CONCURRENTLY: Final = "-- concurrently"
@@ -58,6 +60,14 @@ REQUIRED: Final = {
 
 class SchemaError(BillingError):
     """The database is not a ContainerStacks database, or is not migrated."""
+
+
+class ForeignDatabaseError(SchemaError):
+    """The application's tables are missing. The application may still create them."""
+
+
+class PendingMigrationsError(SchemaError):
+    """This version's migrations have not all been applied."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +116,15 @@ def check(connection: sql.Connection) -> None:
     """Raises unless billing can work on this database.
 
     Raises:
-        SchemaError: it is not a ContainerStacks database, or not migrated.
+        ForeignDatabaseError: it is not a ContainerStacks database.
+        PendingMigrationsError: it is not migrated.
         GenerationError: it follows the rules of another generation.
     """
     _refuse_foreign_database(connection)
     if names := [migration.name for migration in pending(connection)]:
-        raise SchemaError(f"migrations not applied: {', '.join(names)}; run `containerstacks-billing migrate`")
+        raise PendingMigrationsError(
+            f"migrations not applied: {', '.join(names)}; run `containerstacks-billing migrate`"
+        )
     refuse_other_generation(connection)
 
 
@@ -146,7 +159,7 @@ def migrate(connection: BoundedConnection, progress: Progress = lambda _line: No
 
 def _refuse_foreign_database(connection: sql.Connection) -> None:
     if absent := missing(connection):
-        raise SchemaError(
+        raise ForeignDatabaseError(
             f"this is not a ContainerStacks database: {', '.join(absent)} missing;"
             " check the database name in DATABASE_URL, or run the application's own migrations first"
         )
@@ -155,6 +168,7 @@ def _refuse_foreign_database(connection: sql.Connection) -> None:
 def _apply(connection: BoundedConnection, migration: Migration, progress: Progress) -> bool:
     """Applies one migration; returns False if another process has applied it meanwhile."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
+    report_at = time.monotonic()
     while True:
         try:
             with _serialized(connection, migration, progress):
@@ -171,7 +185,9 @@ def _apply(connection: BoundedConnection, migration: Migration, progress: Progre
         except (errors.LockNotAvailable, errors.DeadlockDetected):
             if time.monotonic() >= give_up_at:
                 raise
-            progress(f"{migration.name}: waiting for a lock that another session holds")
+            if time.monotonic() >= report_at:
+                progress(f"{migration.name}: waiting for a lock that another session holds")
+                report_at = time.monotonic() + REPORT_SECONDS
             time.sleep(LOCK_RETRY_SECONDS)
 
 
@@ -181,19 +197,14 @@ def _serialized(connection: BoundedConnection, migration: Migration, progress: P
 
     The lock belongs to the session and not to a transaction, because indexes are built outside any transaction. It is
     polled, because a statement that waits for it would hold a snapshot, and a concurrent index build waits for older
-    snapshots to end.
+    snapshots to end. The wait has no bound: the other process may build an index on years of rows, and its lock ends
+    with its session.
     """
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    reported = False
+    report_at = time.monotonic()
     while not sql.row(connection, "try_lock_migrations", lock_key=_LOCK_KEY)["locked"]:
-        if time.monotonic() >= give_up_at:
-            raise SchemaError(
-                f"another process has been migrating for {PATIENCE_SECONDS / 60:g} minutes: look for the session"
-                " 'billing migrate' in pg_stat_activity, let it finish or end it, and run migrate again"
-            )
-        if not reported:
+        if time.monotonic() >= report_at:
             progress(f"{migration.name}: waiting for another process that is migrating")
-            reported = True
+            report_at = time.monotonic() + REPORT_SECONDS
         time.sleep(POLL_SECONDS)
     try:
         yield

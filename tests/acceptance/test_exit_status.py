@@ -165,3 +165,18 @@ def test_bill_on_a_read_only_database_says_so(program: Program, database: str) -
     assert done.status in {1, 3}
     assert "read-only" in done.err
     assert "another replica" not in done.err
+
+
+def test_migrate_that_waited_in_vain_is_3_with_the_reason(bare: Program) -> None:
+    missing = str(bare.folder / "missing")
+    done = bare("migrate", "--wait", "0.1", DATABASE_URL_FILE=missing)
+    waited, gave_up = done.err.splitlines()
+    assert done.status == 3
+    assert waited.startswith("waiting for up to 0 s: ")
+    assert (
+        gave_up == f"error: gave up after 0.1 s: DATABASE_URL_FILE={missing} can't be read: No such file or directory"
+    )
+
+
+def test_migrate_does_not_wait_for_a_setting_that_can_not_change(bare: Program) -> None:
+    assert "DATABASE_URL is not set" in bare("migrate", "--wait", "60").failed_with(2)

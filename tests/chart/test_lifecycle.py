@@ -59,7 +59,7 @@ def test_drain_socket_is_in_an_empty_dir() -> None:
 
 def test_each_replica_migrates_before_it_starts() -> None:
     assert init_containers(MINIMAL) == ["migrate"]
-    assert pod_of(MINIMAL)["initContainers"][0]["args"] == ["migrate"]
+    assert pod_of(MINIMAL)["initContainers"][0]["args"] == ["migrate", "--wait", "600"]
 
 
 def test_proxy_starts_before_the_migrations() -> None:
@@ -70,7 +70,9 @@ def test_proxy_starts_before_the_migrations() -> None:
 def test_migrations_run_in_a_job_or_not_at_all_on_request() -> None:
     job: Values = {**MINIMAL, "migrations": {"mode": "job"}}
     assert init_containers(job) == []
-    assert one(render(job), "Job", "migrate")["spec"]["template"]["spec"]["containers"][0]["args"] == ["migrate"]
+    assert one(render(job), "Job", "migrate")["spec"]["template"]["spec"]["containers"][0]["args"] == [
+        "migrate", "--wait", "600",
+    ]  # fmt: skip
     nothing: Values = {**MINIMAL, "migrations": {"mode": "none"}}
     assert init_containers(nothing) == []
     assert [o["metadata"]["name"] for o in render(nothing) if o["kind"] == "Job"] == ["containerstacks-billing-test"]

@@ -164,6 +164,7 @@ def test_lock_that_another_session_holds_is_waited_for_in_short_attempts(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate_before(monkeypatch, application.url, LEADERSHIP)
+    monkeypatch.setattr(migrations, "REPORT_SECONDS", 0.0)
     with Migrate(application.url) as running:
         with application.in_flight():
             running.start()
@@ -180,6 +181,7 @@ def test_index_build_waits_for_other_sessions_and_is_tried_again(
     migrate_before(monkeypatch, application.url, LEDGER)
     monkeypatch.setattr(index_builds, "CONCURRENT_LOCK_TIMEOUT", "100ms")
     monkeypatch.setattr(migrations, "LOCK_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(migrations, "REPORT_SECONDS", 0.0)
     with Migrate(application.url) as running:
         with psycopg.connect(application.url) as other:
             other.execute(f"lock table vps_billing_cycles in {mode} mode".encode())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +144,21 @@ def test_signal_at_any_moment_after_exec_ends_a_replica_cleanly(attempt: int) ->
     else:
         assert process.returncode == 0, f"after {delay_seconds:.3f} s: {out!r}"
         assert b"controller.stopped" in out
+
+
+def test_signal_ends_a_command_that_waits_as_pid_1() -> None:
+    """The kernel ignores the default action of a signal for PID 1."""
+    unshare = shutil.which("unshare")
+    namespace = [unshare or "", "--user", "--map-root-user", "--pid", "--fork"]
+    if not unshare or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no rights to create a PID namespace")
+    with subprocess.Popen(
+        [*namespace, sys.executable, "-m", "controller", "migrate", "--wait", "60"],
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as outside:
+        assert outside.stderr is not None
+        assert b"waiting for up to 60 s" in outside.stderr.readline()
+        children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text("ascii")
+        os.kill(int(children), signal.SIGTERM)
+        assert outside.wait(10) == 128 + signal.SIGTERM

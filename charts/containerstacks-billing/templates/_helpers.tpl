@@ -195,7 +195,8 @@ leave the pod in ContainerCreating with no log.
 {{- $secret := .Values.migrations.existingSecret -}}
 - name: migrate
   {{- include "containerstacks-billing.container" . | nindent 2 }}
-  args: [migrate]
+  {{- /* Waiting here is quicker than the kubelet's back-off, which may add five minutes after the database is back. */}}
+  args: [migrate, --wait, "600"]
   env:
     {{- if $secret }}
     - name: DATABASE_URL_FILE
