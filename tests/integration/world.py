@@ -92,8 +92,8 @@ class LedgerAt(Ledger):
         run = super().begin_run(term)
         if self.as_of is None:
             return run
-        # A price that this cycle sees first applies from the start of the cycle, so it moves too. It takes the place of a
-        # price that an earlier cycle saw at the same moment.
+        # A price that this cycle sees first applies from the start of the cycle, so it moves too. It takes the place of
+        # a price that an earlier cycle saw at the same moment.
         self.connection.execute(
             "delete from billing_prices old using billing_prices new where new.key = old.key and old.valid_from = %s"
             " and old.recorded_at < now() and new.recorded_at = now() and new.valid_from > '-infinity'",
