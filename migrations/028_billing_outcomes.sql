@@ -39,6 +39,30 @@ create or replace function billing_got_through(outcome text, cause text) returns
 language sql immutable parallel safe as
 $$ select coalesce(outcome in ('completed', 'completed_with_failures') or (outcome = 'failed' and cause = 'organizations'), false) $$;
 
+-- Why hours of an instance can't be charged, or null if they can. `wallets` is null if the organization has none.
+create or replace function billing_failure_reason(
+    suspended text, wallets bigint, balance numeric, currency text, wanted_currency text, start_known boolean, hours bigint,
+    monthly_price numeric
+) returns text
+language sql immutable parallel safe as
+$$
+    select case
+        when suspended is not null then 'audit_violation'
+        when wallets is null then 'wallet_missing'
+        when wallets > 1 then 'wallet_duplicate'
+        when balance is null then 'balance_null'
+        when balance = 'NaN' then 'balance_nan'
+        when balance in ('infinity', '-infinity') then 'balance_infinite'
+        when upper(currency) is distinct from wanted_currency then 'currency_mismatch'
+        when not start_known then 'start_unknown'
+        when hours = 0 then null
+        when monthly_price is null then 'price_missing'
+        when monthly_price < 0 then 'price_negative'
+        when monthly_price = 'NaN' then 'price_nan'
+        when monthly_price = 'infinity' then 'price_infinite'
+    end
+$$;
+
 -- What the batches of a run have committed.
 create or replace function billing_run_totals(run bigint)
 returns table (

@@ -109,6 +109,26 @@ CREATE FUNCTION billing_epoch_microseconds(moment timestamp with time zone) RETU
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select round(extract(epoch from moment - timestamptz '1970-01-01 00:00:00+00') * 1000000)::numeric $$;
 
+CREATE FUNCTION billing_failure_reason(suspended text, wallets bigint, balance numeric, currency text, wanted_currency text, start_known boolean, hours bigint, monthly_price numeric) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case
+        when suspended is not null then 'audit_violation'
+        when wallets is null then 'wallet_missing'
+        when wallets > 1 then 'wallet_duplicate'
+        when balance is null then 'balance_null'
+        when balance = 'NaN' then 'balance_nan'
+        when balance in ('infinity', '-infinity') then 'balance_infinite'
+        when upper(currency) is distinct from wanted_currency then 'currency_mismatch'
+        when not start_known then 'start_unknown'
+        when hours = 0 then null
+        when monthly_price is null then 'price_missing'
+        when monthly_price < 0 then 'price_negative'
+        when monthly_price = 'NaN' then 'price_nan'
+        when monthly_price = 'infinity' then 'price_infinite'
+    end
+$$;
+
 CREATE FUNCTION billing_failures() RETURNS TABLE(organization_id uuid, reason text, instances bigint, since timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$

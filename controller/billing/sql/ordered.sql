@@ -108,21 +108,8 @@ with due as materialized (
 ), judged as (
     select s.*, w.id as wallet_id, w.balance, w.currency,
         -- a segment without a usable price keeps its whole instance from being charged
-        min(case
-            when s.suspended is not null then 'audit_violation'
-            when w.wallets is null then 'wallet_missing'
-            when w.wallets > 1 then 'wallet_duplicate'
-            when w.balance is null then 'balance_null'
-            when w.balance = 'NaN' then 'balance_nan'
-            when w.balance in ('infinity', '-infinity') then 'balance_infinite'
-            when upper(w.currency) is distinct from %(currency)s then 'currency_mismatch'
-            when not s.start_known then 'start_unknown'
-            when s.hours = 0 then null
-            when s.monthly_price is null then 'price_missing'
-            when s.monthly_price < 0 then 'price_negative'
-            when s.monthly_price = 'NaN' then 'price_nan'
-            when s.monthly_price = 'infinity' then 'price_infinite'
-        end) over (partition by s.instance_id) as failure_reason,
+        min(billing_failure_reason(s.suspended, w.wallets, w.balance, w.currency, %(currency)s, s.start_known, s.hours,
+            s.monthly_price)) over (partition by s.instance_id) as failure_reason,
         case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) else 0.00 end as cost
     from segment s
     left join wallet w on w.organization_id = s.organization_id
