@@ -1,13 +1,19 @@
-"""The entry point. It catches signals before it imports anything heavy, because PID 1 ignores them until then."""
+"""The entry point: catches signals and binds the HTTP address before it imports anything heavy.
 
+PID 1 ignores signals until it catches them, and a probe is refused until the address is bound.
+"""
+
+import os
 import sys
 
 from controller.lifecycle.signals import Signals
+from controller.listener import listen_early
 
 
 def main() -> None:
     """Runs the command line and exits with its status."""
     signals = Signals()
+    listen_early(sys.argv[1:], os.environ)
     from controller import cli  # noqa: PLC0415 - the signals must be caught first
 
     sys.exit(cli.main(signals))

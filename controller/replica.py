@@ -21,8 +21,8 @@ from controller.lifecycle.drain import Drain, DrainSteps
 from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
 from controller.lifecycle.stop import StopToken
+from controller.listener import parse_address
 from controller.metrics import Metrics
-from controller.settings import parse_address
 from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
 
 #: How long the process waits for its SIGTERM after a `drain` command, so that the command receives its answer.

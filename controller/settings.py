@@ -1,4 +1,4 @@
-"""The settings: the only reader of the environment and of `.env`.
+"""The settings: the only reader of the environment and of `.env`, but for the address that `__main__` binds early.
 
 Every wrong value becomes one line that names its variable. No message contains a secret: values of the database
 variables are never repeated. The table in docs/configuration.md (`make docs`) and the environment part of `--help` are
@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from controller.connection_url import check_url
 from controller.election import Bounds
 from controller.errors import SecretFileError, SettingsError
+from controller.listener import parse_address
 
 ENV_FILE: Final = Path(".env")
 HOURS_A_MONTH: Final = 730
@@ -431,18 +432,6 @@ def env_file_warning(env_file: Path = ENV_FILE) -> str | None:
     if env_file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         return f"{env_file} holds a password and other users can read it: chmod 600 {env_file}"
     return None
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """The host and the port of `host:port`. `:port` is every interface and gives the host `*`.
-
-    Raises:
-        SettingsError: `address` has neither form.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - the largest port
-        raise SettingsError(f"BILLING_HTTP_ADDRESS={address} is not host:port: set it to 0.0.0.0:8080, say, or to none")
-    return host.strip("[]") or "*", int(port)
 
 
 def default_control_socket() -> Path:

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import structlog
 
-from controller.billing.values import CycleResult, Outcome
-from controller.k8s.api import REQUEST_SECONDS, Api, ApiError, in_cluster_configuration
-from controller.k8s.events import Event, Reason, cycle_note, event_body, event_name
+from controller.billing.values import CycleResult
+from controller.k8s.api import REQUEST_SECONDS, Api, ApiError, FailureKind, in_cluster_configuration
+from controller.k8s.events import Event, Reason, cycle_note, cycle_reason, event_body, event_name
 from controller.k8s.pod import Pod
 from controller.lifecycle.drain import DrainOutcome
 from controller.log import WarnOnce
@@ -23,7 +23,7 @@ from controller.log import WarnOnce
 FLUSH_SECONDS: Final = 3.0
 #: Events that wait to be sent; the oldest is dropped.
 MAX_EVENTS: Final = 32
-#: The shortest time between two Events about completed cycles. Cycles with failures are always announced.
+#: The shortest time between two Events about cycles that ended alike.
 CYCLE_EVENT_SECONDS: Final = 600.0
 #: The time between attempts doubles from the first to the longest, with jitter.
 FIRST_BACK_OFF_SECONDS: Final = 1.0
@@ -33,6 +33,9 @@ PERMANENT_BACK_OFF_SECONDS: Final = 300.0
 
 #: Stands for the resource if the API server itself is the problem.
 ANY_RESOURCE: Final = "*"
+
+#: Failures that an uninstallation causes: it deletes the Role and the Deployment before its pods have ended.
+_GONE_AT_THE_END: Final = {FailureKind.FORBIDDEN.name, FailureKind.NOT_FOUND.name}
 
 DELETION_COSTS: Final = {"leader": 100, "standby": 0}
 
@@ -73,6 +76,7 @@ class Announcer:
         redact: Callable[[str], str] = str,
     ) -> None:
         self._pod = pod
+        self._name = pod if isinstance(pod, str) else pod.name
         self._configure = configure
         self._clock = clock
         self._redact = redact
@@ -81,55 +85,71 @@ class Announcer:
         self._shown_role: str | None = None
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._stop_by: float | None = None
+        self._cycle_announced: tuple[Reason, tuple[str, ...]] = (Reason.CYCLE_COMPLETED, ())
         self._cycle_announced_at = -CYCLE_EVENT_SECONDS
         self._label_back_off = _BackOff()
         self._event_back_off = _BackOff()
         self._deployment_uid: str | None = None
         self._deployment_looked_up = False
         self._drain_announced = False
+        self._draining = False
         self._failures = WarnOnce(log, "k8s.request_failed")
 
     def elected(self, term: int) -> None:
         """Reports that this replica leads."""
-        self._announce(Reason.LEADER_ELECTED, f"leads in term {term}", role="leader")
+        self._announce(Reason.LEADER_ELECTED, f"{self._name} leads in term {term}", role="leader")
 
     def deposed(self, term: int, reason: str) -> None:
         """Reports that this replica lost the leadership involuntarily."""
-        self._announce(Reason.LEADERSHIP_LOST, f"was deposed in term {term}: {reason}", role="standby", warning=True)
+        self._announce(
+            Reason.LEADERSHIP_LOST, f"{self._name} was deposed in term {term}: {reason}", role="standby", warning=True
+        )
 
     def resigned(self, term: int) -> None:
-        """Reports that this replica gave up the leadership on purpose."""
-        self._announce(Reason.LEADERSHIP_RESIGNED, f"resigned from term {term}", role="standby")
+        """Reports that this replica gave up the leadership on purpose: to stop, or to let another one try."""
+        why = "to stop" if self._draining else "to let another replica try"
+        self._announce(Reason.LEADERSHIP_RESIGNED, f"{self._name} resigned from term {term} {why}", role="standby")
 
     def cycle_ended(self, result: CycleResult) -> None:
-        """Reports a cycle's result."""
+        """Reports a cycle's result. Debts are the customers' affair; failures and a failed cycle need attention."""
+        reason = cycle_reason(result)
+        if reason is None or not self._is_news(reason, result):
+            return
         note = cycle_note(result)
-        if note is None:
-            return
-        if result.outcome is Outcome.FAILED:
-            self._announce(Reason.CYCLE_FAILED, f"failed a cycle: {note}", warning=True)
-            return
+        if reason is Reason.CYCLE_FAILED:
+            note = f"{self._name} failed a cycle: {note}"
+        self._announce(reason, note, warning=reason is not Reason.CYCLE_COMPLETED)
+
+    def _is_news(self, reason: Reason, result: CycleResult) -> bool:
+        """Returns True if a cycle ended unlike the last announced one, or that is some time ago.
+
+        A cycle that found nothing to charge is no news, however long ago.
+        """
+        ended = reason, tuple(sorted(result.failures_by_reason or {}))
         with self._changed:
-            if not result.totals.failures and self._clock() - self._cycle_announced_at < CYCLE_EVENT_SECONDS:
-                return
-            self._cycle_announced_at = self._clock()
-        self._announce(Reason.CYCLE_COMPLETED, note, warning=result.totals.failures > 0)
+            if ended == self._cycle_announced:
+                idle = reason is Reason.CYCLE_COMPLETED and not result.totals.instances
+                if idle or self._clock() - self._cycle_announced_at < CYCLE_EVENT_SECONDS:
+                    return False
+            self._cycle_announced, self._cycle_announced_at = ended, self._clock()
+            return True
 
     def drain_started(self, reason: str) -> None:
         """Reports that a drain starts. Only a leader's drain is announced, because a standby's changes nothing."""
         with self._changed:
+            self._draining = True
             self._drain_announced = self._wanted_role == "leader"
         if self._drain_announced:
-            self._announce(Reason.DRAIN_STARTED, f"drains: {reason}")
+            self._announce(Reason.DRAIN_STARTED, f"{self._name} drains: {reason}")
 
     def drain_ended(self, outcome: DrainOutcome) -> None:
         """Reports that the work has stopped and that this replica no longer leads."""
         if not self._drain_announced:
             return
         if outcome is DrainOutcome.COMPLETED:
-            self._announce(Reason.DRAIN_COMPLETED, "has drained")
+            self._announce(Reason.DRAIN_COMPLETED, f"{self._name} has drained")
         else:
-            note = "stopped before its work was done; its successor continues"
+            note = f"{self._name} stopped before its work was done; its successor continues"
             self._announce(Reason.DRAIN_TIMED_OUT, note, warning=True)
 
     def run(self) -> None:
@@ -158,10 +178,9 @@ class Announcer:
         if isinstance(self._pod, str):
             return
         name = event_name(self._pod.name, uuid.uuid4().hex[:16])
-        note = self._redact(note if reason is Reason.CYCLE_COMPLETED else f"{self._pod.name} {note}")
         with self._changed:
             self._wanted_role = role or self._wanted_role
-            self._events.append(Event(name, reason, note, datetime.now(UTC), warning))
+            self._events.append(Event(name, reason, self._redact(note), datetime.now(UTC), warning))
             self._changed.notify_all()
 
     def _wait(self) -> bool:
@@ -247,4 +266,7 @@ class Announcer:
         self._warn_once(kind, f"{error.kind}: {error}", resource)
 
     def _warn_once(self, kind: tuple[str, str], error: str, resource: str) -> None:
+        if self._draining and kind[1] in _GONE_AT_THE_END:
+            log.debug("k8s.request_failed", resource=resource, error=self._redact(error))
+            return
         self._failures.failed(*kind, resource=resource, error=self._redact(error))

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     LEADERSHIP_LOST = "LeadershipLost"
     LEADERSHIP_RESIGNED = "LeadershipResigned"
     CYCLE_COMPLETED = "CycleCompleted"
+    CYCLE_COMPLETED_WITH_FAILURES = "CycleCompletedWithFailures"
     CYCLE_FAILED = "CycleFailed"
     DRAIN_STARTED = "DrainStarted"
     DRAIN_COMPLETED = "DrainCompleted"
@@ -32,6 +33,7 @@ _ACTIONS: Final = {
     Reason.LEADERSHIP_LOST: "Elect",
     Reason.LEADERSHIP_RESIGNED: "Elect",
     Reason.CYCLE_COMPLETED: "Bill",
+    Reason.CYCLE_COMPLETED_WITH_FAILURES: "Bill",
     Reason.CYCLE_FAILED: "Bill",
     Reason.DRAIN_STARTED: "Drain",
     Reason.DRAIN_COMPLETED: "Drain",
@@ -63,21 +65,30 @@ def event_name(pod: str, unique: str) -> str:
     return f"{pod[:_MAX_NAME].rstrip('.-')}.{unique}"
 
 
-def cycle_note(result: CycleResult) -> str | None:
-    """Describes a cycle. None for a stopped or deposed one: the drain or the election announces it."""
+def cycle_reason(result: CycleResult) -> Reason | None:
+    """Returns a cycle's reason. None for a stopped or deposed one: the drain or the election announces it."""
+    match result.outcome:
+        case Outcome.COMPLETED | Outcome.COMPLETED_WITH_FAILURES:
+            return Reason.CYCLE_COMPLETED_WITH_FAILURES if result.totals.failures else Reason.CYCLE_COMPLETED
+        case Outcome.FAILED:
+            return Reason.CYCLE_FAILED
+        case _:
+            return None
+
+
+def cycle_note(result: CycleResult) -> str:
+    """Describes a cycle: what it charged, what it left, and why."""
     totals = result.totals
     charged = (
         f"charged {totals.amount:.2f} for {totals.hours} hours of {totals.instances} instances"
         f" in {result.seconds:.1f} s"
     )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted((result.failures_by_reason or {}).items()))
     left = f"; {totals.debts} in debt, {totals.failures} not charged" if totals.debts or totals.failures else ""
-    match result.outcome:
-        case Outcome.COMPLETED | Outcome.COMPLETED_WITH_FAILURES:
-            return charged[0].upper() + charged[1:] + left
-        case Outcome.FAILED:
-            return f"{result.error or 'unknown error'}; {charged}{left}"
-        case _:
-            return None
+    left += f" ({reasons})" if reasons else ""
+    if result.outcome is Outcome.FAILED:
+        return f"{result.error or 'unknown error'}; {charged}{left}"
+    return charged[0].upper() + charged[1:] + left
 
 
 def micro_time(moment: datetime) -> str:

@@ -9,12 +9,15 @@ session's reply timeout (JOINED_SECONDS is far above it); before, by the timeout
 (CONNECTING_LIVENESS_SECONDS is above those). A late restart does no harm: a leader that hangs stops believing in its
 leadership at its deadline, seconds earlier, and its successor doesn't wait for the restart.
 
-`/readyz`: the replica could lead. It isn't draining; its elector has joined the election, as standby or leader; and the
-elector's loop has turned within the lock session's timeout. This proves that the database can be reached and that its
+`/readyz`: the replica could lead. Its elector has joined the election, as standby or leader; and the elector's loop has
+turned within the lock session's timeout. This proves that the database can be reached and that its
 schema is supported. Joining opens the lock session and checks the schema on it. After that, a standby tries the lock in
 every round and a leader pings, each with a bounded reply. The first failure closes the session; the elector is then
 `connecting`, which is not ready, and the answer says why. The server ends a session that is silent for longer than its
 timeout. Leadership plays no part: a standby is as ready as a leader.
+
+A draining replica answers 200 with `draining` in the body. A pod that terminates has left its Service already, so a
+failed probe would only add warnings to each planned stop.
 
 The lock session proves nothing about the workers if they use another connection string (DATABASE_DIRECT_URL is set).
 The replica is then ready only after it has read the status once through the workers' connection string. A rollout thus
@@ -73,16 +76,16 @@ def why_not_live(vitals: Vitals, session_timeout_seconds: float) -> list[str]:
 
 
 def why_not_ready(vitals: Vitals, session_timeout_seconds: float, workers_unreachable: str | None = None) -> list[str]:
-    """Returns one line for each failed check; none if the replica is ready.
+    """Returns one line for each failed check; none if the replica is ready, or is draining.
 
     Args:
         vitals: of this replica.
         session_timeout_seconds: the server ends a lock session that is silent for longer.
         workers_unreachable: why the workers' sessions may not reach the database; None if they do.
     """
-    reasons = []
     if vitals.draining:
-        reasons.append("draining: this replica is stopping")
+        return []
+    reasons = []
     if vitals.role not in _JOINED:
         reasons.append(_why_not_joined(vitals))
     elif vitals.silent_seconds > session_timeout_seconds:

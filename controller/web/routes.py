@@ -137,7 +137,8 @@ class Routes:
         return _probe(why_not_live(self._vitals(), self._session_timeout_seconds))
 
     def _readyz(self) -> _Response:
-        return _probe(self._why_not_ready(self._vitals()))
+        vitals = self._vitals()
+        return _probe(self._why_not_ready(vitals), "draining: this replica is stopping\n" if vitals.draining else "ok")
 
     def _why_not_ready(self, vitals: Vitals) -> list[str]:
         unreachable = self._status_cache.why_never_read() if self._separate_worker_url else None
@@ -168,10 +169,10 @@ class Routes:
         return _Response(_http_status(snapshot), HTML, body, (("Refresh", str(REFRESH_SECONDS)),))
 
 
-def _probe(reasons: list[str]) -> _Response:
+def _probe(reasons: list[str], passed: str = "ok") -> _Response:
     if reasons:
         return _Response(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, "\n".join(reasons) + "\n")
-    return _Response(HTTPStatus.OK, TEXT, "ok")
+    return _Response(HTTPStatus.OK, TEXT, passed)
 
 
 def _http_status(snapshot: Snapshot) -> HTTPStatus:

@@ -1,9 +1,6 @@
 """The HTTP server: waitress, with a bound on everything that a client controls."""
 
-import errno
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,11 +13,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 
-from controller.errors import SettingsError
-
-SETTING: Final = "BILLING_HTTP_ADDRESS"
-#: `settings.parse_address` returns this host for every interface.
-EVERY_INTERFACE: Final = "*"
+from controller.listener import listen
 
 #: More than `status_cache.MAX_WAITING`: the others answer the probes.
 THREADS: Final = 4
@@ -89,7 +82,7 @@ class HttpServer:
     """Listens once constructed, and answers while `run` runs.
 
     Args:
-        host: a name, an address, or EVERY_INTERFACE.
+        host: a name, an address, or `listener.EVERY_INTERFACE`.
         port: 0 picks a free one; the attribute `port` holds it.
         application: the WSGI application.
         connection_seconds: how long a connection lasts, from being accepted to the end of its answer.
@@ -105,7 +98,7 @@ class HttpServer:
         application: WSGIApplication,
         connection_seconds: float = CONNECTION_SECONDS,
     ) -> None:
-        listener = _listen(host, port)
+        listener = listen(host, port)
         self.port: int = listener.getsockname()[1]
         self._map: dict[int, Any] = {}
         self._stopping = threading.Event()
@@ -180,29 +173,3 @@ def _redirect_log() -> None:
     library.propagate = False
     if not any(isinstance(handler, _DebugHandler) for handler in library.handlers):
         library.addHandler(_DebugHandler())
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    shown = f"{SETTING}={'' if host == EVERY_INTERFACE else f'[{host}]' if ':' in host else host}:{port}"
-    try:
-        listener = _bind(host, port)
-    except OSError as error:
-        # str(error) would repeat the address
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        raise SettingsError(f"{shown}: can't listen: {str(reason).lower()}; set another address, or none") from None
-    listener.setblocking(False)
-    return listener
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    if host == EVERY_INTERFACE:
-        try:
-            return _bind("::", port)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise
-        host = "0.0.0.0"  # noqa: S104 - this host has no IPv6
-    if host == "::" and socket.has_dualstack_ipv6():
-        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server((str(address[0]), port), family=family)

@@ -154,7 +154,7 @@ def _replica(identity: Mapping[str, Any], vitals: Vitals, failed_checks: Sequenc
     facts = [
         ("Replica", identity["instance"]),
         ("Role", role),
-        ("Health", "not ready" if failed_checks else "ready"),
+        ("Health", "draining" if vitals.draining else "not ready" if failed_checks else "ready"),
         ("Version", identity["version"]),
         ("Pod", identity["pod"]),
         ("Node", identity["node"]),

@@ -161,24 +161,74 @@ def test_unreadable_deployment_costs_a_warning_and_events_are_about_the_pod(serv
     assert [resource for resource, _ in warnings(logged)] == ["deployments"]
 
 
-def test_completed_cycles_are_announced_rarely_and_those_with_failures_always(server: ApiServer) -> None:
+def test_cycle_is_announced_if_it_ended_otherwise_or_after_some_time(server: ApiServer) -> None:
     now = [1000.0]
+    failed = CycleResult(Outcome.FAILED, Totals(), 0.1, error="disk full")
     with running(server.url, clock=lambda: now[0]) as announcer:
-        announcer.cycle_ended(completed())
-        announcer.cycle_ended(completed())
-        announcer.cycle_ended(completed(failures=4))
+        for result in (
+            completed(),
+            completed(),
+            completed(failures=4),
+            completed(failures=4),
+            failed,
+            failed,
+            completed(),
+        ):
+            announcer.cycle_ended(result)
         now[0] += CYCLE_EVENT_SECONDS
         announcer.cycle_ended(completed())
         announcer.cycle_ended(CycleResult(Outcome.STOPPED, Totals(), 1.0))
         announcer.cycle_ended(CycleResult(Outcome.DEPOSED, Totals(), 1.0))
         announcer.elected(8)
-        bodies = [server.next("events").body for _ in range(4)]
+        bodies = [server.next("events").body for _ in range(6)]
     assert [(body["reason"], body["type"]) for body in bodies] == [
         ("CycleCompleted", "Normal"),
-        ("CycleCompleted", "Warning"),
+        ("CycleCompletedWithFailures", "Warning"),
+        ("CycleFailed", "Warning"),
+        ("CycleCompleted", "Normal"),
         ("CycleCompleted", "Normal"),
         ("LeaderElected", "Normal"),
     ]
+
+
+def test_cycles_without_anything_due_and_customers_debts_make_no_noise(server: ApiServer) -> None:
+    now = [1000.0]
+    with running(server.url, clock=lambda: now[0]) as announcer:
+        for _ in range(20):
+            announcer.cycle_ended(CycleResult(Outcome.COMPLETED, Totals(), 0.1))
+            announcer.cycle_ended(CycleResult(Outcome.COMPLETED, Totals(debts=3), 0.1))
+            now[0] += CYCLE_EVENT_SECONDS
+        announcer.elected(8)
+        assert server.next("events").body["reason"] == "LeaderElected"
+        announcer.cycle_ended(replace(completed(), totals=Totals(10, 12, Decimal(1), 3)))
+        body = server.next("events").body
+    assert (body["reason"], body["type"]) == ("CycleCompleted", "Normal")
+
+
+def test_resignation_says_if_the_replica_stops(server: ApiServer) -> None:
+    with running(server.url) as announcer:
+        announcer.resigned(7)
+        announcer.drain_started("SIGTERM")
+        announcer.resigned(8)
+        notes = [server.next("events").body["note"] for _ in range(2)]
+    assert notes == [
+        "billing-7d4-x2 resigned from term 7 to let another replica try",
+        "billing-7d4-x2 resigned from term 8 to stop",
+    ]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_permissions_that_are_gone_during_a_drain_cost_no_warning(server: ApiServer, status: int) -> None:
+    """An uninstallation deletes the Role before its pods have ended."""
+    with capture_logs() as logged, running(server.url) as announcer:
+        announcer.elected(7)
+        assert role(server.next("pods")) == ("standby", "0")
+        server.status = dict.fromkeys(("pods", "events", "deployments"), status)
+        announcer.drain_started("SIGTERM")
+        announcer.resigned(7)
+        announcer.drain_ended(DrainOutcome.COMPLETED)
+    assert warnings(logged) == []
+    assert {line["log_level"] for line in logged if line["event"] == "k8s.request_failed"} == {"debug"}
 
 
 def test_missing_permissions_cost_one_warning_for_each_resource(server: ApiServer) -> None:

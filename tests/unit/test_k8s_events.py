@@ -15,6 +15,7 @@ from controller.k8s.events import (
     Event,
     Reason,
     cycle_note,
+    cycle_reason,
     event_body,
     event_name,
     micro_time,
@@ -104,9 +105,34 @@ def test_event_name_is_valid_for_any_pod() -> None:
             CycleResult(Outcome.FAILED, Totals(), 0.1, error="disk full"),
             "disk full; charged 0.00 for 0 hours of 0 instances in 0.1 s",
         ),
-        (CycleResult(Outcome.STOPPED, Totals(), 0.1), None),
-        (CycleResult(Outcome.DEPOSED, Totals(), 0.1), None),
+        (
+            CycleResult(
+                Outcome.COMPLETED_WITH_FAILURES,
+                Totals(10, 12, Decimal("1.2"), 0, 4),
+                2.04,
+                failures_by_reason={"wallet_missing": 3, "balance_nan": 1},
+            ),
+            (
+                "Charged 1.20 for 12 hours of 10 instances in 2.0 s; 0 in debt, 4 not charged"
+                " (1 balance_nan, 3 wallet_missing)"
+            ),
+        ),
     ],
 )
-def test_cycle_note_has_the_totals(result: CycleResult, note: str | None) -> None:
+def test_cycle_note_has_the_totals_and_the_reasons(result: CycleResult, note: str) -> None:
     assert cycle_note(result) == note
+
+
+@pytest.mark.parametrize(
+    ("outcome", "totals", "reason"),
+    [
+        (Outcome.COMPLETED, Totals(debts=3), Reason.CYCLE_COMPLETED),
+        (Outcome.COMPLETED_WITH_FAILURES, Totals(failures=1), Reason.CYCLE_COMPLETED_WITH_FAILURES),
+        (Outcome.FAILED, Totals(failures=1), Reason.CYCLE_FAILED),
+        (Outcome.STOPPED, Totals(), None),
+        (Outcome.DEPOSED, Totals(), None),
+        (Outcome.SUPERSEDED, Totals(), None),
+    ],
+)
+def test_cycle_has_one_reason_for_each_outcome(outcome: Outcome, totals: Totals, reason: Reason | None) -> None:
+    assert cycle_reason(CycleResult(outcome, totals, 1.0)) is reason

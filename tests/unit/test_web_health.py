@@ -31,16 +31,18 @@ def test_replica_whose_lock_session_is_silent_too_long_is_not_ready() -> None:
     assert why_not_live(vitals, SESSION_TIMEOUT) == []
 
 
-def test_draining_replica_is_live_and_not_ready() -> None:
-    vitals = Vitals(Role.LEADER, 7, 0.5, draining=True, ended_threads=("biller",))
-    assert why_not_ready(vitals, SESSION_TIMEOUT) == ["draining: this replica is stopping"]
+@pytest.mark.parametrize("role", [Role.LEADER, Role.CONNECTING, Role.STOPPED])
+def test_draining_replica_is_live_and_ready_to_its_end(role: Role) -> None:
+    """A failed readiness probe would add a warning to each planned stop."""
+    vitals = Vitals(role, None, 200.0 if role is Role.CONNECTING else 9.0, draining=True, ended_threads=("biller",))
+    assert why_not_ready(vitals, SESSION_TIMEOUT, workers_unreachable="timeout") == []
     assert why_not_live(vitals, SESSION_TIMEOUT) == []
 
 
 def test_stopped_elector_is_live_and_not_ready() -> None:
-    vitals = Vitals(Role.STOPPED, None, silent_seconds=9999.0, draining=True)
+    vitals = Vitals(Role.STOPPED, None, silent_seconds=9999.0)
     assert why_not_live(vitals, SESSION_TIMEOUT) == []
-    assert "elector: stopped" in why_not_ready(vitals, SESSION_TIMEOUT)
+    assert why_not_ready(vitals, SESSION_TIMEOUT) == ["elector: stopped"]
 
 
 def test_replica_whose_elector_hangs_is_not_live() -> None:

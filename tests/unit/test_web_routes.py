@@ -89,10 +89,16 @@ def test_healthy_probe_answers_ok_without_the_database(path: str) -> None:
 
 
 def test_readyz_answers_one_line_for_each_failed_check() -> None:
-    vitals = Vitals(Role.CONNECTING, None, 0.5, draining=True, connect_error="refused")
+    vitals = Vitals(Role.CONNECTING, None, 0.5, ended_threads=("biller",), connect_error="refused")
     answer = Response(make_routes(Database(), vitals), "/readyz")
     assert answer.status == "503 Service Unavailable"
-    assert answer.body.splitlines() == ["draining: this replica is stopping", "database: refused"]
+    assert answer.body.splitlines() == ["database: refused", "biller: its thread has ended"]
+
+
+def test_readyz_of_a_draining_replica_answers_200_and_draining() -> None:
+    vitals = Vitals(Role.STOPPED, None, 0.5, draining=True, connect_error="refused")
+    answer = Response(make_routes(Database(), vitals), "/readyz")
+    assert (answer.status, answer.body) == ("200 OK", "draining: this replica is stopping\n")
 
 
 def test_livez_answers_why() -> None:

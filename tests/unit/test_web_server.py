@@ -15,7 +15,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from controller.errors import SettingsError
-from controller.web.server import EVERY_INTERFACE, MAX_CONNECTIONS, MAX_HEAD_BYTES, THREADS, HttpServer
+from controller.listener import EVERY_INTERFACE
+from controller.web.server import MAX_CONNECTIONS, MAX_HEAD_BYTES, THREADS, HttpServer
 
 PATIENCE_SECONDS = 10.0
 
