@@ -22,9 +22,11 @@ demo: $(VENV)/.demo ## Tell the whole story on a temporary PostgreSQL, in under 
 run: $(VENV)/.demo ## Run one controller on sample data (or on DATABASE_URL) until Ctrl-C
 	@$(BIN)/containerstacks-billing demo run
 
+TEST_PROCESSES ?= auto
+
 .PHONY: test
 test: $(VENV)/.dev ## Run all tests on the installed and on the embedded PostgreSQL
-	$(BIN)/pytest -m "not slow and not e2e" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not slow and not e2e" --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Check format, rules, types, import contracts and spelling; silent on success
@@ -52,7 +54,7 @@ FAULT_LANES ?= 3
 
 .PHONY: faults
 faults: $(VENV)/.dev ## Repeat every fault many times and measure it (20 minutes)
-	FAULT_MINUTES=$(FAULT_MINUTES) $(BIN)/pytest tests/faults tests/integration/test_leadership_model.py --lanes $(FAULT_LANES) $(if $(FAULT_REPORT),--fault-report $(FAULT_REPORT)) $(PYTEST_ARGS)
+	FAULT_MINUTES=$(FAULT_MINUTES) $(BIN)/pytest tests/faults tests/integration/test_leadership_model.py tests/integration/test_properties.py --lanes $(FAULT_LANES) $(if $(FAULT_REPORT),--fault-report $(FAULT_REPORT)) $(PYTEST_ARGS)
 
 .PHONY: mutants
 mutants: $(VENV)/.dev ## Break the SQL in a hundred ways, and fail if a test misses one (MUTANTS="--jobs 1 fence" chooses)

@@ -20,6 +20,7 @@ from bench.failover import failover
 from bench.idle import idle
 from bench.machine import describe
 from bench.measurement import Section
+from bench.safeguards import safeguards
 from bench.server import durable_server
 from bench.throughput import throughput
 from bench.topup_latency import topup_latency
@@ -34,6 +35,7 @@ SUITES = {
     "failover": "kill -9 of the leader, and planned handover",
     "idle": "memory, CPU time, statements and connections of idle replicas; time to Ready",
     "costs": "a cycle's time with one thing changed, for each of many changes",
+    "safeguards": "what each safeguard of a charge costs",
     "breakdown": "where a batch's time goes, by EXPLAIN ANALYZE",
     "compare": "throughput of this checkout relative to another one; fails if it is more than 3% slower",
     "check": "the regression check: fails if a bound of bench/bounds.json is broken; under two minutes",
@@ -80,6 +82,8 @@ def _sections(server: Server, arguments: argparse.Namespace) -> Iterator[Section
         yield idle(server, rounds, arguments.window)
     if suite == "costs":
         yield costs(server, size, rounds, max(workers), batch_size, only=arguments.only)
+    if suite == "safeguards":
+        yield safeguards(server, size, rounds, max(workers), batch_size)
     if suite == "breakdown":
         yield breakdown(server, size, rounds, batch_size)
     if suite == "compare":

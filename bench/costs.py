@@ -6,6 +6,7 @@ They show what its keys, triggers and indexes cost, and whether another setting 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -56,6 +57,7 @@ class Variant:
         server: settings of the whole server during the cycle.
         session: settings of the workers' sessions.
         snapshot: True if another transaction keeps a snapshot open during the cycle.
+        edits: of the controller's named statements, as in `CycleSpec`.
     """
 
     name: str
@@ -65,14 +67,16 @@ class Variant:
     workers: int | None = None
     batch_size: int | None = None
     snapshot: bool = False
+    edits: tuple[tuple[str, str, str], ...] = ()
 
     def applied(self, spec: CycleSpec) -> CycleSpec:
-        """Returns the spec with this variant's workers, batch size and session settings."""
+        """Returns the spec with this variant's workers, batch size, session settings and statements."""
         return replace(
             spec,
             workers=self.workers or spec.workers,
             batch_size=self.batch_size or spec.batch_size,
             session=self.session,
+            edits=list(self.edits),
         )
 
 
@@ -112,13 +116,7 @@ def costs(server: Server, instances: int, rounds: int, workers: int, batch_size:
     """Measures each variant in turn. `only` selects variants by parts of their names; empty selects all."""
     template = funded_template(server, instances)
     variants = [each for each in VARIANTS if each is UNCHANGED or not only or any(part in each.name for part in only)]
-    microseconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for number in range(rounds + 1):
-        for variant in variants:
-            run = _run(server, template, variant, workers, batch_size)
-            if number:
-                microseconds[variant.name].append(1e6 * run.seconds / run.instances)
-        print(f"  round {number}" if number else "  warm-up", flush=True)
+    microseconds = measure(server, template, variants, rounds, workers=workers, batch_size=batch_size)
     unchanged = microseconds[UNCHANGED.name]
     return Section(
         "costs",
@@ -130,6 +128,24 @@ def costs(server: Server, instances: int, rounds: int, workers: int, batch_size:
             *(Measurement(variant.name, "", ratios(microseconds[variant.name], unchanged)) for variant in variants[1:]),
         ),
     )
+
+
+def measure(
+    server: Server, template: Template, variants: Sequence[Variant], rounds: int, *, workers: int, batch_size: int
+) -> dict[str, list[float]]:
+    """Runs a cycle of each variant in each round, after a warm-up round.
+
+    Returns:
+        Microseconds per instance, by variant and round.
+    """
+    microseconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for number in range(rounds + 1):
+        for variant in variants:
+            run = _run(server, template, variant, workers, batch_size)
+            if number:
+                microseconds[variant.name].append(1e6 * run.seconds / run.instances)
+        print(f"  round {number}" if number else "  warm-up", flush=True)
+    return microseconds
 
 
 def _run(server: Server, template: Template, variant: Variant, workers: int, batch_size: int) -> CycleRun:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ import structlog
 
 from bench.machine import ROOT
 from bench.server import wal_bytes_since, wal_position
+from controller import sql
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
 from controller.billing.values import Outcome, Pricing, Run
@@ -45,6 +47,7 @@ class CycleSpec:
         as_of: ISO time.
         cycles: how many to run in sequence. All bill as of the same time, so the second finds nothing due.
         session: settings that override those of the workers' sessions.
+        edits: changes to named statements: the name, the text to replace, and its replacement.
     """
 
     url: str
@@ -53,6 +56,7 @@ class CycleSpec:
     batch_size: int = CycleSettings.batch_size
     cycles: int = 1
     session: dict[str, str] = field(default_factory=dict)
+    edits: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,22 @@ def run_cycle(spec: CycleSpec) -> CycleRun:
     return run_cycles(spec)[0]
 
 
+def _edit_statements(edits: list[tuple[str, str, str]]) -> None:
+    """Changes named statements in this process.
+
+    Raises:
+        SystemExit: a statement doesn't contain the text to replace.
+    """
+    statements = dict(sql.load())
+    for name, old, new in edits:
+        if old not in statements[name]:
+            raise SystemExit(f"{name} doesn't contain {old!r}")
+        statements[name] = statements[name].replace(old, new)
+    sql.load = cache(lambda: statements)
+
+
 def _run(spec: CycleSpec) -> Iterator[CycleRun]:
+    _edit_statements(spec.edits)
     database = Database(lambda: spec.url, "DATABASE_URL", HOLDER)
     worker = replace(WORKER, server={**WORKER.server, **spec.session})
     transactions: list[float] = []

@@ -37,10 +37,17 @@ MINT: Final[list[tuple[str, When]]] = [
 START_SECONDS: Final = 5.0
 
 
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("when", "every"),
+    [
+        ("before", 3),
+        pytest.param("before", 1, marks=pytest.mark.slow),
+        pytest.param("after", 1, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.timeout(180)
 def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing(
-    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, when: When
+    *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, when: When, every: int
 ) -> None:
     url = through(database, proxy.port)
     statements: list[Statement] = []
@@ -55,7 +62,7 @@ def test_leader_killed_around_any_statement_of_a_batch_loses_and_doubles_nothing
     # the first transaction is the trial before the return, which is rolled back
     _trial, *begins = [each.number for each in statements if each.sql == "BEGIN"]
     assert [each.sql for each in statements].count("COMMIT") == len(begins) == 6
-    for number in range(1, begins[1] + 1):  # statements from the connection to the start of the second batch
+    for number in range(1, begins[1] + 1, every):  # statements from the connection to the start of the second batch
         standby = start(url, **BUSY)
         wait_until_standing_by(ledger, standby)
         with proxy.hold(f"worker {leader.instance}", _is_number(number), when) as hold:
@@ -98,7 +105,7 @@ def test_leader_killed_inside_a_statement_does_not_delay_its_successor(
         leader = standby
 
 
-@pytest.mark.runs(20, short=3)
+@pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(240)
 def test_idle_leader_killed_is_replaced(
     database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
@@ -140,7 +147,7 @@ def test_leader_killed_between_two_batches_leaves_the_second_to_its_successor(
         leader = standby
 
 
-@pytest.mark.runs(20, short=2)
+@pytest.mark.runs(20, short=1)
 @pytest.mark.timeout(300)
 def test_winner_killed_inside_its_mint_does_not_block_the_next(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int

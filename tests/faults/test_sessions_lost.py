@@ -84,7 +84,7 @@ def test_leader_deposed_inside_a_batch_commits_nothing_after_its_successors_term
 
 
 @pytest.mark.parametrize("how", ["ended by the server", "cut"])
-@pytest.mark.runs(20, short=4)
+@pytest.mark.runs(20, short=2)
 def test_worker_session_lost_in_a_batch_is_replaced_and_nothing_charged_again(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, how: str, runs: int
 ) -> None:

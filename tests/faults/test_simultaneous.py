@@ -21,7 +21,7 @@ from tests.support.waiting import eventually, through
 BOUND_SECONDS: Final = 2.0
 
 
-@pytest.mark.runs(50, short=6)
+@pytest.mark.runs(50, short=2)
 @pytest.mark.timeout(900)
 def test_two_replicas_started_at_the_same_instant_and_stopped_again(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int

@@ -52,11 +52,15 @@ class Hasty(Silence):
 @pytest.mark.parametrize(
     ("parts", "last_step", "most_steps"),
     [
-        ({"statements": {**sql.load(), "fence": "select %(term)s as term"}}, "a commits", 9),
-        ({"statements": {**sql.load(), "fence": FENCE.removesuffix(" for share")}}, "a commits", 9),
-        ({"silence": Hasty}, "b evicts a", 6),
+        pytest.param({"statements": {**sql.load(), "fence": "select %(term)s as term"}}, "a commits", 9, id="no fence"),
+        pytest.param(
+            {"statements": {**sql.load(), "fence": FENCE.removesuffix(" for share")}},
+            "a commits",
+            9,
+            id="a fence that does not lock",
+        ),
+        pytest.param({"silence": Hasty}, "b evicts a", 6, id="an eviction before the deadline", marks=pytest.mark.slow),
     ],
-    ids=["no fence", "a fence that does not lock", "an eviction before the deadline"],
 )
 def test_model_finds_the_history_that_breaks_an_invariant(
     database: str, parts: dict[str, Any], last_step: str, most_steps: int

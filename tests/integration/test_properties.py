@@ -294,15 +294,16 @@ def die(ledger: ScriptedLedger) -> None:
     raise CrashError
 
 
+@pytest.mark.parametrize("examples", [8, pytest.param(80, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 @pytest.mark.timeout(300)
-def test_every_sequence_of_events_keeps_the_money_right(database: str) -> None:
+def test_every_sequence_of_events_keeps_the_money_right(database: str, examples: int) -> None:
     class Here(Money):
         url = database
 
     run_state_machine_as_test(
         Here,
         settings=settings(
-            max_examples=25,
+            max_examples=examples,
             stateful_step_count=25,
             deadline=None,
             print_blob=True,

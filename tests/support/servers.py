@@ -62,6 +62,14 @@ class Server(EphemeralServer):
         names = quote(user, safe=""), quote(dbname, safe=""), quote(str(self.folder), safe="")
         return "postgresql://{}@/{}?host={}&port={}".format(*names, self.port)
 
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """As the demo's server does, but copies files where it can: twice as fast as copying through the WAL."""
+        strategy = sql.SQL(" strategy file_copy" if self.installation.version >= 15 else "")
+        with psycopg.connect(self.url(), autocommit=True) as conn:
+            names = map(sql.Identifier, (name, template))
+            conn.execute(sql.SQL("create database {} template {}").format(*names) + strategy)
+        return self.url(name)
+
     def drop_database(self, name: str) -> None:
         """Drops the database if it exists, and ends its sessions."""
         with psycopg.connect(self.url(), autocommit=True) as conn:
@@ -83,9 +91,9 @@ class Server(EphemeralServer):
         self.start()
 
     def _stop(self, number: signal.Signals) -> None:
-        if self.running:  # a test may have frozen it; the pending signal comes first when it continues
-            os.kill(self.pid, number)
-            os.kill(self.pid, signal.SIGCONT)
+        if self._process is not None:  # a test may have frozen it; the pending signal comes first when it continues
+            self._process.send_signal(number)  # sends nothing to a process that has ended
+            self._process.send_signal(signal.SIGCONT)
         super()._stop(number)
 
 

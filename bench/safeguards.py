@@ -1,0 +1,95 @@
+"""What each safeguard of a charge costs: the cycle relative to one without it.
+
+A safeguard is removed by editing the statements of the cycle's process. The database, with its keys and indexes, stays.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bench.costs import UNCHANGED, Variant, measure
+from bench.measurement import Aim, Measurement, Section, ratios
+from bench.template import funded_template
+from tests.support.servers import Server
+
+#: All safeguards together may cost a tenth of a cycle.
+MOST: Final = Aim(1.10)
+
+_EACH: Final = (
+    Variant(
+        "the ledger outranks last_billed_at",
+        edits=(
+            (
+                "charge_covered",
+                "cross join lateral billing_position(due.id, due.last_billed_at, due.created_at) position",
+                "cross join (select null::timestamptz as ledger_end) position",
+            ),
+        ),
+    ),
+    Variant("open rows are looked for", edits=(("charge_covered", "any (array(select id from due)) and", "null and"),)),
+    Variant(
+        "prices have a history",
+        edits=(
+            (
+                "charge_covered",
+                "source, valid_from from billing_price_history() where valid_to = 'infinity'",
+                "source, '-infinity'::timestamptz as valid_from from billing_plan_lookup()",
+            ),
+        ),
+    ),
+    Variant(
+        "wallets are adopted, single and not suspended",
+        edits=(
+            (
+                "charge_covered",
+                "billing_sound_wallets(%(currency)s) w",
+                "(select organization_id, id as wallet_id, balance from wallets) w",
+            ),
+        ),
+    ),
+    Variant(
+        "writes are counted and summed",
+        edits=(
+            (
+                "charge_covered",
+                "(count(*), coalesce(sum(amount), 0)) = (t.payments, -t.amount) from paid",
+                "true",
+            ),
+            (
+                "charge_covered",
+                "(count(*), coalesce(sum(total_amount), 0)) = (t.instances, t.amount) from period",
+                "true",
+            ),
+        ),
+    ),
+    Variant(
+        "last_billed_at is compared and swapped",
+        edits=(("charge_covered", " and i.last_billed_at is not distinct from c.last_billed_at", ""),),
+    ),
+    Variant(
+        "missed instances are counted", edits=(("count_missed", "where billing_due", "where false and billing_due"),)
+    ),
+)
+SAFEGUARDS: Final = (
+    *_EACH,
+    Variant("all of them", edits=tuple(edit for each in _EACH for edit in each.edits)),
+)
+
+
+def safeguards(server: Server, instances: int, rounds: int, workers: int, batch_size: int) -> Section:
+    """Measures what each safeguard costs: the unchanged cycle relative to one without the safeguard."""
+    template = funded_template(server, instances)
+    microseconds = measure(server, template, (UNCHANGED, *SAFEGUARDS), rounds, workers=workers, batch_size=batch_size)
+    unchanged = microseconds[UNCHANGED.name]
+    return Section(
+        "safeguards",
+        "What each safeguard costs",
+        f"The time of a cycle of {instances:,} instances, relative to a cycle of the same round without one safeguard"
+        f" ({workers} workers, batches of {batch_size:,}). 1.02 means that the safeguard costs 2%.",
+        tuple(
+            Measurement(
+                each.name, "", ratios(unchanged, microseconds[each.name]), MOST if each is SAFEGUARDS[-1] else None
+            )
+            for each in SAFEGUARDS
+        ),
+    )
