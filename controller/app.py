@@ -5,17 +5,18 @@
 
 import os
 import platform
+import secrets
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 
-from controller import __version__
+from controller import __version__, sql
 from controller.billing import access
 from controller.billing.audit import AuditReport, audit
 from controller.billing.cycle import Cycle, CycleSettings
@@ -53,9 +54,18 @@ STATUS: Final = replace(HEARTBEAT, purpose="status")
 SHOWN_RUNS: Final = 10
 
 
-def instance_id() -> str:
-    """`hostname-pid`: this process's key in `billing_daemon_status`, and its name in logs and terms."""
-    return storable(f"{socket.gethostname()}-{os.getpid()}")
+def instance_id(pod_name: str | None = None) -> str:
+    """Names this process in logs, terms and `billing_daemon_status`: `pod:suffix` in Kubernetes, else `hostname-pid`.
+
+    In a container the pid is always 1, and a long pod name is no hostname. The suffix is random, so a restarted
+    container has another id. A colon can't be part of a pod's name, and a double click selects what is before it.
+    """
+    return storable(f"{pod_name[:240]}:{_suffix()}" if pod_name else f"{socket.gethostname()}-{os.getpid()}")
+
+
+@cache
+def _suffix() -> str:
+    return secrets.token_hex(2)
 
 
 def storable(text: str) -> str:
@@ -68,7 +78,7 @@ class Application:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.instance_id = instance_id()
+        self.instance_id = instance_id(settings.pod_name)
         self.lock = LockName(settings.lock_name)
         self.database = Database(settings.read_url, "DATABASE_URL", self.instance_id)
         self.direct = Database(settings.read_direct_url, settings.direct_url_setting, self.instance_id)
@@ -107,7 +117,7 @@ class Application:
             LockSessionError: PostgreSQL can't be reached, or is not ready for billing yet; try again.
             SettingsError: the session would go through a pooler that moves it between backends.
         """
-        session = PostgresLockSession.open(self.direct, self.lock, self.settings.bounds)
+        session = PostgresLockSession.open(self.direct, self.lock, self.settings.bounds, self._recorded_pod())
         try:
             session.check_schema()
             with self.connect(BILLER) as connection:  # through the workers' connection string
@@ -129,6 +139,26 @@ class Application:
             uid=settings.pod_uid,
             deployment=settings.deployment_name,
         )
+
+    def former_leader_pods(self, term: int) -> list[Pod]:
+        """Reads the pods that led before a term, newest first. Bounded in time.
+
+        Raises:
+            DatabaseUnreachableError: they can't be read.
+        """
+        try:
+            with self.connect(STATUS) as connection:
+                rows = sql.rows(connection, "former_leader_pods", term=term, uid=self.settings.pod_uid)
+        except psycopg.Error as error:
+            raise DatabaseUnreachableError(one_line(error)) from None
+        return [Pod(row["namespace"], row["name"], row["uid"]) for row in rows]
+
+    def _recorded_pod(self) -> dict[str, str] | None:
+        """What is recorded with each term, so that a successor can take the role label off this pod."""
+        pod = self.pod()
+        if isinstance(pod, str) or pod.uid is None:
+            return None
+        return {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
 
     def redact(self, text: str) -> str:
         """Masks this process's database passwords in a text from outside."""

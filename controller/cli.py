@@ -244,7 +244,7 @@ def _application(
             raise
     level = "warn" if one_off and loaded.log_level == "info" else loaded.log_level
     stream = sys.stderr if one_off else sys.stdout
-    log.configure(level, loaded.log_format, instance_id(), loaded.secrets, stream)
+    log.configure(level, loaded.log_format, instance_id(loaded.pod_name), loaded.secrets, stream)
     if warning := settings.env_file_warning(Path(".env")):
         structlog.get_logger(part="settings").warning("settings.exposed", remedy=warning)
     return Application(loaded)

@@ -35,7 +35,7 @@ def configure(
     Args:
         level: error, warn, info or debug.
         style: json or console; None takes console if the stream is a terminal, else json.
-        instance: `hostname-pid`, added to every line.
+        instance: the id of this process, added to every line.
         read_secrets: returns the texts to replace with ***. Called again for each line with text from elsewhere,
             because a password file may have changed.
         stream: where the lines go.

@@ -43,7 +43,12 @@ class Replica:
         self._application = application
         self._signals = signals
         self._crash: BaseException | None = None
-        self._announcer = Announcer(application.pod(), redact=application.redact)
+        self._announcer = Announcer(
+            application.pod(),
+            redact=application.redact,
+            leads=self._leads,
+            former_leaders=application.former_leader_pods,
+        )
         self._status_cache = StatusCache(application.read_for_web, time.monotonic, application.redact)
         self._metrics = Metrics(
             __version__,

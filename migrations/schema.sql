@@ -503,7 +503,7 @@ CREATE TABLE billing_daemon_status (
 
 COMMENT ON TABLE billing_daemon_status IS 'One row per billing process that has led. Built-in billing pauses while the newest heartbeat_at is younger than 90 minutes';
 
-COMMENT ON COLUMN billing_daemon_status.daemon_instance_id IS 'hostname-pid';
+COMMENT ON COLUMN billing_daemon_status.daemon_instance_id IS 'pod:suffix in Kubernetes, else hostname-pid';
 
 COMMENT ON COLUMN billing_daemon_status.status IS 'running, stopped or error';
 
@@ -681,10 +681,13 @@ CREATE TABLE billing_terms (
     term bigint NOT NULL,
     holder text NOT NULL,
     minted_at timestamp with time zone NOT NULL,
-    generation integer
+    generation integer,
+    pod jsonb
 );
 
 COMMENT ON COLUMN billing_terms.generation IS 'of the program that minted this term; null before migration 029';
+
+COMMENT ON COLUMN billing_terms.pod IS 'namespace, name and uid of the pod that minted this term; null outside Kubernetes';
 
 CREATE TABLE billing_wallet_baselines (
     wallet_id uuid NOT NULL,

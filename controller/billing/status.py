@@ -16,7 +16,7 @@ class Status:
     """The state at one moment. Times are the database's, in UTC; amounts are in the wallets' currency.
 
     Attributes:
-        leader: instance id (`hostname-pid`) of the lock's holder according to `pg_locks`; None if the lock is free.
+        leader: instance id of the lock's holder according to `pg_locks`; None if the lock is free.
         term: the newest term.
         leading_since: when that term was minted; None if no replica leads.
         standbys: instance ids of the other connected replicas.

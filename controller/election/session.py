@@ -26,7 +26,7 @@ class Holder:
         pid: process id of its backend; unique only together with `began_at`.
         spoke_at: when the server finished its last statement, by the server's wall clock. Compared, never subtracted.
         deadline_seconds: how long after sending its last ping it may believe that it leads, as the ping states it.
-        instance: `hostname-pid` of the replica; the beginning may be cut off.
+        instance: id of the replica; the beginning may be cut off.
     """
 
     pid: int

@@ -7,7 +7,8 @@ What people see
     Events      on the Deployment BILLING_DEPLOYMENT_NAME, or else on the pod; reasons: see `events.Reason`
 
 The label shows what this replica believes. It is set to `standby` at the start, because a leader whose container was
-killed has left `leader` on the pod. A frozen leader keeps its label until it wakes.
+killed has left `leader` on the pod. A leader takes the label off former leaders that can't, for example because their
+node is away; see `role_label`.
 
 Guarantees
 ----------
@@ -20,7 +21,7 @@ Guarantees
 - The official client reads the service account's token again every minute, so a rotated token works.
 
 Only the lowest two layers of the official client are used: the configuration and the connection (TLS, token, proxy,
-pool). Its generated classes for Pods and Deployments would add 28 MiB to each replica for three requests.
+pool). Its generated classes for Pods and Deployments would add 28 MiB to each replica for four requests.
 
 It must not influence who leads or whether billing continues, read settings, or end the process. Texts from elsewhere
 are redacted before they become an Event.

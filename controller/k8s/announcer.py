@@ -13,9 +13,11 @@ from typing import Any, Final
 import structlog
 
 from controller.billing.values import CycleResult
+from controller.errors import BillingError
 from controller.k8s.api import REQUEST_SECONDS, Api, ApiError, FailureKind, in_cluster_configuration
 from controller.k8s.events import Event, Reason, cycle_note, cycle_reason, event_body, event_name
 from controller.k8s.pod import Pod
+from controller.k8s.role_label import RoleLabels
 from controller.lifecycle.drain import DrainOutcome
 from controller.log import WarnOnce
 
@@ -36,8 +38,6 @@ ANY_RESOURCE: Final = "*"
 
 #: Failures that an uninstallation causes: it deletes the Role and the Deployment before its pods have ended.
 _GONE_AT_THE_END: Final = {FailureKind.FORBIDDEN.name, FailureKind.NOT_FOUND.name}
-
-DELETION_COSTS: Final = {"leader": 100, "standby": 0}
 
 log = structlog.get_logger(part="k8s")
 
@@ -66,6 +66,8 @@ class Announcer:
         configure: returns the official client's configuration; called on the announcer's thread.
         clock: monotonic seconds.
         redact: removes secrets from a text.
+        leads: returns True while this replica may believe that it leads.
+        former_leaders: returns the pods that led before a term; called on the announcer's thread, and may fail.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class Announcer:
         pod: Pod | str,
         configure: Callable[[], Any] = in_cluster_configuration,
         clock: Callable[[], float] = time.monotonic,
+        *,
         redact: Callable[[str], str] = str,
+        leads: Callable[[], bool] = lambda: True,
+        former_leaders: Callable[[int], list[Pod]] = lambda _term: [],
     ) -> None:
         self._pod = pod
         self._name = pod if isinstance(pod, str) else pod.name
@@ -81,8 +86,7 @@ class Announcer:
         self._clock = clock
         self._redact = redact
         self._changed = threading.Condition()
-        self._wanted_role = "standby"
-        self._shown_role: str | None = None
+        self._labels = None if isinstance(pod, str) else RoleLabels(pod, leads, former_leaders, clock)
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._stop_by: float | None = None
         self._cycle_announced: tuple[Reason, tuple[str, ...]] = (Reason.CYCLE_COMPLETED, ())
@@ -97,7 +101,7 @@ class Announcer:
 
     def elected(self, term: int) -> None:
         """Reports that this replica leads."""
-        self._announce(Reason.LEADER_ELECTED, f"{self._name} leads in term {term}", role="leader")
+        self._announce(Reason.LEADER_ELECTED, f"{self._name} leads in term {term}", role="leader", term=term)
 
     def deposed(self, term: int, reason: str) -> None:
         """Reports that this replica lost the leadership involuntarily."""
@@ -138,7 +142,7 @@ class Announcer:
         """Reports that a drain starts. Only a leader's drain is announced, because a standby's changes nothing."""
         with self._changed:
             self._draining = True
-            self._drain_announced = self._wanted_role == "leader"
+            self._drain_announced = self._labels is not None and self._labels.wanted_role == "leader"
         if self._drain_announced:
             self._announce(Reason.DRAIN_STARTED, f"{self._name} drains: {reason}")
 
@@ -154,7 +158,7 @@ class Announcer:
 
     def run(self) -> None:
         """Runs the loop until `stop`. Never raises, because billing must not depend on it."""
-        if isinstance(self._pod, str):
+        if isinstance(self._pod, str) or self._labels is None:
             log.debug("k8s.skipped", reason=self._pod)
             return
         try:
@@ -162,9 +166,9 @@ class Announcer:
         except Exception as error:  # noqa: BLE001 - another version of the client, an unreadable certificate, and so on
             log.warning("k8s.client_failed", error=f"{type(error).__name__}: {error}")
             return
-        while self._wait():
-            self._send_pending(api, self._pod)
-        self._send_pending(api, self._pod)
+        while self._wait(self._labels):
+            self._send_pending(api, self._pod, self._labels)
+        self._send_pending(api, self._pod, self._labels)
         api.close()
 
     def stop(self) -> None:
@@ -174,20 +178,25 @@ class Announcer:
                 self._stop_by = self._clock() + FLUSH_SECONDS
                 self._changed.notify_all()
 
-    def _announce(self, reason: Reason, note: str, *, role: str | None = None, warning: bool = False) -> None:
-        if isinstance(self._pod, str):
+    def _announce(
+        self, reason: Reason, note: str, *, role: str | None = None, term: int | None = None, warning: bool = False
+    ) -> None:
+        if isinstance(self._pod, str) or self._labels is None:
             return
         name = event_name(self._pod.name, uuid.uuid4().hex[:16])
         with self._changed:
-            self._wanted_role = role or self._wanted_role
+            if role is not None:
+                self._labels.want(role, term)
+                self._label_back_off.not_before = 0.0  # a new role deserves an attempt at once
             self._events.append(Event(name, reason, self._redact(note), datetime.now(UTC), warning))
             self._changed.notify_all()
 
-    def _wait(self) -> bool:
+    def _wait(self, labels: RoleLabels) -> bool:
         """Waits until a request is due. Returns False once the loop has to end."""
         with self._changed:
             while self._stop_by is None:
-                due = [self._label_back_off.not_before] if self._wanted_role != self._shown_role else []
+                label_at = labels.due_at()
+                due = [] if label_at is None else [max(label_at, self._label_back_off.not_before)]
                 due += [self._event_back_off.not_before] if self._events else []
                 remaining = min(due) - self._clock() if due else None
                 if remaining is not None and remaining <= 0:
@@ -195,17 +204,13 @@ class Announcer:
                 self._changed.wait(remaining)
             return False
 
-    def _send_pending(self, api: Api, pod: Pod) -> None:
+    def _send_pending(self, api: Api, pod: Pod, labels: RoleLabels) -> None:
         """Tries to set the label, and to send each Event until one fails."""
-        if self._wanted_role != self._shown_role:
-            self._attempt("pods", self._label_back_off, lambda: self._show_role(api))
+        label_at = labels.due_at()
+        if labels.own_is_due or (self._stop_by is None and label_at is not None and label_at <= self._clock()):
+            self._attempt("pods", self._label_back_off, lambda: labels.send(api, self._seconds_left()))
         while self._events and self._attempt("events", self._event_back_off, lambda: self._send_event(api, pod)):
             pass
-
-    def _show_role(self, api: Api) -> None:
-        role = self._wanted_role
-        api.show_role(role, DELETION_COSTS[role], self._seconds_left())
-        self._shown_role = role
 
     def _send_event(self, api: Api, pod: Pod) -> None:
         with self._changed:
@@ -247,6 +252,10 @@ class Announcer:
         except ApiError as error:
             back_off.failed(self._clock(), transient=error.transient)
             self._warn(resource, error)
+            return False
+        except BillingError as error:  # the database can't be read; the log of others says so
+            back_off.failed(self._clock(), transient=True)
+            log.debug("k8s.former_leaders_unknown", error=self._redact(str(error)))
             return False
         except Exception as error:  # noqa: BLE001 - a defect here must not stop billing
             back_off.failed(self._clock(), transient=False)

@@ -1,4 +1,4 @@
-"""Three requests to the API server, through the official client. Every failure is an ApiError."""
+"""Four requests to the API server, through the official client. Every failure is an ApiError."""
 
 import json
 from collections.abc import Callable
@@ -82,6 +82,23 @@ class Api:
         path = f"/api/v1/namespaces/{_quoted(self._pod.namespace)}/pods/{_quoted(self._pod.name)}"
         self._request("PATCH", path, seconds, {"metadata": metadata}, content_type="application/merge-patch+json")
 
+    def show_former_leader(self, former: Pod, deletion_cost: int, seconds: float) -> None:
+        """Makes another pod a standby if it still shows that it leads, within `seconds`.
+
+        The API server compares the pod's uid and label in the same step. If the pod has gone, is another one of this
+        name, or has another label, there is nothing to do.
+        """
+        role, cost = f"/metadata/labels/{_pointer(ROLE_LABEL)}", f"/metadata/annotations/{_pointer(DELETION_COST)}"
+        patch: list[dict[str, Any]] = [
+            {"op": "test", "path": "/metadata/uid", "value": former.uid},
+            {"op": "test", "path": role, "value": "leader"},
+            {"op": "replace", "path": role, "value": "standby"},
+            {"op": "replace", "path": cost, "value": str(deletion_cost)},
+        ]
+        path = f"/api/v1/namespaces/{_quoted(former.namespace)}/pods/{_quoted(former.name)}"
+        nothing_to_do = HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY
+        self._request("PATCH", path, seconds, patch, content_type="application/json-patch+json", accept=nothing_to_do)
+
     def deployment_uid(self, name: str, seconds: float) -> str:
         """Returns the uid of a Deployment in the pod's namespace, within `seconds`."""
         path = f"/apis/apps/v1/namespaces/{_quoted(self._pod.namespace)}/deployments/{_quoted(name)}"
@@ -104,7 +121,7 @@ class Api:
         method: str,
         path: str,
         seconds: float,
-        body: dict[str, Any] | None = None,
+        body: dict[str, Any] | list[dict[str, Any]] | None = None,
         *,
         content_type: str = "application/json",
         accept: tuple[HTTPStatus, ...] = (),
@@ -123,7 +140,7 @@ class Api:
         method: str,
         path: str,
         seconds: float,
-        body: dict[str, Any] | None,
+        body: dict[str, Any] | list[dict[str, Any]] | None,
         content_type: str,
     ) -> tuple[int, bytes]:
         headers = {"Accept": "application/json", "User-Agent": "containerstacks-billing"}
@@ -155,6 +172,11 @@ def _failure_kind(status: int) -> FailureKind:
         return FailureKind.NOT_FOUND
     busy = status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS}
     return FailureKind.UNAVAILABLE if busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR else FailureKind.REJECTED
+
+
+def _pointer(name: str) -> str:
+    """Escapes a key for a JSON Pointer."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _quoted(name: str) -> str:

@@ -1,8 +1,10 @@
 """The dedicated session of an election: it holds the advisory lock."""
 
 import hashlib
+import json
 import select
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -59,20 +61,29 @@ class PostgresLockSession:
     The connection is in autocommit mode, so that only a mint opens a transaction.
     """
 
-    def __init__(self, connection: BoundedConnection, lock: LockName, holder: str, bounds: Bounds) -> None:
+    def __init__(
+        self, connection: BoundedConnection, lock: LockName, holder: str, bounds: Bounds, pod: Mapping[str, str] | None
+    ) -> None:
         self._connection = connection
         # A standby reads this comment in pg_stat_activity; see try_lock in election.sql.
         self._ping = f"/* leads for {bounds.leader_deadline_seconds} s from asking this */ {sql.load()['ping']}"
         self._lock = lock
         self._holder = holder
+        self._pod = None if pod is None else json.dumps(pod)
         self._backend_pid: int | None = None
         self._watched_pid: int | None = None
         self._awake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
 
     @classmethod
-    def open(cls, database: Database, lock: LockName, bounds: Bounds) -> Self:
+    def open(cls, database: Database, lock: LockName, bounds: Bounds, pod: Mapping[str, str] | None = None) -> Self:
         """Connects, and listens for resignations.
+
+        Args:
+            database: without a pooler.
+            lock: to contend for.
+            bounds: of the election.
+            pod: that this replica runs in; recorded with each term that it mints.
 
         Raises:
             LockSessionError: PostgreSQL can't be reached.
@@ -94,7 +105,7 @@ class PostgresLockSession:
         except (psycopg.Error, BillingError) as error:
             connection.close()
             raise LockSessionError(one_line(error)) from None
-        return cls(connection, lock, database.instance_id, bounds)
+        return cls(connection, lock, database.instance_id, bounds, pod)
 
     def check_schema(self) -> None:
         """Raises SchemaError unless billing can work on this database; LockSessionError if the session is lost."""
@@ -129,7 +140,13 @@ class PostgresLockSession:
         try:
             with self._connection.transaction():
                 sql.run(self._connection, "close_leadership")
-                row = self._row("mint_term", holder=self._holder, lock_name=self._lock.name, generation=GENERATION)
+                row = self._row(
+                    "mint_term",
+                    holder=self._holder,
+                    lock_name=self._lock.name,
+                    generation=GENERATION,
+                    pod=self._pod,
+                )
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
         return int(row["term"])

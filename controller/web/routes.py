@@ -42,7 +42,7 @@ class Identity:
     """How this replica presents itself.
 
     Attributes:
-        instance: `hostname-pid`.
+        instance: the id of this process.
         version: of the controller.
         lock: the lock's name.
         currency: of all amounts.

@@ -104,8 +104,8 @@ def log_events(text: str) -> list[dict[str, Any]]:
 
 
 def pod_of(instance: str) -> str:
-    """The name of the pod in an instance id, `hostname-pid`."""
-    return instance.rpartition("-")[0]
+    """The name of the pod in an instance id, `pod:suffix`."""
+    return instance.partition(":")[0]
 
 
 def address_of(ip: str) -> str:

@@ -32,7 +32,7 @@ def session(world: World) -> psycopg.Connection[dict[str, Any]]:
 
 
 def minting(holder: str) -> dict[str, Any]:
-    return {"holder": holder, "lock_name": "test", "generation": GENERATION}
+    return {"holder": holder, "lock_name": "test", "generation": GENERATION, "pod": None}
 
 
 def fencing(term: int) -> dict[str, Any]:

@@ -211,3 +211,13 @@ def test_upgrade_in_mid_cycle_and_return_lose_and_double_no_hour(
             "select from billing_batches where term < %s and written_at > %s", raised["term"], raised["minted_at"]
         )
         assert late == []
+
+
+def test_term_records_its_leaders_pod_for_the_successor(world: World) -> None:
+    pods = [{"namespace": "billing", "name": name, "uid": f"uid-{name}"} for name in ("a", "b", "a")]
+    for pod in [*pods, None]:
+        with closing(PostgresLockSession.open(world.database, LockName(), Bounds(), pod)) as session:
+            term = session.mint()
+    found = sql.rows(world.conn, "former_leader_pods", term=term, uid=None)
+    assert found == [pods[2], pods[1]], "the newest first, each once"
+    assert sql.rows(world.conn, "former_leader_pods", term=term, uid="uid-a") == [pods[1]]

@@ -284,7 +284,11 @@ class World:
         """Mints a term as the election does."""
         with self.conn.transaction():
             sql.run(self.conn, "close_leadership")
-            return Term(sql.row(self.conn, "mint_term", holder=holder, lock_name="test", generation=GENERATION)["term"])
+            return Term(
+                sql.row(self.conn, "mint_term", holder=holder, lock_name="test", generation=GENERATION, pod=None)[
+                    "term"
+                ]
+            )
 
     def term(self) -> Term:
         """The newest term, minted by any replica."""

@@ -156,6 +156,28 @@ def test_role_is_a_merge_patch_of_this_pod(server: ApiServer, api: Api) -> None:
     }
 
 
+def test_former_leader_is_relabelled_only_if_uid_and_label_match(server: ApiServer, api: Api) -> None:
+    api.show_former_leader(Pod("billing", "billing-7d4-x1", "its-uid"), 0, 3.0)
+    (request,) = server.all()
+    assert (request.verb, request.path) == ("PATCH", "/api/v1/namespaces/billing/pods/billing-7d4-x1")
+    assert request.headers["content-type"] == "application/json-patch+json"
+    label = "/metadata/labels/billing.containerstacks.io~1role"
+    assert request.body == [
+        {"op": "test", "path": "/metadata/uid", "value": "its-uid"},
+        {"op": "test", "path": label, "value": "leader"},
+        {"op": "replace", "path": label, "value": "standby"},
+        {"op": "replace", "path": "/metadata/annotations/controller.kubernetes.io~1pod-deletion-cost", "value": "0"},
+    ]
+
+
+@pytest.mark.parametrize("status", [404, 422])
+def test_former_leader_that_has_gone_or_has_another_label_is_no_failure(
+    server: ApiServer, api: Api, status: int
+) -> None:
+    server.status["pods"] = status
+    api.show_former_leader(Pod("billing", "billing-7d4-x1", "its-uid"), 0, 3.0)
+
+
 def test_deployment_is_read_by_name(server: ApiServer, api: Api) -> None:
     assert api.deployment_uid("billing", 3.0) == "deployment-uid"
     (request,) = server.all()

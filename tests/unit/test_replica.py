@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from controller import replica as replicas
 from controller import settings
-from controller.app import Application
+from controller.app import Application, instance_id
 from controller.election import Attempt, Holder, LockSession, LockSessionError, Ping
 from controller.lifecycle.signals import Signals
 from controller.replica import Replica
@@ -127,3 +129,24 @@ def test_deposed_leader_is_announced_with_the_reason(program: Program, signals: 
     replica._elector.run()
     assert program.session.announced_before_release == ["elected in 7"]
     assert Announcements.made == ["elected in 7", "deposed in 7: connection reset"]
+
+
+def test_instance_id_names_the_pod_and_differs_between_two_starts_of_its_container() -> None:
+    program = (
+        "from controller.app import instance_id; print(instance_id('billing-7d4-x2'), instance_id('billing-7d4-x2'))"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert [len(set(ids)) for ids in found] == [1, 1], "one process has one id"
+    first, second = found[0][0], found[1][0]
+    assert first.partition(":")[0] == second.partition(":")[0] == "billing-7d4-x2"
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["a" * 253, None])
+def test_instance_id_fits_its_column(name: str | None) -> None:
+    assert len(instance_id(name)) <= 255

@@ -27,10 +27,17 @@ with minted as (
     where generation = %(generation)s
     returning term, holder, elected_at, generation
 ), recorded as (
-    insert into billing_terms (term, holder, minted_at, generation)
-    select term, holder, elected_at, generation from minted
+    insert into billing_terms (term, holder, minted_at, generation, pod)
+    select term, holder, elected_at, generation, %(pod)s::jsonb from minted
 )
 select term from minted
+
+-- name: former_leader_pods
+-- Newest first. More than one may still carry the label: a leader may be lost before it has relabelled its predecessor.
+select pod ->> 'namespace' as namespace, pod ->> 'name' as name, pod ->> 'uid' as uid
+from billing_terms
+where term < %(term)s and term >= %(term)s - 100 and pod ->> 'uid' is distinct from %(uid)s and pod is not null
+group by pod order by max(term) desc limit 8
 
 -- name: ping
 -- True if this session still holds the lock, on the backend that took it. A migration may have raised the generation.

@@ -95,8 +95,8 @@ def test_log_lines_that_are_not_events_are_skipped() -> None:
     assert [e["event"] for e in log_events(text)] == ["leader.elected", "cycle.started"]
 
 
-def test_pod_of_an_instance_id_is_its_host_name() -> None:
-    assert pod_of("containerstacks-billing-6c9d8f7b5-x2x4z-1") == "containerstacks-billing-6c9d8f7b5-x2x4z"
+def test_pod_of_an_instance_id_is_before_the_colon() -> None:
+    assert pod_of("containerstacks-billing-6c9d8f7b5-x2x4z:4f2a") == "containerstacks-billing-6c9d8f7b5-x2x4z"
     assert pod_of("") == ""
 
 
