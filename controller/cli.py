@@ -22,6 +22,8 @@ EXIT_STATUS = """Exit status: 0 done; 1 the command failed or found a problem; 2
 3 the database can't be reached; 4 another replica leads."""
 #: In a cluster, `demo seed` starts together with the database that it fills.
 SEED_PATIENCE_SECONDS = 60.0
+#: SQLSTATEs of a session that has ended: connection errors, shutdowns and timeouts of the session.
+LOST = ("08", "57P", "25P03", "25P04")
 OUTCOME_STATUS = {
     Outcome.COMPLETED: 0,
     Outcome.COMPLETED_WITH_FAILURES: 1,
@@ -65,11 +67,18 @@ def main(signals: Signals) -> int:
         return 130
     except BillingError as error:
         return _fail(str(error), error.exit_status)
-    except psycopg.OperationalError as error:
-        return _fail(f"the connection to the database was lost: {one_line(error, with_detail=True)}", 3)
     except psycopg.Error as error:
-        return _fail(f"the database refused the command: {one_line(error, with_detail=True)}", 1)
+        what, status = explain(error)
+        return _fail(f"{what}: {one_line(error, with_detail=True)}", status)
     return 0
+
+
+def explain(error: psycopg.Error) -> tuple[str, int]:
+    """Returns what happened to a command, and its exit status. A statement that the server cancels loses no session."""
+    lost = error.sqlstate.startswith(LOST) if error.sqlstate else isinstance(error, psycopg.OperationalError)
+    if lost:
+        return "the connection to the database was lost", 3
+    return "the database refused the command", 1
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -2,16 +2,24 @@
 
 Statements are next to the code that uses them: charging in `billing/sql/`; election, sessions and migrations in
 `postgres/sql/`. A statement starts with the line `-- name: some_name`.
+
+A `Session` may share its backend with other programs, behind a pooler. So each use of it is one transaction that first
+states every setting it relies on, for this transaction only. Nothing that anyone else has set reaches our statements,
+and nothing that we set outlives them.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, Final
 
 import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.sql import Literal
 
 from controller.errors import BillingError
 
@@ -20,11 +28,24 @@ FOLDERS: Final = ("controller.billing", "controller.postgres")
 Connection = psycopg.Connection[dict[str, Any]]
 Row = dict[str, Any]
 
+#: Values by setting, as PostgreSQL writes them (`'5s'`). None is the role's, the database's or the server's own value.
+Settings = Mapping[str, str | None]
+
 _NAME: Final = re.compile(r"^-- name: (?P<name>\w+)$", re.MULTILINE)
 
 
 class NoRowError(BillingError):
     """A statement that always returns one row returned none."""
+
+
+class Session(psycopg.Connection[Row]):
+    """A connection in autocommit mode that states its settings in each transaction.
+
+    Attributes:
+        local_settings: what each transaction states; None if the settings were stated once, for the whole session.
+    """
+
+    local_settings: Settings | None = None
 
 
 def parse(text: str) -> dict[str, str]:
@@ -50,13 +71,56 @@ def load() -> Mapping[str, str]:
     return MappingProxyType(statements)
 
 
+@contextmanager
+def transaction(
+    connection: Connection,
+    *,
+    keep: bool = True,
+    isolation: str = "read committed",
+    access: str = "read write",
+    settings: Settings = MappingProxyType({}),
+) -> Iterator[None]:
+    """A transaction that begins with the session's settings. The beginning is one round trip.
+
+    Args:
+        connection: in autocommit mode, outside a transaction.
+        keep: False rolls back at the end.
+        isolation: of the transaction.
+        access: `read write` or `read only`.
+        settings: for this transaction, on top of the session's.
+
+    Raises:
+        psycopg.Error: as the server or libpq reports it.
+    """
+    stated = (isinstance(connection, Session) and connection.local_settings) or {}
+    begin = _begin(isolation, access, tuple({**stated, **settings}.items()))
+    connection.execute(begin, prepare=False)  # several statements can't be prepared
+    try:
+        yield
+        if keep:
+            connection.commit()
+    finally:
+        if connection.info.transaction_status is not TransactionStatus.IDLE:
+            with suppress(psycopg.Error):  # a lost connection has rolled back already
+                connection.rollback()
+
+
+@cache
+def _begin(isolation: str, access: str, settings: tuple[tuple[str, str | None], ...]) -> bytes:
+    begin = f"BEGIN ISOLATION LEVEL {isolation} {access} NOT DEFERRABLE"
+    if not settings:
+        return begin.encode()
+    state = load()["state_settings"].replace("%(local)s", "true")
+    return f"{begin};\n{state.replace('%(settings)s', Literal(json.dumps(dict(settings))).as_string())}".encode()
+
+
 def rows(connection: Connection, name: str, /, **parameters: Any) -> list[Row]:  # noqa: ANN401 - whatever psycopg adapts
     """Executes a named statement and returns its rows.
 
     Raises:
         psycopg.Error: as the server or libpq reports it.
     """
-    return execute(connection, load()[name], parameters).fetchall()
+    return execute(connection, load()[name], parameters)
 
 
 def row(connection: Connection, name: str, /, **parameters: Any) -> Row:  # noqa: ANN401 - as above
@@ -78,7 +142,7 @@ def optional_row(connection: Connection, name: str, /, **parameters: Any) -> Row
     Raises:
         psycopg.Error: as the server or libpq reports it.
     """
-    return execute(connection, load()[name], parameters).fetchone()
+    return next(iter(rows(connection, name, **parameters)), None)
 
 
 def run(connection: Connection, name: str, /, **parameters: Any) -> None:  # noqa: ANN401 - as above
@@ -87,13 +151,28 @@ def run(connection: Connection, name: str, /, **parameters: Any) -> None:  # noq
     Raises:
         psycopg.Error: as the server or libpq reports it.
     """
-    execute(connection, load()[name], parameters)
+    rows(connection, name, **parameters)
 
 
-def execute(connection: Connection, text: str, parameters: Mapping[str, Any] | None = None) -> psycopg.Cursor[Row]:
-    """Executes SQL text of this project: a named statement, a variation of one, or a migration.
+def execute(connection: Connection, text: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+    """Executes SQL text of this project: a named statement, a variation of one, or a migration. Returns its rows.
+
+    Outside a transaction, the text runs in one that states the session's settings. The rows are read before it ends,
+    because their format depends on these settings.
 
     Raises:
         psycopg.Error: as the server or libpq reports it.
     """
-    return connection.execute(text.encode(), parameters or None)
+    if (
+        isinstance(connection, Session)
+        and connection.local_settings is not None
+        and connection.info.transaction_status is TransactionStatus.IDLE
+    ):
+        with transaction(connection):
+            return _fetch(connection, text, parameters)
+    return _fetch(connection, text, parameters)
+
+
+def _fetch(connection: Connection, text: str, parameters: Mapping[str, Any] | None) -> list[Row]:
+    cursor = connection.execute(text.encode(), parameters or None)
+    return cursor.fetchall() if cursor.description else []

@@ -62,12 +62,13 @@ def check(connection: sql.Connection, accepted_columns: Collection[str]) -> None
         AccessError: one line: the first problem with its remedy, and how many more there are.
         psycopg.Error: the database can't be reached.
     """
-    problems = [*_missing_rights(connection), *_hidden_rows(connection), *_unfit_columns(connection)]
-    problems += [
-        f"{row['name']} looks like a price that this version does not charge; add it to BILLING_ACCEPT_COLUMNS if it is"
-        " not one"
-        for row in sql.rows(connection, "unknown_price_columns", accepted=sorted(accepted_columns))
-    ]
+    with sql.transaction(connection):
+        problems = [
+            *_missing_rights(connection),
+            *_hidden_rows(connection),
+            *_unfit_columns(connection),
+            *_unknown_prices(connection, accepted_columns),
+        ]
     if problems:
         more = f" (and {len(problems) - 1} more problems of this kind)" if len(problems) > 1 else ""
         raise AccessError(problems[0] + more)
@@ -109,4 +110,12 @@ def _unfit_columns(connection: sql.Connection) -> list[str]:
         f"{row['table_name']}.{row['column_name']} is {row['actual']} and can't hold what billing writes; make it"
         f" {row['wanted']} in full precision"
         for row in rows
+    ]
+
+
+def _unknown_prices(connection: sql.Connection, accepted_columns: Collection[str]) -> list[str]:
+    return [
+        f"{row['name']} looks like a price that this version does not charge; add it to BILLING_ACCEPT_COLUMNS if it is"
+        " not one"
+        for row in sql.rows(connection, "unknown_price_columns", accepted=sorted(accepted_columns))
     ]

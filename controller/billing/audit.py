@@ -5,7 +5,6 @@ from typing import Final
 from uuid import UUID
 
 import psycopg
-from psycopg import IsolationLevel
 
 from controller import sql
 
@@ -62,12 +61,9 @@ def audit(connection: sql.Connection, organization: UUID | None = None) -> Audit
     Raises:
         psycopg.Error: the database can't be reached, or lacks the controller's tables.
     """
-    connection.autocommit = False
-    connection.isolation_level = IsolationLevel.REPEATABLE_READ
-    connection.read_only = True
-    with connection.transaction():
-        # A generic plan would read whole tables even for one organization.
-        sql.run(connection, "set_transaction_settings", names=["plan_cache_mode"], settings=["force_custom_plan"])
+    # A generic plan would read whole tables even for one organization.
+    settings = {"plan_cache_mode": "force_custom_plan"}
+    with sql.transaction(connection, isolation="repeatable read", access="read only", settings=settings):
         findings = tuple(_check(connection, name, organization) for name in INVARIANTS)
         older = sql.row(connection, "audit_older_rows", organization=organization)
     return AuditReport(findings, older["older_rows"])
@@ -77,7 +73,7 @@ def _check(connection: sql.Connection, name: str, organization: UUID | None) -> 
     text = sql.load()["audit_summary"].replace("{invariant}", sql.load()[f"audit_{name}"])
     try:
         with connection.transaction():
-            (row,) = sql.execute(connection, text, {"organization": organization, "examples": EXAMPLES}).fetchall()
+            (row,) = sql.execute(connection, text, {"organization": organization, "examples": EXAMPLES})
     except psycopg.DataError as error:
         row = {"violations": 1, "exempt": 0, "examples": [f"a row can't be read: {error.diag.message_primary}"]}
     return Finding(name, INVARIANTS[name], row["violations"], row["exempt"], tuple(row["examples"]))

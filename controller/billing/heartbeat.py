@@ -44,7 +44,6 @@ class Heartbeat:
         self._interval_seconds = interval_seconds
         self._retention_days = retention_days
         self._started_at = datetime.now(UTC)  # this process's clock: shown to people, never used in a computation
-        self._connection: sql.Connection | None = None
         self._leadership: Leadership | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -73,8 +72,6 @@ class Heartbeat:
         """Writes heartbeats until `stop` is called."""
         while not self._stopping.wait(self._interval_seconds):
             self.beat()
-        with self._lock:
-            self._disconnect()
 
     def stop(self) -> None:
         """Ends the loop. Any thread."""
@@ -84,7 +81,6 @@ class Heartbeat:
         with self._lock:
             leadership = self._leadership
             if leadership is None or not leadership.still_leads():
-                self._disconnect()
                 return False
             parameters = self._identity | {
                 "term": leadership.term,
@@ -94,35 +90,27 @@ class Heartbeat:
                 "retention_days": self._retention_days,
             }
             try:
-                for name in statements:
-                    if name != "heartbeat":
-                        sql.run(self._session(), name, **parameters)
-                    elif sql.optional_row(self._session(), name, **parameters) is None:
-                        self._report_withheld(parameters)
-                        return False
+                with (
+                    self._connect() as connection
+                ):  # the server may end a session that is idle until the next heartbeat
+                    for name in statements:
+                        if name != "heartbeat":
+                            sql.run(connection, name, **parameters)
+                        elif sql.optional_row(connection, name, **parameters) is None:
+                            self._report_withheld(connection, parameters)
+                            return False
             except (psycopg.Error, BillingError) as error:
-                self._disconnect()
                 self._failures.failed(error=one_line(error))
                 return False
             self._failures.worked()
             self._withheld.worked()
             return True
 
-    def _report_withheld(self, parameters: Mapping[str, Any]) -> None:
+    def _report_withheld(self, connection: sql.Connection, parameters: Mapping[str, Any]) -> None:
         """Warns that billing is overdue. Logs nothing if a newer term has begun."""
-        row = sql.row(self._session(), "heartbeat_withheld", **parameters)
+        row = sql.row(connection, "heartbeat_withheld", **parameters)
         if (minutes := row["overdue_minutes"]) is not None:
             self._withheld.failed(
                 overdue_minutes=round(minutes),
                 reason="the next cycle is 90 minutes overdue, so the application's own billing must be able to start",
             )
-
-    def _session(self) -> sql.Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = self._connect()
-        return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None

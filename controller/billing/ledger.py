@@ -72,13 +72,7 @@ class Ledger:
             GenerationError: the database follows the rules of another generation. Nothing has been written.
             HeartbeatError: the heartbeat is missing. Nothing has been written.
         """
-        with self.connection.transaction(force_rollback=not keep):
-            sql.run(
-                self.connection,
-                "set_transaction_settings",
-                names=list(TRANSACTION_BOUNDS),
-                settings=list(TRANSACTION_BOUNDS.values()),
-            )
+        with sql.transaction(self.connection, keep=keep, settings=TRANSACTION_BOUNDS):
             fence = sql.optional_row(
                 self.connection,
                 "fence",

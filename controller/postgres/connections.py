@@ -2,32 +2,42 @@
 
 The server's timeouts bound what the server waits for. `BoundedConnection` bounds what the client waits for, even if the
 network drops every packet.
+
+Every setting that a session relies on is stated here, in `STATED` and in the kinds of sessions below it.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import psycopg
 from psycopg import errors
 from psycopg.abc import PQGen
-from psycopg.rows import DictRow, dict_row
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import dict_row
 
 from controller import sql
 from controller.election import Bounds
-from controller.errors import DatabaseUnreachableError, SecretFileError, one_line
+from controller.errors import DatabaseUnreachableError, SecretFileError, SettingsError, one_line
 from controller.postgres.refusals import is_refusal
 
 RV = TypeVar("RV")
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
 
+#: One probe is not enough: another replica may be given the telltale backend at the same moment.
+POOLER_PROBES: Final = 10
+
 #: Both ends drop a TCP connection whose peer has not answered for this long. Unix sockets ignore it.
 TCP_SILENCE_SECONDS: Final = 6
 
 
-class BoundedConnection(psycopg.Connection[DictRow]):
+class PoolerError(SettingsError):
+    """A pooler moves sessions between backends. A session lock would be stranded, and settings would reach others."""
+
+
+class BoundedConnection(sql.Session):
     """A connection that closes itself if the server does not answer in time."""
 
     reply_timeout_seconds: float = 30.0
@@ -51,36 +61,85 @@ class BoundedConnection(psycopg.Connection[DictRow]):
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """What one kind of session sets on the server, and how long it waits for an answer.
+    """What one kind of session states to the server, and how long it waits for an answer.
 
     Attributes:
         purpose: part of the session's name in `pg_stat_activity`.
-        server: values by setting, as PostgreSQL writes them (`'5s'`). Settings that the server's version or operating
-            system does not support are skipped.
+        server: what this kind of session states on top of, or instead of, what every session states.
         reply_timeout_seconds: the connection is closed if an answer takes longer.
+        direct: True states the settings once, for the whole session. A pooler must not share its backend, because the
+            next user would inherit them. False states them in each transaction.
     """
 
     purpose: str
-    server: Mapping[str, str] = field(default_factory=dict)
+    server: sql.Settings = field(default_factory=dict)
     reply_timeout_seconds: float = 30.0
+    direct: bool = False
 
 
-#: For every session. Compiling a statement (JIT) would take seconds, and no statement runs long enough to gain from it.
-_EVERY_SESSION: Final = {
-    "jit": "off",
+#: What every session states. Our statements and psycopg rely on these values, so no other source may change them: the
+#: role, the database, the server's configuration, the environment, or another user of a pooled backend.
+STATED: Final[sql.Settings] = {
+    # how values and identifiers are read and written
+    "client_encoding": "UTF8",
+    "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "array_nulls": "on",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "transform_null_equals": "off",
+    # who we are and what we see
+    "role": None,
+    "row_security": "on",
+    "exit_on_error": "off",
+    # transactions; those of a session that isn't direct state these at their beginning
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "synchronous_commit": None,
+    # bounds; each kind of session has tighter ones
+    "statement_timeout": "0",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "30s",
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
     "tcp_keepalives_idle": "2",
     "tcp_keepalives_interval": "1",
     "tcp_keepalives_count": "4",
     "tcp_user_timeout": f"{TCP_SILENCE_SECONDS}s",
-}
+    "client_connection_check_interval": "0",
+    # the planner. Compiling a statement (JIT) would take seconds, and no statement runs long enough to gain from it.
+    "jit": "off",
+    "plan_cache_mode": "auto",
+    "geqo": "on",
+    "from_collapse_limit": "8",
+    "join_collapse_limit": "8",
+    **dict.fromkeys(
+        (
+            "enable_bitmapscan", "enable_hashagg", "enable_hashjoin", "enable_incremental_sort", "enable_indexonlyscan",
+            "enable_indexscan", "enable_material", "enable_memoize", "enable_mergejoin", "enable_nestloop",
+            "enable_partition_pruning", "enable_seqscan", "enable_sort",
+        ),
+        "on",
+    ),
+    **dict.fromkeys(
+        (
+            "seq_page_cost", "random_page_cost", "cpu_tuple_cost", "cpu_index_tuple_cost", "cpu_operator_cost",
+            "effective_cache_size", "work_mem", "hash_mem_multiplier", "max_parallel_workers_per_gather",
+        )
+    ),
+}  # fmt: skip
 
 #: Workers run one short transaction after another. `client_connection_check_interval` ends the statement of a killed
 #: client, which would otherwise delay the next leader's mint. The planner settings are there because the planner can't
 #: know that a batch is small: no sequential scan over years of history, and one generic plan for every batch.
 WORKER: Final = SessionSettings(
     "worker",
-    _EVERY_SESSION
-    | {
+    {
+        "statement_timeout": "14s",
         "client_connection_check_interval": "500ms",
         "enable_seqscan": "off",
         "plan_cache_mode": "force_generic_plan",
@@ -90,27 +149,15 @@ WORKER: Final = SessionSettings(
 #: The guard checks what batches have charged. It needs the same settings under another name.
 GUARD: Final = replace(WORKER, purpose="guard")
 #: The biller asks when the next cycle is due. The bounds are tight because no billing happens while it waits.
-BILLER: Final = SessionSettings(
-    "biller",
-    _EVERY_SESSION | {"statement_timeout": "5s", "lock_timeout": "5s"},
-    reply_timeout_seconds=8.0,
-)
+BILLER: Final = SessionSettings("biller", {"statement_timeout": "5s"}, reply_timeout_seconds=8.0)
 #: A cycle plans its batches and writes its run. Planning ten million instances takes a few seconds.
-CYCLE: Final = SessionSettings("cycle", _EVERY_SESSION | {"lock_timeout": "5s"}, reply_timeout_seconds=15.0)
+CYCLE: Final = SessionSettings("cycle", {"statement_timeout": "14s"}, reply_timeout_seconds=15.0)
 #: Commands that a person runs.
-FOREGROUND: Final = SessionSettings("foreground", _EVERY_SESSION | {"lock_timeout": "5s"}, reply_timeout_seconds=600.0)
-#: An index on years of rows takes long to build, so a role's time limits don't apply. There is no
-#: `client_connection_check_interval`: if the command is killed, the build completes and the next command finds it.
-MIGRATION: Final = SessionSettings(
-    "migrate",
-    _EVERY_SESSION | {"statement_timeout": "0", "transaction_timeout": "0", "idle_session_timeout": "0"},
-    reply_timeout_seconds=3600.0,
-)
-HEARTBEAT: Final = SessionSettings(
-    "heartbeat",
-    _EVERY_SESSION | {"statement_timeout": "5s", "lock_timeout": "5s"},
-    reply_timeout_seconds=8.0,
-)
+FOREGROUND: Final = SessionSettings("foreground", {"statement_timeout": "590s"}, reply_timeout_seconds=600.0)
+#: An index on years of rows takes long to build. There is no `client_connection_check_interval`: if the command is
+#: killed, the build completes and the next command finds it.
+MIGRATION: Final = SessionSettings("migrate", reply_timeout_seconds=3600.0, direct=True)
+HEARTBEAT: Final = SessionSettings("heartbeat", {"statement_timeout": "5s"}, reply_timeout_seconds=8.0)
 
 
 def lock_session_settings(bounds: Bounds) -> SessionSettings:
@@ -120,14 +167,14 @@ def lock_session_settings(bounds: Bounds) -> SessionSettings:
     """
     return SessionSettings(
         "elector",
-        _EVERY_SESSION
-        | {
+        {
             "idle_session_timeout": f"{round(bounds.session_timeout_seconds * 1000)}ms",
             "idle_in_transaction_session_timeout": "5s",
             "statement_timeout": "10s",
             "lock_timeout": "10s",
         },
         reply_timeout_seconds=bounds.leader_deadline_seconds - bounds.ping_interval_seconds,
+        direct=True,
     )
 
 
@@ -145,13 +192,35 @@ class Database:
     setting: str
     instance_id: str
 
-    def connect(self, settings: SessionSettings = FOREGROUND, *, autocommit: bool = True) -> BoundedConnection:
-        """Opens a session.
+    def connect(self, settings: SessionSettings = FOREGROUND) -> BoundedConnection:
+        """Opens a session, in autocommit mode.
 
         Raises:
             DatabaseUnreachableError: the server can't be reached or refuses the connection, or the file with the
                 connection string can't be read now. One line, no password.
+            PoolerError: the session must be direct, and a pooler moves it between backends.
         """
+        connection = self._open(settings)
+        stated = {**STATED, **settings.server}
+        try:
+            if is_pooled(connection):
+                connection.prepare_threshold = None  # a prepared statement belongs to one backend
+                if settings.direct:
+                    self._refuse_moving_pooler(connection, settings)
+            if settings.direct:
+                state(connection, stated)
+            else:
+                connection.local_settings = stated
+        except psycopg.Error as error:
+            connection.close()
+            raise DatabaseUnreachableError(f"PostgreSQL closed a new session: {one_line(error)}") from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _open(self, settings: SessionSettings) -> BoundedConnection:
+        """Opens a session that has stated nothing yet."""
         try:
             url = self.read_url()
         except SecretFileError as error:
@@ -164,6 +233,7 @@ class Database:
                 application_name=application_name(settings.purpose, self.instance_id),
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 client_encoding="utf8",
+                options=conninfo_to_dict(url).get("options", ""),  # keeps PGOPTIONS out
                 keepalives_idle=2,
                 keepalives_interval=1,
                 keepalives_count=4,
@@ -175,15 +245,29 @@ class Database:
                 refused=is_refusal(error),
             ) from None
         connection.reply_timeout_seconds = settings.reply_timeout_seconds
-        try:
-            if is_pooled(connection):
-                connection.prepare_threshold = None  # a prepared statement belongs to one backend
-            set_session_settings(connection, settings.server)
-        except psycopg.Error as error:
-            connection.close()
-            raise DatabaseUnreachableError(f"PostgreSQL closed a new session: {one_line(error)}") from None
-        connection.autocommit = autocommit
         return connection
+
+    def _refuse_moving_pooler(self, connection: BoundedConnection, settings: SessionSettings) -> None:
+        """Accepts a pooler that gives each session its own backend, and refuses one that moves sessions.
+
+        Runs before the session states anything. A second session occupies a backend by opening a transaction. Sessions
+        don't keep their backends if it gets the one that the first session just used, or if the first session moves. A
+        pooler hands out first the backend that was returned last, so the first session sends a statement right before
+        the second one begins.
+
+        Raises:
+            PoolerError: the pooler moves sessions between backends.
+        """
+        before = _backend_pid(connection)
+        with self._open(settings) as other:
+            for _ in range(POOLER_PROBES):
+                moved = _backend_pid(connection) != before
+                with sql.transaction(other, keep=False):
+                    if moved or _backend_pid(other) == before or _backend_pid(connection) != before:
+                        raise PoolerError(
+                            f"{self.setting} points to a pooler in transaction mode, where a session lock is stranded;"
+                            " set DATABASE_DIRECT_URL to PostgreSQL itself, or use session pooling"
+                        )
 
 
 def application_name(purpose: str, instance_id: str) -> str:
@@ -194,18 +278,13 @@ def application_name(purpose: str, instance_id: str) -> str:
 
 def is_pooled(connection: sql.Connection) -> bool:
     """Returns True if a pooler (PgBouncer, Odyssey, pgcat) answers in place of the server."""
-    return bool(sql.row(connection, "backend_pid")["pid"] != connection.info.backend_pid)
+    return _backend_pid(connection) != connection.info.backend_pid
 
 
-def set_session_settings(connection: BoundedConnection, settings: Mapping[str, str]) -> None:
-    """Changes settings for the rest of the session. Skips settings that this server does not support."""
-    try:
-        _set(connection, settings)
-    except errors.DataError:  # the operating system lacks one of them; set the others
-        for name, value in settings.items():
-            with suppress(errors.DataError):
-                _set(connection, {name: value})
+def state(connection: sql.Connection, settings: sql.Settings) -> None:
+    """Sets values for the rest of a direct session."""
+    sql.run(connection, "state_settings", local=False, settings=json.dumps(dict(settings)))
 
 
-def _set(connection: BoundedConnection, settings: Mapping[str, str]) -> None:
-    sql.run(connection, "set_session_settings", names=list(settings.keys()), settings=list(settings.values()))
+def _backend_pid(connection: sql.Connection) -> int:
+    return int(sql.row(connection, "backend_pid")["pid"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from controller import sql
-from controller.postgres.connections import BoundedConnection, set_session_settings
+from controller.postgres.connections import BoundedConnection, state
 
 #: A statement that waits for a strong lock blocks every later statement on that table: wait briefly, then retry. It is
 #: shorter than a batch's own `lock_timeout` (`ledger.TRANSACTION_BOUNDS`): a batch that queues behind it doesn't fail.
@@ -61,7 +61,7 @@ def apply(connection: BoundedConnection, migration: str, progress: Progress) -> 
     """
     code = "\n".join(line for line in migration.splitlines() if not line.startswith("--"))
     statement, _, record = code.partition(";\n")
-    set_session_settings(connection, {"lock_timeout": CONCURRENT_LOCK_TIMEOUT})
+    state(connection, {"lock_timeout": CONCURRENT_LOCK_TIMEOUT})
     if created := _CREATE.fullmatch(statement):
         _create(connection, _Build(**created.groupdict("")), _UNLESS_INDEXED.search(migration), progress)
     else:
@@ -91,7 +91,7 @@ def _create_on_partitions(connection: BoundedConnection, build: _Build, progress
         progress(f"building the index {name} on {partition['name']}")
         sql.execute(connection, build.statement(name, partition["name"]))
     # this locks the table against writes, but attaches indexes that exist and therefore ends at once
-    set_session_settings(connection, {"lock_timeout": LOCK_TIMEOUT})
+    state(connection, {"lock_timeout": LOCK_TIMEOUT})
     sql.execute(connection, build.statement(build.name, build.table, concurrently=""))
 
 

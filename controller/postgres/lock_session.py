@@ -20,18 +20,10 @@ from controller.postgres.connections import (
     BoundedConnection,
     Database,
     application_name,
-    is_pooled,
     lock_session_settings,
 )
 
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
-
-#: One probe is not enough: another replica may be given the telltale backend at the same moment.
-POOLER_PROBES: Final = 10
-
-
-class PoolerError(SettingsError):
-    """A pooler moves sessions between backends, so a session lock would be stranded."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +88,8 @@ class PostgresLockSession:
         except BillingError as error:
             raise LockSessionError(str(error)) from None
         try:
-            if is_pooled(connection):
-                refuse_moving_pooler(connection, database, bounds)
             sql.run(connection, "listen_for_resignations")
-        except SettingsError:
-            connection.close()
-            raise
-        except (psycopg.Error, BillingError) as error:
+        except psycopg.Error as error:
             connection.close()
             raise LockSessionError(one_line(error)) from None
         return cls(connection, lock, database.instance_id, bounds, pod)
@@ -138,7 +125,7 @@ class PostgresLockSession:
     def mint(self) -> int:
         self._refuse_other_lock()
         try:
-            with self._connection.transaction():
+            with sql.transaction(self._connection):
                 sql.run(self._connection, "close_leadership")
                 row = self._row(
                     "mint_term",
@@ -153,7 +140,7 @@ class PostgresLockSession:
 
     def ping(self) -> Ping:
         try:
-            (row,) = sql.execute(self._connection, self._ping, self._lock.catalog_key).fetchall()
+            (row,) = sql.execute(self._connection, self._ping, self._lock.catalog_key)
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
         self._refuse_other_generation(row)
@@ -220,31 +207,6 @@ class PostgresLockSession:
         return row
 
 
-def refuse_moving_pooler(connection: BoundedConnection, database: Database, bounds: Bounds) -> None:
-    """Accepts a pooler that gives each session its own backend, and refuses one that moves sessions.
-
-    A second session occupies a backend by opening a transaction. Sessions don't keep their backends if it gets the one
-    that the first session just used, or if the first session moves. A pooler hands out first the backend that was
-    returned last, so the first session sends a statement right before the second one begins.
-
-    Raises:
-        PoolerError: the pooler moves sessions between backends.
-    """
-    before = _backend_pid(connection)
-    with database.connect(lock_session_settings(bounds), autocommit=False) as other:
-        for _ in range(POOLER_PROBES):
-            other.rollback()
-            if (
-                _backend_pid(connection) != before
-                or _backend_pid(other) == before
-                or _backend_pid(connection) != before
-            ):
-                raise PoolerError(
-                    f"{database.setting} points to a pooler in transaction mode, where a session lock is stranded;"
-                    " set DATABASE_DIRECT_URL to PostgreSQL itself, or use session pooling"
-                )
-
-
 def _holder(row: dict[str, Any]) -> Holder:
     return Holder(
         pid=row["pid"],
@@ -253,7 +215,3 @@ def _holder(row: dict[str, Any]) -> Holder:
         deadline_seconds=row["deadline_seconds"],
         instance=row["application_name"].removeprefix(application_name("elector", "")),
     )
-
-
-def _backend_pid(connection: BoundedConnection) -> int:
-    return int(sql.row(connection, "backend_pid")["pid"])

@@ -25,7 +25,7 @@ from controller import sql
 from controller.errors import BillingError, DatabaseUnreachableError, one_line
 from controller.generation import refuse_other_generation
 from controller.postgres import index_builds
-from controller.postgres.connections import BoundedConnection, set_session_settings
+from controller.postgres.connections import BoundedConnection
 from controller.postgres.index_builds import LOCK_TIMEOUT, Progress
 
 #: The advisory lock that serializes migrations. Election locks are hashes of names, so any constant is free.
@@ -132,7 +132,7 @@ def migrate(connection: BoundedConnection, progress: Progress = lambda _line: No
     """Applies pending migrations and returns the names of those that this call applied.
 
     Args:
-        connection: in autocommit mode, opened with MIGRATION.
+        connection: opened with MIGRATION.
         progress: called with one line for each step that may take long.
 
     Raises:
@@ -178,8 +178,7 @@ def _apply(connection: BoundedConnection, migration: Migration, progress: Progre
                 if migration.concurrent:
                     index_builds.apply(connection, migration.text, progress)
                 else:
-                    set_session_settings(connection, {"lock_timeout": LOCK_TIMEOUT})
-                    with connection.transaction():
+                    with sql.transaction(connection, settings={"lock_timeout": LOCK_TIMEOUT}):
                         sql.execute(connection, migration.text)
                 return True
         except (errors.LockNotAvailable, errors.DeadlockDetected):

@@ -157,16 +157,6 @@ def test_drain_with_the_socket_switched_off_is_2(bare: Program) -> None:
     assert "BILLING_CONTROL_SOCKET" in bare("drain", BILLING_CONTROL_SOCKET="none").failed_with(2)
 
 
-def test_bill_on_a_read_only_database_says_so(program: Program, database: str) -> None:
-    with psycopg.connect(database, autocommit=True) as conn:
-        name = database.rpartition("/")[2]
-        conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
-    done = program("bill")
-    assert done.status in {1, 3}
-    assert "read-only" in done.err
-    assert "another replica" not in done.err
-
-
 def test_migrate_that_waited_in_vain_is_3_with_the_reason(bare: Program) -> None:
     missing = str(bare.folder / "missing")
     done = bare("migrate", "--wait", "0.1", DATABASE_URL_FILE=missing)

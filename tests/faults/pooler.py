@@ -21,9 +21,15 @@ Mode = Literal["session", "transaction"]
 
 
 class Pooler:
-    """PgBouncer in one pool mode in front of `server`, for the duration of the context."""
+    """PgBouncer in one pool mode in front of `server`, for the duration of the context.
 
-    def __init__(self, server: Server, mode: Mode) -> None:
+    Args:
+        server: reached over TCP.
+        mode: of every pool.
+        backends: in the pool of one database and role.
+    """
+
+    def __init__(self, server: Server, mode: Mode, backends: int = 20) -> None:
         assert PROGRAM is not None
         self._account = Account.unprivileged()  # PgBouncer refuses to run as root
         self._folder = self._account.make_folder()
@@ -42,7 +48,7 @@ unix_socket_dir =
 auth_type = trust
 auth_file = {users}
 pool_mode = {mode}
-default_pool_size = 20
+default_pool_size = {backends}
 server_reset_query = DISCARD ALL
 ignore_startup_parameters = extra_float_digits
 """,

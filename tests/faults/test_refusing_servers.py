@@ -137,25 +137,6 @@ def test_leader_of_a_server_without_free_sessions_bills_once_one_is_free(
             assert not standby.events("leader.elected")
 
 
-@pytest.mark.runs(5, older=1)
-def test_database_made_read_only_fails_cycles_until_it_can_be_written(
-    *, database: str, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
-) -> None:
-    name = database.rpartition("/")[2]
-    leader = start(database, **BUSY)
-    told = leader.wait_for("cycle.completed")
-    for _ in range(runs):
-        ledger.conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
-        told = leader.wait_until(lambda line: "read-only" in str(line.fields.get("error")), "a failure", told)
-        ledger.add(organizations=3)  # on a session from before
-        since = datetime.now(UTC)
-        ledger.conn.execute(f'alter database "{name}" reset default_transaction_read_only'.encode())
-        eventually(lambda: ledger.all_billed, "everything is billed")
-        seconds = seconds_to_next_charge(ledger, since)
-        timings.record("read-only database", seconds, ledger.judge(), bound=BACK_OFF_SECONDS)
-    assert not leader.events("leader.deposed", "organization.failed")
-
-
 @pytest.mark.runs(20, older=2)
 @pytest.mark.timeout(240)
 def test_server_that_becomes_a_standby_is_left_alone_until_it_is_promoted(

@@ -80,20 +80,6 @@ def test_standby_server_has_no_leader_until_it_is_promoted(
         own_ledger.judge()
 
 
-def test_read_only_database_has_no_leader_until_it_is_writable(
-    own_database: str, own_ledger: LedgerProbe, start: StartReplica
-) -> None:
-    name = own_database.rpartition("/")[2]
-    own_ledger.conn.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())
-    replica = start(own_database)
-    replica.wait_until(lambda line: "read-only" in str(line.fields.get("error")), "refusal of a read-only database")
-    assert count_for(replica, 2.0, "session.failed", "election.joined") <= 1, "once for each outage"
-    assert not replica.events("leader.elected")
-    own_ledger.conn.execute(f'alter database "{name}" reset default_transaction_read_only'.encode())
-    replica.wait_for("cycle.completed")
-    own_ledger.judge()
-
-
 def test_bill_on_a_standby_server_says_why_it_cannot(own_database: str, standby_server: Server, tmp_path: Path) -> None:
     url = through(own_database, standby_server.port)
     done = run_command("bill", folder=tmp_path, DATABASE_URL=url)

@@ -14,8 +14,8 @@ from controller.billing.values import Batch, BatchResult, Pricing, ResumePoint, 
 from tests.integration.intercept import intercept
 from tests.integration.world import LedgerAt, World
 
-#: Statements that set up a session or a transaction, or end a dry one. They are not counted.
-UNCOUNTED: Final = {"set_transaction_settings", "backend_pid", "set_session_settings", "check_constraints_now"}
+#: Statements that open a session, or end a dry transaction. They are not counted.
+UNCOUNTED: Final = {"backend_pid", "check_constraints_now"}
 
 
 class ScriptedLedger(LedgerAt):

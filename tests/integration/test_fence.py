@@ -2,13 +2,14 @@
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, ClassVar
 
 import psycopg
 import pytest
 from psycopg import errors
-from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from controller import sql
@@ -225,9 +226,15 @@ class Recording(LedgerAt):
         self._is_fenced = False
         intercept(connection, self._record)
 
-    def _record(self, name: str, text: str) -> str:
-        if name == "set_transaction_settings" or self.connection.info.transaction_status is TransactionStatus.IDLE:
+    @contextmanager
+    def fenced(self, term: int, **options: Any) -> Iterator[None]:  # noqa: ANN401 - as the base takes them
+        try:
+            with super().fenced(term, **options):
+                yield
+        finally:
             self._is_fenced = False
+
+    def _record(self, name: str, text: str) -> str:
         (self.fenced_statements if self._is_fenced else self.unfenced).add(name)
         self._is_fenced = self._is_fenced or name == "fence"
         return text

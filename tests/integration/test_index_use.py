@@ -73,7 +73,7 @@ def test_statements_of_a_batch_and_of_the_guard_read_the_partial_indexes(billed:
         ("guard_charges", GUARD, "billing_payments"),
         ("guard_charges", GUARD, "billing_ledger"),
     ):
-        with billed.database.connect(session) as connection:
+        with billed.database.connect(session) as connection, sql.transaction(connection):
             shown = plan(connection, statement, billed.ledger_class.parameters[statement])  # type: ignore[attr-defined]
         assert f" using {index} " in shown or f" on {index} " in shown, f"{statement}: {shown}"
         assert "Seq Scan on vps_billing_cycles" not in shown
@@ -81,7 +81,7 @@ def test_statements_of_a_batch_and_of_the_guard_read_the_partial_indexes(billed:
 
 
 def test_debts_are_read_from_the_open_rows(billed: World) -> None:
-    with billed.database.connect(FOREGROUND) as connection:
+    with billed.database.connect(FOREGROUND) as connection, sql.transaction(connection):
         lines = connection.execute("explain select * from billing_debts()").fetchall()
     shown = "\n".join(line["QUERY PLAN"] for line in lines)
     assert "billing_open_rows" in shown, shown

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
+from psycopg import errors
 
+from controller.cli import explain
 from controller.errors import BillingError, one_line
 
 REFUSED = """new row for relation "wallets" violates check constraint "positive"
@@ -40,3 +43,20 @@ def test_error_without_a_message_is_named_by_its_class() -> None:
 
 def test_billing_error_is_one_line_for_any_text_it_quotes() -> None:
     assert str(BillingError("can't connect:\n  refused")) == "can't connect: refused"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (psycopg.OperationalError("server closed the connection unexpectedly"), 3),
+        (errors.AdminShutdown("terminating connection due to administrator command"), 3),
+        (errors.IdleInTransactionSessionTimeout("terminating connection due to idle-in-transaction timeout"), 3),
+        (errors.QueryCanceled("canceling statement due to statement timeout"), 1),
+        (errors.LockNotAvailable("canceling statement due to lock timeout"), 1),
+        (errors.UndefinedTable("relation does not exist"), 1),
+    ],
+)
+def test_only_an_ended_session_is_called_a_lost_connection(error: psycopg.Error, status: int) -> None:
+    what, exit_status = explain(error)
+    assert exit_status == status
+    assert ("lost" in what) == (status == 3)

@@ -3,15 +3,17 @@
 -- name: backend_pid
 select pg_backend_pid() as pid
 
--- name: set_session_settings
--- Skips settings that this server version does not have.
-select set_config(name, setting, false)
-from unnest(%(names)s::text[], %(settings)s::text[]) as s (name, setting)
-where current_setting(name, true) is not null
-
--- name: set_transaction_settings
-select set_config(name, setting, true)
-from unnest(%(names)s::text[], %(settings)s::text[]) as s (name, setting)
+-- name: state_settings
+-- Skips settings that this server's version or operating system does not have. A null is the default of the role, the
+-- database or the server, and undoes what another user of the backend has set. The search path ends with pg_temp, so that no
+-- temporary table of another user takes the place of ours.
+select set_config(key, value, %(local)s)
+from json_each_text(%(settings)s)
+where current_setting(key, true) is not null
+    and (not (starts_with(key, 'tcp_') or key = 'client_connection_check_interval') or version() ~ 'linux')
+union all
+select set_config('search_path',
+    concat_ws(', ', nullif(set_config('search_path', null, %(local)s), ''), 'pg_temp'), %(local)s)
 
 -- name: check_constraints_now
 set constraints all immediate
