@@ -1,9 +1,10 @@
 """One batch: its transactions, its retries, and the search for the organizations that can't be charged."""
 
 import random
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -15,7 +16,7 @@ from psycopg import errors
 from controller.billing.errors import CycleFailedError, DeposedError, InconsistentError, StoppedError, is_transient
 from controller.billing.evidence import FEWEST_ORGANIZATIONS, TRIALS, Evidence, signature
 from controller.billing.ledger import Ledger
-from controller.billing.values import Batch, BatchResult, Run, Totals
+from controller.billing.values import Batch, BatchResult, ResumePoint, Run, Totals
 from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
@@ -86,21 +87,22 @@ class BatchWorker:
         elif (error := self._try_charge(batch)) is not None:
             self._split(batch, error)
 
-    def fail(self, organization: UUID, reason: str, error: str) -> None:
-        """Records, on each due instance of an organization, that it could not be charged."""
+    def fail(self, batch: Batch, reason: str, error: str) -> None:
+        """Records, on each due instance of an organization after the batch's resume point, that it failed."""
+        context, organization = self._context, batch.first_organization
         without_row: tuple[UUID, ...] = ()
 
         def count(ledger: Ledger, _attempt: int) -> Totals:
             nonlocal without_row
             without_row = (organization,)
-            with ledger.fenced(self._context.run.term, keep=not self._context.dry, needs_heartbeat=True):
-                return ledger.count_failed_organization(self._context.run, organization, reason)
+            with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
+                return ledger.count_failed_organization(context.run, batch, reason)
 
         def record(ledger: Ledger, attempt: int) -> Totals:
-            if attempt > 0:  # another session's locks also prevent us from recording the failure, but it still counts
+            if attempt > 0:  # locks, or a conflict with another session: the failure still counts
                 return count(ledger, attempt)
-            with ledger.fenced(self._context.run.term, keep=not self._context.dry, needs_heartbeat=True):
-                return ledger.record_failed_organization(self._context.run, organization, reason, error)
+            with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
+                return ledger.record_failed_organization(context.run, batch, reason, error)
 
         log.warning("organization.failed", organization=str(organization), reason=reason, error=error)
         try:
@@ -111,7 +113,7 @@ class BatchWorker:
                 totals = self._with_retries(count)  # can't write the reason either; charge the others
             except psycopg.Error as uncounted:  # the controller's own tables can't be written
                 raise CycleFailedError(one_line(uncounted)) from uncounted
-        self._context.on_result(
+        context.on_result(
             BatchResult(totals, totals.failures, failures_by_reason={reason: totals.failures}, unrecorded=without_row)
         )
 
@@ -175,7 +177,9 @@ class BatchWorker:
         ):
             raise CycleFailedError(one_line(failure)) from failure
         locked = isinstance(failure, errors.LockNotAvailable)
-        self.fail(organization, "locked" if locked else "error", one_line(failure))
+        self.fail(
+            replace(batch, after=_resume_point(batch, results)), "locked" if locked else "error", one_line(failure)
+        )
 
     def _others_fail_alike(self, organization: UUID, failure: Exception) -> bool:
         """Tries other organizations alone and rolls them back. Returns True if they all fail like this one."""
@@ -211,28 +215,25 @@ class BatchWorker:
     def _charge(
         self, ledger: Ledger, batch: Batch, results: list[BatchResult], limit: int | None, *, lock_first: bool
     ) -> None:
-        """Charges a batch in steps of at most `limit` rows, each in its own transaction unless the run is dry.
+        """Charges a batch in steps of at most `limit` rows, each in its own transaction.
 
-        In a dry run each step must see what the earlier steps did, so one transaction holds them all.
+        It ends early if the rows of a large organization are locked. What is left must not be charged before them.
         """
         context = self._context
-        term, dry = context.run.term, context.dry
-        if dry:
-            results.clear()
-        with ledger.fenced(term, keep=False) if dry else nullcontext():
-            while True:
-                context.check()
-                with nullcontext() if dry else ledger.fenced(term, needs_heartbeat=True):
-                    after = results[-1].last if results else None
-                    result = ledger.charge(context.run, batch, after, limit, lock_first=lock_first)
-                results.append(result)
-                if not dry:
-                    context.on_result(result)
-                if limit is None or result.due < limit:
-                    break
-        if dry:
-            for result in results:
-                context.on_result(result)
+        while True:
+            context.check()
+            after = _resume_point(batch, results)
+            with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
+                if context.dry and results:  # the earlier steps were rolled back
+                    spent = sum((each.totals.amount for each in results), Decimal(0))
+                    ledger.take_from_wallet(batch.first_organization, spent)
+                result = ledger.charge(context.run, batch, after, limit, lock_first=lock_first)
+            if result.last is None or result.locked_by_others:
+                result = replace(result, last=after)
+            results.append(result)
+            context.on_result(result)
+            if limit is None or result.due < limit or result.locked_by_others:
+                return
 
     def _with_retries(self, action: Callable[[Ledger, int], T], tries: int = TRIES_CONFLICT) -> T:
         """Runs an action until it succeeds or fails for good. It receives the number of failed attempts so far.
@@ -271,3 +272,8 @@ class BatchWorker:
                 jitter = 0.5 + random.random()  # noqa: S311 - not for cryptography
                 self._context.stop.wait(FIRST_BACK_OFF_SECONDS * 2**attempt * jitter)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _resume_point(batch: Batch, results: Sequence[BatchResult]) -> ResumePoint | None:
+    """Returns where a batch continues after the results of its earlier steps."""
+    return results[-1].last if results else batch.after

@@ -16,7 +16,17 @@ from controller.billing.errors import CycleFailedError, DeposedError, StoppedErr
 from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
 from controller.billing.proof import prove
-from controller.billing.values import Batch, BatchResult, Cause, CycleResult, Leadership, Outcome, Run, Totals
+from controller.billing.values import (
+    Batch,
+    BatchResult,
+    Cause,
+    CycleResult,
+    Leadership,
+    Outcome,
+    ResumePoint,
+    Run,
+    Totals,
+)
 from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
@@ -166,7 +176,7 @@ class Cycle:
         worker = BatchWorker(context)
         try:
             for batch in state.take_locked():
-                worker.fail(batch.first_organization, "locked", "another session holds locks on its rows")
+                worker.fail(batch, "locked", "another session holds locks on its rows")
         finally:
             worker.close()
 
@@ -252,7 +262,7 @@ class _CycleState:
         self.unrecorded: list[UUID] = []
         self.evidence = Evidence()
         self.error: BaseException | None = None
-        self._locked: set[UUID] = set()
+        self._locked: dict[UUID, ResumePoint | None] = {}
         self._price_warnings = 0
         self._lock = Lock()
 
@@ -263,7 +273,7 @@ class _CycleState:
             self.totals += result.totals
             self.failures_by_reason.update(result.failures_by_reason)
             self.unrecorded += result.unrecorded
-            self._locked.update(result.locked_by_others)
+            self._locked.update(dict.fromkeys(result.locked_by_others, result.last))
             unpriced = result.priced_by_default[: max(0, MAX_PRICE_WARNINGS - self._price_warnings)]
             self._price_warnings += len(unpriced)
         for instance in unpriced:
@@ -289,5 +299,5 @@ class _CycleState:
     def take_locked(self) -> list[Batch]:
         """Returns one batch for each organization left out because of other sessions' locks, and clears the list."""
         with self._lock:
-            locked, self._locked = sorted(self._locked), set()
-        return [Batch(organization, organization, 0, large=True, locked_by_others=True) for organization in locked]
+            locked, self._locked = sorted(self._locked.items()), {}
+        return [Batch(each, each, 0, large=True, locked_by_others=True, after=after) for each, after in locked]

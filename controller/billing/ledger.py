@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, Final, Never
 from uuid import UUID
 
@@ -63,8 +64,8 @@ class Ledger:
 
         Args:
             term: the writer's.
-            keep: False rolls everything back at the end, and accepts any term unless `enforce` is True.
-            enforce: True or False overrides whether the term counts.
+            keep: False rolls everything back at the end, and needs no term unless `enforce` is True.
+            enforce: True or False overrides whether the term counts. If it doesn't, no lock delays the next mint.
             needs_heartbeat: True also requires that this leader has written a heartbeat in the last 60 minutes.
 
         Raises:
@@ -73,16 +74,10 @@ class Ledger:
             HeartbeatError: the heartbeat is missing. Nothing has been written.
         """
         with sql.transaction(self.connection, keep=keep, settings=TRANSACTION_BOUNDS):
-            fence = sql.optional_row(
-                self.connection,
-                "fence",
-                term=term,
-                holder=self._holder,
-                generation=GENERATION,
-                needs_heartbeat=needs_heartbeat,
-            )
-            if fence is None and (keep if enforce is None else enforce):
-                self._refuse(term)
+            if keep if enforce is None else enforce:
+                fence = {"term": term, "holder": self._holder, "generation": GENERATION}
+                if sql.optional_row(self.connection, "fence", **fence, needs_heartbeat=needs_heartbeat) is None:
+                    self._refuse(term)
             if not keep:
                 for organization in self._assume_unsuspended:
                     sql.run(self.connection, "unsuspend_organization", organization_id=organization)
@@ -157,12 +152,7 @@ class Ledger:
         Raises:
             InconsistentError: a row has changed in the meantime.
         """
-        step: dict[str, Any] = {
-            "as_of": run.as_of,
-            "after_created_at": after.created_at if after else None,
-            "after_id": after.id if after else None,
-            "batch_size": limit,
-        }
+        step: dict[str, Any] = {"as_of": run.as_of, "batch_size": limit, **_after(after)}
         if lock_first:
             return self._charge_ordered(run, step, self.due_organizations(run, batch), lock_first=True)
         covered, left_over = self._charge_covered(run, step, batch)
@@ -239,13 +229,25 @@ class Ledger:
         )
         return [row["organization_id"] for row in rows]
 
-    def record_failed_organization(self, run: Run, organization: UUID, reason: str, error: str) -> Totals:
-        """Writes open rows with the reason for each due instance. Needs `fenced`."""
+    def take_from_wallet(self, organization: UUID, amount: Decimal) -> None:
+        """Takes from a wallet what earlier steps of a dry run have spent, so that the next step sees it."""
+        sql.run(self.connection, "take_from_wallet", organization_id=organization, amount=amount)
+
+    def record_failed_organization(self, run: Run, batch: Batch, reason: str, error: str) -> Totals:
+        """Writes open rows with the reason for each due instance of an organization. Needs `fenced`.
+
+        Args:
+            run: the cycle's run.
+            batch: of one organization. Instances up to its resume point are left out.
+            reason: one of the reasons in docs/money.md.
+            error: one line.
+        """
         row = sql.row(
             self.connection,
             "record_failed_organization",
-            organization_id=organization,
+            organization_id=batch.first_organization,
             as_of=run.as_of,
+            **_after(batch.after),
             **self._origin(run),
             reason=reason,
             error=error,
@@ -253,14 +255,16 @@ class Ledger:
         _require_consistent(row)
         return Totals(failures=row["failures"])
 
-    def count_failed_organization(self, run: Run, organization: UUID, reason: str) -> Totals:
-        """Counts an organization's due instances as failures without writing to its rows. Needs `fenced`."""
+    def count_failed_organization(self, run: Run, batch: Batch, reason: str) -> Totals:
+        """Counts the instances that `record_failed_organization` can't record. Needs `fenced`."""
         row = sql.row(
             self.connection,
             "count_failed_organization",
-            organization_id=organization,
+            organization_id=batch.first_organization,
             as_of=run.as_of,
-            **self._origin(run),
+            **_after(batch.after),
+            run_id=run.id,
+            term=run.term,
             reason=reason,
         )
         return Totals(failures=row["failures"])
@@ -350,6 +354,11 @@ def _result(row: Mapping[str, Any]) -> BatchResult:
         failures_by_reason=row.get("failures_by_reason", {}),
         rewound=tuple(row.get("rewound", ())),
     )
+
+
+def _after(point: ResumePoint | None) -> dict[str, Any]:
+    """Parameters that leave out the instances up to a resume point."""
+    return {"after_created_at": point.created_at if point else None, "after_id": point.id if point else None}
 
 
 def _resume_point(row: Mapping[str, Any]) -> ResumePoint | None:

@@ -108,25 +108,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A range of organizations, both ends included.
-
-    Attributes:
-        instances: due in this range, as planned.
-        large: True for a single organization that is charged in several transactions.
-        failed_before: True for a single organization that an earlier cycle could not charge.
-        locked_by_others: True if another session held locks on its rows when it was last tried.
-    """
-
-    first_organization: UUID
-    last_organization: UUID
-    instances: int
-    large: bool = False
-    failed_before: bool = False
-    locked_by_others: bool = False
-
-
-@dataclass(frozen=True)
 class ResumePoint:
     """The last instance of a large organization that has been processed, in charging order.
 
@@ -135,6 +116,27 @@ class ResumePoint:
 
     created_at: str
     id: UUID
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A range of organizations, both ends included.
+
+    Attributes:
+        instances: due in this range, as planned.
+        large: True for a single organization that is charged in several transactions.
+        failed_before: True for a single organization that an earlier cycle could not charge.
+        locked_by_others: True if another session held locks on its rows when it was last tried.
+        after: where earlier transactions of this cycle ended in a large organization; None if there were none.
+    """
+
+    first_organization: UUID
+    last_organization: UUID
+    instances: int
+    large: bool = False
+    failed_before: bool = False
+    locked_by_others: bool = False
+    after: ResumePoint | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class BatchResult:
         unrecorded: organizations whose failure is counted and could not be recorded on their instances.
         priced_by_default: up to 20 instances whose plan has no price, for a warning that names them.
         rewound: up to 20 instances whose last_billed_at was behind the ledger and has been corrected.
-        last: where the next step of a large organization continues; None if nothing was processed.
+        last: where a large organization continues; None if nothing of it was processed.
     """
 
     totals: Totals

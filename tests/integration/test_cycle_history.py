@@ -130,23 +130,18 @@ def crash_before(world: World, statement: str, nth: int, **settings: Any) -> Non
     """A cycle that ends, as after `kill -9`, before the nth statement with a name."""
     kind = world.ledger_class
     assert issubclass(kind, Crashing)
-    kind.counted = 0
-    kind.names.clear()
-    leadership = world.lead()
-    world.cycle(NOON, **settings).run(leadership, dry=True)
-    moment = [number for number, name in enumerate(kind.names) if name == statement][nth]
 
     def crash(ledger: ScriptedLedger) -> None:
         ledger.connection.close()
         raise CrashError
 
-    kind.counted, kind.before = 0, {moment: crash}
+    kind.act_before(statement, crash, occurrence=nth)
     with pytest.raises(CrashError):
-        world.cycle(NOON, **settings).run(leadership)
+        world.cycle(NOON, **settings).run(world.lead())
 
 
 def test_abandoned_run_is_closed_with_what_its_batches_committed(crashing: World) -> None:
-    crash_before(crashing, "charge_covered", 2, batch_size=1)
+    crash_before(crashing, "charge_covered", 3, batch_size=1)
     (run,) = crashing.rows("select * from billing_runs")
     assert (run["outcome"], run["finished_at"]) == ("running", None)
     assert crashing.bill(NOON, batch_size=1).totals == Totals(instances=2, hours=10, amount=D("0.10"))

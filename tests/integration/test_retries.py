@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from controller.billing.values import Batch, BatchResult, ResumePoint, Run, Totals
-from tests.integration.scripted_ledger import ScriptedLedger
+from tests.integration.scripted_ledger import ScriptedLedger, script_of
 from tests.integration.world import LedgerAt, World
 from tests.model import NOON
 
@@ -16,20 +16,11 @@ D = Decimal
 BILLED = Totals(instances=4, hours=20, amount=D("0.20"))
 
 
-def before(world: World) -> dict[int, Callable[[ScriptedLedger], None]]:
-    assert issubclass(world.ledger_class, ScriptedLedger)
-    return world.ledger_class.before
-
-
-def statements_of_a_cycle(world: World) -> list[str]:
-    """Runs a cycle of two batches, rolled back, and returns the names of its statements."""
-    assert issubclass(world.ledger_class, ScriptedLedger)
-    names = world.ledger_class.names
-    world.cycle(NOON, batch_size=2).run(world.lead(), dry=True)
-    found = names.copy()
-    names.clear()
-    world.ledger_class.counted = 0
-    return found
+#: The statements of the first batch, after the fence of the transaction that begins the run.
+BATCH = (
+    "fence", "charge_covered", "lock_organizations", "adopt_wallets",
+    "reckon_ordered", "clear_open_rows", "settle_periods", "settle_wallets",
+)  # fmt: skip
 
 
 def terminate(world: World) -> Callable[[ScriptedLedger], None]:
@@ -38,25 +29,17 @@ def terminate(world: World) -> Callable[[ScriptedLedger], None]:
 
 @pytest.mark.parametrize("first", [0, 4])
 def test_worker_survives_the_end_of_its_session_at_every_statement(scripted_world: World, first: int) -> None:
-    names = statements_of_a_cycle(scripted_world)
-    moment = names.index("fence", names.index("plan_cycle"))
-    batch = names[moment : names.index("settle_wallets") + 1]
-    assert batch == [
-        "fence", "charge_covered", "lock_organizations", "adopt_wallets",
-        "reckon_ordered", "clear_open_rows", "settle_periods", "settle_wallets",
-    ]  # fmt: skip
-    for statements_before in range(first, first + len(batch) // 2):
-        before(scripted_world)[moment + statements_before] = terminate(scripted_world)
-        moment += statements_before + 1  # the next attempt begins
+    script, statements = script_of(scripted_world), BATCH[first : first + 4]
+    for name in statements:  # each attempt reaches the next statement
+        script.act_before(name, terminate(scripted_world), occurrence=2 if name == "fence" else 1)
     assert scripted_world.bill(NOON, batch_size=2).totals == BILLED
-    assert before(scripted_world) == {}
+    assert script.names.count("charge_covered") == 2 + sum(name != "fence" for name in statements)
     assert scripted_world.violations() == {}
     assert scripted_world.bill(NOON).totals == Totals()
 
 
 def test_session_lost_before_the_commit_charges_once(scripted_world: World) -> None:
     """The session is lost after the last statement and before the commit."""
-    names = statements_of_a_cycle(scripted_world)
     world = scripted_world
 
     class Lost(LedgerAt):
@@ -71,7 +54,6 @@ def test_session_lost_before_the_commit_charges_once(scripted_world: World) -> N
                 world.run("select pg_terminate_backend(%s, 2000)", self.connection.info.backend_pid)
             return charged
 
-    assert "charge_covered" in names
     world.ledger_class = Lost
     assert world.bill(NOON, batch_size=2).totals == BILLED
     assert world.violations() == {}
@@ -83,12 +65,10 @@ SQLSTATES = {"serialization failure": "40001", "deadlock": "40P01", "too many co
 @pytest.mark.parametrize("sqlstate", SQLSTATES.values(), ids=SQLSTATES.keys())
 def test_transient_error_of_the_server_is_retried(scripted_world: World, sqlstate: str) -> None:
     """The server itself raises the error, inside the batch's transaction."""
-    moment = statements_of_a_cycle(scripted_world).index("charge_covered")
-
     def fail(ledger: ScriptedLedger) -> None:
         ledger.connection.execute(f"do $$ begin raise sqlstate '{sqlstate}'; end $$".encode())
 
-    before(scripted_world)[moment] = fail
+    script_of(scripted_world).act_before("charge_covered", fail)
     pauses: list[float] = []
     assert scripted_world.bill(NOON, batch_size=2, pause=pauses.append).totals == BILLED
     assert len(pauses) == 1
@@ -97,7 +77,6 @@ def test_transient_error_of_the_server_is_retried(scripted_world: World, sqlstat
 
 def test_deadlock_is_retried(scripted_world: World) -> None:
     """Another session locks an organization and then waits for the batch's wallet. The server ends one of the two."""
-    moment = statements_of_a_cycle(scripted_world).index("settle_periods")
     first = scripted_world.one("select min(id::text)::uuid from organizations")
     done = threading.Event()
 
@@ -121,7 +100,7 @@ def test_deadlock_is_retried(scripted_world: World) -> None:
         while not scripted_world.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
             pass
 
-    before(scripted_world)[moment] = unblock_and_wait
+    script_of(scripted_world).act_before("settle_periods", unblock_and_wait)
     result = scripted_world.bill(NOON, batch_size=2, pause=lambda _seconds: bool(done.wait(10)))
     thread.join(10)
     assert result.totals == BILLED
@@ -130,13 +109,11 @@ def test_deadlock_is_retried(scripted_world: World) -> None:
 
 def test_batch_whose_statement_takes_too_long_is_halved(scripted_world: World) -> None:
     """A statement that takes too long in one batch may be fast enough in a smaller one."""
-    moment = statements_of_a_cycle(scripted_world).index("charge_covered")
-
     def fail(ledger: ScriptedLedger) -> None:
         ledger.connection.execute("set local statement_timeout = '1ms'")
         ledger.connection.execute("select pg_sleep(5)")
 
-    before(scripted_world)[moment] = fail
+    script_of(scripted_world).act_before("charge_covered", fail)
     assert scripted_world.bill(NOON, batch_size=4).totals == BILLED
     assert scripted_world.one("select count(*) from billing_batches") == 2
     assert scripted_world.violations() == {}
@@ -148,12 +125,10 @@ def test_batch_whose_statement_takes_too_long_is_halved(scripted_world: World) -
     ids=["disk full", "permission denied"],
 )
 def test_batch_is_split_after_an_error_that_does_not_recur(scripted_world: World, failure: str) -> None:
-    moment = statements_of_a_cycle(scripted_world).index("charge_covered")
-
     def fail(ledger: ScriptedLedger) -> None:
         ledger.connection.execute(failure.encode())
 
-    before(scripted_world)[moment] = fail
+    script_of(scripted_world).act_before("charge_covered", fail)
     assert scripted_world.bill(NOON, batch_size=4).totals == BILLED
     assert scripted_world.one("select count(*) from billing_batches") == 2
     assert scripted_world.violations() == {}

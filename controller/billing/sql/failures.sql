@@ -36,6 +36,8 @@ with due as materialized (
     from vps_instances i
     cross join lateral billing_position(i.id, i.last_billed_at, i.created_at) p
     where i.organization_id = %(organization_id)s and billing_due(i.last_billed_at, i.created_at, %(as_of)s)
+        and (%(after_id)s::uuid is null
+            or (coalesce(i.created_at, 'infinity'), i.id) > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
 ), open_row as materialized (
     select c.id, c.vps_instance_id, c.billing_period_start, c.billing_period_end, c.metadata,
         row_number() over (partition by c.vps_instance_id order by c.billing_period_start desc) = 1
@@ -90,6 +92,8 @@ with failed as (
     select count(*) as failures
     from vps_instances
     where organization_id = %(organization_id)s and billing_due(last_billed_at, created_at, %(as_of)s)
+        and (%(after_id)s::uuid is null
+            or (coalesce(created_at, 'infinity'), id) > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
 ), batch_recorded as (
     insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, failures_by_reason)
     select %(run_id)s, %(term)s, clock_timestamp(), failures, 0, 0, 0, 0, failures,

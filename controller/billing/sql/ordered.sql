@@ -82,6 +82,10 @@ where w.organization_id in (
     and not exists (select from wallets o where o.organization_id = w.organization_id and o.id <> w.id)
 on conflict do nothing
 
+-- name: take_from_wallet
+-- Only for a dry run, whose earlier steps were rolled back.
+update wallets set balance = balance - %(amount)s where organization_id = %(organization_id)s
+
 -- name: reckon_ordered
 -- Reads what each due instance owes, in segments of one price, and what the wallets pay of it, in the order of created_at
 -- and id. Returns the segments as one JSON text that settle_ordered takes unchanged; JSON keeps numeric exact.
