@@ -126,3 +126,17 @@ def test_dry_run_checks_deferred_constraints(world: World) -> None:
     real = world.cycle(NOON).run(world.lead())
     assert tried.totals == real.totals
     assert (real.totals.instances, real.totals.failures) == (3, 1)
+
+
+def test_batch_of_a_dry_run_delays_no_election(scripted_world: World) -> None:
+    world, terms = scripted_world, []
+
+    def elect(_ledger: ScriptedLedger) -> None:
+        with World(world.url) as successor:
+            successor.run("set lock_timeout = '1ms'")
+            terms.append(successor.lead().term)
+
+    script_of(world).act_before("settle_wallets", elect)
+    world.lead()
+    assert dry(world, NOON).totals.instances == 4
+    assert terms == [2]

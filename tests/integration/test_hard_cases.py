@@ -1,5 +1,6 @@
 """Odd rows, locked rows and rows that refuse to change fail their organization and never stop the others."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -37,6 +38,55 @@ def test_large_organization_with_unknown_creation_times_is_charged_in_steps(worl
         world.instance(organization, plan, created_at, NOON - 5 * HOUR)
     result = world.cycle(NOON, batch_size=batch_size).run(world.lead())
     assert (result.outcome, result.totals.amount, result.totals.debts) == (Outcome.COMPLETED, D("0.12"), 3)
+
+
+def test_large_organization_with_a_locked_wallet_is_charged_in_order(world: World) -> None:
+    """The wallet is locked before the second of two steps, and free again before a third could begin."""
+    organization, plan = world.organization("0.25"), world.plan("7.30")
+    instances = [world.instance(organization, plan, NOON - 10 * HOUR + n * HOUR / 60) for n in range(6)]
+    calls = itertools.count(1)
+    with psycopg.connect(world.url) as other:
+
+        def lock_and_unlock() -> bool:
+            call = next(calls)
+            if call == 2:
+                other.execute("select from wallets for update")
+            elif call > 2:
+                other.rollback()
+            return True
+
+        world.bill(NOON, batch_size=3, may_start_batch=lock_and_unlock)
+    assert [sum(hours for _, hours, _ in world.billed(each)) for each in instances] == [10, 9, 6, 0, 0, 0]
+
+
+def test_large_organization_that_is_locked_after_a_step_counts_each_debt_once(world: World) -> None:
+    organization, plan = world.organization("0.00"), world.plan("7.30")
+    for _ in range(6):
+        world.instance(organization, plan, NOON - 5 * HOUR)
+    calls = itertools.count(1)
+    with psycopg.connect(world.url) as other:
+
+        def lock() -> bool:
+            if next(calls) == 2:
+                other.execute("select from wallets for update")
+            return True
+
+        result = world.bill(NOON, batch_size=3, may_start_batch=lock, pause=lambda _: other.rollback())
+    assert result.totals == Totals(debts=6)
+
+
+def test_large_organization_that_fails_after_a_step_counts_each_instance_once(world: World) -> None:
+    """The dry run, too, fails only what the steps before it have not charged."""
+    organization, plan = world.organization("0.35"), world.plan("7.30")
+    instances = [world.instance(organization, plan, NOON - 20 * HOUR + n * HOUR) for n in range(6)]
+    for _ in range(3):
+        world.instance(world.organization(), plan, NOON - 5 * HOUR)
+    world.run(f"alter table vps_billing_cycles add check (vps_instance_id <> '{instances[4]}' or metadata ? 'error')")
+    dry = world.cycle(NOON, batch_size=3).run(world.lead(), dry=True)
+    result = world.bill(NOON, batch_size=3)
+    assert result.totals == Totals(instances=5, hours=15 + 35, amount=D("0.50"), debts=2, failures=3)
+    assert (dry.outcome, dry.totals) == (result.outcome, result.totals)
+    assert world.violations() == {}
 
 
 def test_balance_that_became_null_is_a_violation(world: World) -> None:
