@@ -190,8 +190,11 @@ returns table (
     instance_id uuid, starts_at timestamptz, hours bigint, monthly_price numeric, price_source text, row_id uuid, since jsonb,
     start_known boolean, ledger_end timestamptz
 )
-language sql stable as
+language plpgsql stable as  -- plpgsql keeps the plan for the session; planning takes longer than running it for a few rows
 $$
+#variable_conflict use_column
+begin
+    return query
     with instance as materialized (
         select i.id, i.plan_id, position.ledger_end, billing_is_moment(position.starts_at) as start_known,
             case when billing_is_moment(position.starts_at) then position.starts_at else as_of - interval '1 hour' end as starts_at
@@ -261,7 +264,8 @@ $$
     join standing s on s.id = segment.id
     -- an open row without a price is used again by the segment that begins where it does
     left join open_row reused on segment.row_id is null and reused.id = segment.id and reused.starts_at = segment.starts_at
-        and not billing_is_price(reused.monthly_price)
+        and not billing_is_price(reused.monthly_price);
+end
 $$;
 
 insert into billing_schema_migrations (name) values ('027_billing_prices') on conflict do nothing;

@@ -332,8 +332,11 @@ CREATE FUNCTION billing_run_totals(run bigint) RETURNS TABLE(instances bigint, h
 $$;
 
 CREATE FUNCTION billing_segments(instance_ids uuid[], as_of timestamp with time zone, default_monthly_price numeric) RETURNS TABLE(instance_id uuid, starts_at timestamp with time zone, hours bigint, monthly_price numeric, price_source text, row_id uuid, since jsonb, start_known boolean, ledger_end timestamp with time zone)
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     AS $$
+#variable_conflict use_column
+begin
+    return query
     with instance as materialized (
         select i.id, i.plan_id, position.ledger_end, billing_is_moment(position.starts_at) as start_known,
             case when billing_is_moment(position.starts_at) then position.starts_at else as_of - interval '1 hour' end as starts_at
@@ -403,7 +406,8 @@ CREATE FUNCTION billing_segments(instance_ids uuid[], as_of timestamp with time 
     join standing s on s.id = segment.id
     -- an open row without a price is used again by the segment that begins where it does
     left join open_row reused on segment.row_id is null and reused.id = segment.id and reused.starts_at = segment.starts_at
-        and not billing_is_price(reused.monthly_price)
+        and not billing_is_price(reused.monthly_price);
+end
 $$;
 
 CREATE FUNCTION billing_sound_wallets(wanted_currency text) RETURNS TABLE(organization_id uuid, wallet_id uuid, balance numeric)
