@@ -23,16 +23,22 @@ alter table billing_runs add constraint billing_runs_outcome_check
 comment on column billing_runs.kind is 'cycle: charges everything due; collection: collects debts between two cycles';
 comment on column billing_runs.cause is
     'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own';
-comment on column billing_runs.planned is 'instances due at the start; null if the cycle ended before it had a plan';
+comment on column billing_runs.planned is
+    'instances due at the start, with those that the plan missed; null if the cycle ended before it had a plan';
 comment on column billing_runs.charged_in_part is 'counted both in instances and in debts';
 comment on column billing_runs.vanished is
-    'planned, and no longer due when their turn came: deleted, or charged by somebody else; null if the cycle did not get to the end';
+    'planned, and no longer due when their turn came: deleted, or charged by another program. Negative if more instances became'
+    ' due after the plan; null if the cycle did not get through its plan';
 
 alter table billing_batches
-    add column if not exists due bigint not null default 0,
+    add column if not exists charged_in_part bigint not null default 0,
     add column if not exists suspended bigint not null default 0,
-    add column if not exists failures_by_reason jsonb not null default '{}';
-comment on column billing_batches.due is 'instances that the batch looked at';
+    add column if not exists failures_by_reason jsonb not null default '{}',
+    alter column instances set default 0,
+    alter column hours set default 0,
+    alter column amount set default 0,
+    alter column debts set default 0,
+    alter column failures set default 0;
 
 -- True if a cycle got through its plan: every due instance was charged, or has a recorded reason why not.
 create or replace function billing_got_through(outcome text, cause text) returns boolean
@@ -66,14 +72,14 @@ $$;
 -- What the batches of a run have committed.
 create or replace function billing_run_totals(run bigint)
 returns table (
-    instances bigint, hours bigint, amount numeric, debts bigint, failures bigint, suspended bigint, due bigint,
+    instances bigint, charged_in_part bigint, hours bigint, amount numeric, debts bigint, failures bigint, suspended bigint,
     failures_by_reason jsonb
 )
 language sql stable as
 $$
-    select coalesce(sum(b.instances), 0)::bigint, coalesce(sum(b.hours), 0)::bigint, coalesce(sum(b.amount), 0.00),
-        coalesce(sum(b.debts), 0)::bigint, coalesce(sum(b.failures), 0)::bigint, coalesce(sum(b.suspended), 0)::bigint,
-        coalesce(sum(b.due), 0)::bigint,
+    select coalesce(sum(b.instances), 0)::bigint, coalesce(sum(b.charged_in_part), 0)::bigint,
+        coalesce(sum(b.hours), 0)::bigint, coalesce(sum(b.amount), 0.00), coalesce(sum(b.debts), 0)::bigint,
+        coalesce(sum(b.failures), 0)::bigint, coalesce(sum(b.suspended), 0)::bigint,
         (select coalesce(jsonb_object_agg(reason.key, reason.instances), '{}') from (
             select r.key, sum(r.value::bigint) as instances
             from billing_batches f cross join lateral jsonb_each_text(f.failures_by_reason) r

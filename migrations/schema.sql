@@ -316,12 +316,12 @@ CREATE FUNCTION billing_replicas() RETURNS TABLE(instance_id text, role text, co
     order by holds.pid is null, a.backend_start
 $$;
 
-CREATE FUNCTION billing_run_totals(run bigint) RETURNS TABLE(instances bigint, hours bigint, amount numeric, debts bigint, failures bigint, suspended bigint, due bigint, failures_by_reason jsonb)
+CREATE FUNCTION billing_run_totals(run bigint) RETURNS TABLE(instances bigint, charged_in_part bigint, hours bigint, amount numeric, debts bigint, failures bigint, suspended bigint, failures_by_reason jsonb)
     LANGUAGE sql STABLE
     AS $$
-    select coalesce(sum(b.instances), 0)::bigint, coalesce(sum(b.hours), 0)::bigint, coalesce(sum(b.amount), 0.00),
-        coalesce(sum(b.debts), 0)::bigint, coalesce(sum(b.failures), 0)::bigint, coalesce(sum(b.suspended), 0)::bigint,
-        coalesce(sum(b.due), 0)::bigint,
+    select coalesce(sum(b.instances), 0)::bigint, coalesce(sum(b.charged_in_part), 0)::bigint,
+        coalesce(sum(b.hours), 0)::bigint, coalesce(sum(b.amount), 0.00), coalesce(sum(b.debts), 0)::bigint,
+        coalesce(sum(b.failures), 0)::bigint, coalesce(sum(b.suspended), 0)::bigint,
         (select coalesce(jsonb_object_agg(reason.key, reason.instances), '{}') from (
             select r.key, sum(r.value::bigint) as instances
             from billing_batches f cross join lateral jsonb_each_text(f.failures_by_reason) r
@@ -472,17 +472,15 @@ CREATE TABLE billing_batches (
     run_id bigint NOT NULL,
     term bigint NOT NULL,
     written_at timestamp with time zone NOT NULL,
-    instances bigint NOT NULL,
-    hours bigint NOT NULL,
-    amount numeric NOT NULL,
-    debts bigint NOT NULL,
-    failures bigint NOT NULL,
-    due bigint DEFAULT 0 NOT NULL,
+    instances bigint DEFAULT 0 NOT NULL,
+    hours bigint DEFAULT 0 NOT NULL,
+    amount numeric DEFAULT 0 NOT NULL,
+    debts bigint DEFAULT 0 NOT NULL,
+    failures bigint DEFAULT 0 NOT NULL,
+    charged_in_part bigint DEFAULT 0 NOT NULL,
     suspended bigint DEFAULT 0 NOT NULL,
     failures_by_reason jsonb DEFAULT '{}'::jsonb NOT NULL
 );
-
-COMMENT ON COLUMN billing_batches.due IS 'instances that the batch looked at';
 
 ALTER TABLE billing_batches ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_batches_id_seq
@@ -575,11 +573,11 @@ COMMENT ON COLUMN billing_runs.kind IS 'cycle: charges everything due; collectio
 
 COMMENT ON COLUMN billing_runs.cause IS 'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own';
 
-COMMENT ON COLUMN billing_runs.planned IS 'instances due at the start; null if the cycle ended before it had a plan';
+COMMENT ON COLUMN billing_runs.planned IS 'instances due at the start, with those that the plan missed; null if the cycle ended before it had a plan';
 
 COMMENT ON COLUMN billing_runs.charged_in_part IS 'counted both in instances and in debts';
 
-COMMENT ON COLUMN billing_runs.vanished IS 'planned, and no longer due when their turn came: deleted, or charged by somebody else; null if the cycle did not get to the end';
+COMMENT ON COLUMN billing_runs.vanished IS 'planned, and no longer due when their turn came: deleted, or charged by another program. Negative if more instances became due after the plan; null if the cycle did not get through its plan';
 
 CREATE VIEW billing_history AS
  SELECT id,

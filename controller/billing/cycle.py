@@ -90,7 +90,6 @@ class Cycle:
         began = time.monotonic()
         state = _CycleState(on_result)
         run: Run | None = None
-        planned: int | None = None
         ending = _Ending(Outcome.COMPLETED)
         try:
             ledger = self._connect()
@@ -100,7 +99,10 @@ class Cycle:
                     run = ledger.begin_run(leadership.term)
                     ledger.begin_heartbeat(require_fresh=not dry)
                 plan = ledger.plan(run, self._settings.batch_size)
-            planned = sum(batch.instances for batch in plan)
+                planned = sum(batch.instances for batch in plan)
+                if not dry:
+                    with ledger.fenced(leadership.term):
+                        ledger.record_plan(run, planned)
             on_planned(planned)
             context = CycleContext(
                 run=run,
@@ -125,7 +127,7 @@ class Cycle:
         totals = state.totals
         if run is not None and not dry and ending.outcome not in {Outcome.DEPOSED, Outcome.SUPERSEDED}:
             try:
-                totals = self._finish(run, ending, planned)
+                totals = self._finish(run, ending)
             except (DeposedError, GenerationError) as deposed:
                 ending = _Ending(_ended_by(deposed), str(deposed))
             except (psycopg.Error, BillingError) as failed:
@@ -219,18 +221,18 @@ class Cycle:
         if state.error is not None:
             raise state.error
 
-    def _finish(self, run: Run, ending: "_Ending", planned: int | None) -> Totals:
+    def _finish(self, run: Run, ending: "_Ending") -> Totals:
         """Writes the end of the run. Tries twice, so that a session lost here doesn't fail a successful cycle."""
         try:
-            return self._write_end(run, ending, planned)
+            return self._write_end(run, ending)
         except psycopg.OperationalError:
-            return self._write_end(run, ending, planned)
+            return self._write_end(run, ending)
 
-    def _write_end(self, run: Run, ending: "_Ending", planned: int | None) -> Totals:
+    def _write_end(self, run: Run, ending: "_Ending") -> Totals:
         ledger = self._connect()
         with ledger.connection:
             with ledger.fenced(run.term):
-                totals = ledger.finish_run(run, ending.outcome, ending.error, ending.cause, planned)
+                totals = ledger.finish_run(run, ending.outcome, ending.error, ending.cause)
             try:
                 with ledger.fenced(run.term):
                     ledger.prune(self._settings.retention_days)

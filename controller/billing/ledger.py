@@ -134,6 +134,10 @@ class Ledger:
         rows = sql.rows(self.connection, "plan_cycle", as_of=run.as_of, batch_size=batch_size)
         return [Batch(**row) for row in rows]
 
+    def record_plan(self, run: Run, planned: int) -> None:
+        """Records how many instances the run plans to charge. Needs `fenced`."""
+        sql.run(self.connection, "record_plan", run_id=run.id, term=run.term, planned=planned)
+
     def charge(
         self, run: Run, batch: Batch, after: ResumePoint | None, limit: int | None, *, lock_first: bool = False
     ) -> BatchResult:
@@ -282,9 +286,7 @@ class Ledger:
         """Counts instances as failures of this run. Needs `fenced`."""
         sql.run(self.connection, "record_missed", run_id=run.id, term=run.term, missed=missed)
 
-    def finish_run(
-        self, run: Run, outcome: Outcome, error: str | None, cause: Cause | None = None, planned: int | None = None
-    ) -> Totals:
+    def finish_run(self, run: Run, outcome: Outcome, error: str | None, cause: Cause | None = None) -> Totals:
         """Ends the run's row with the sum of what its batches committed. Needs `fenced`."""
         return Totals.from_row(
             sql.row(
@@ -295,7 +297,6 @@ class Ledger:
                 outcome=str(outcome),
                 error=error,
                 cause=None if cause is None else str(cause),
-                planned=planned,
             )
         )
 

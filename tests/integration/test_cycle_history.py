@@ -147,6 +147,7 @@ def test_abandoned_run_is_closed_with_what_its_batches_committed(crashing: World
     assert crashing.bill(NOON, batch_size=1).totals == Totals(instances=2, hours=10, amount=D("0.10"))
     old, new = crashing.rows("select * from billing_runs order by id")
     assert (old["outcome"], Totals.from_row(old)) == ("abandoned", Totals(instances=2, hours=10, amount=D("0.10")))
+    assert (old["planned"], old["vanished"]) == (4, None)
     assert f"term {old['term']}" in old["error"]
     assert new["outcome"] == "completed"
     assert crashing.violations() == {}

@@ -4,6 +4,7 @@ from decimal import Decimal
 from typing import Any
 
 from controller.billing.values import Cause, CycleResult, Outcome, Totals
+from tests.integration.scripted_ledger import ScriptedLedger, script_of
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 
@@ -119,6 +120,25 @@ def test_instance_deleted_during_a_cycle_has_vanished(world: World) -> None:
     )
     run = expect(world, result, Outcome.COMPLETED)
     assert (run["planned"], run["instances"], run["vanished"]) == (3, 2, 1)
+
+
+def test_instance_whose_hours_were_charged_already_is_not_charged_in_part(world: World) -> None:
+    (instance,) = customers(world, 1)
+    world.bill(NOON)
+    world.run("update vps_instances set last_billed_at = %s where id = %s", NOON - 3 * HOUR, instance)
+    run = expect(world, world.bill(NOON), Outcome.COMPLETED)
+    assert (run["planned"], run["charged_in_part"], run["vanished"]) == (1, 0, 1)
+
+
+def test_cycle_that_fails_before_its_plan_has_none(scripted_world: World) -> None:
+    world = scripted_world
+
+    def fail(ledger: ScriptedLedger) -> None:
+        ledger.connection.execute(b"select 1 / 0")
+
+    script_of(world).act_before("plan_cycle", fail)
+    run = expect(world, world.cycle(NOON).run(world.lead()), Outcome.FAILED, Cause.CONTROLLER)
+    assert run["planned"] is None
 
 
 def test_failure_that_cannot_be_recorded_is_not_missed_as_well(world: World) -> None:

@@ -74,8 +74,8 @@ with due as materialized (
         count(*) filter (where amount > 0) as payments
     from charge
 ), batch_recorded as (
-    insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures)
-    select %(run_id)s, %(term)s, clock_timestamp(), instances, instances, hours, amount, 0, 0 from total where instances > 0
+    insert into billing_batches (run_id, term, written_at, instances, hours, amount)
+    select %(run_id)s, %(term)s, clock_timestamp(), instances, hours, amount from total where instances > 0
 )
 select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended, (select count(*) from due) as due,
     -- a trigger or a rule may have dropped or changed a row

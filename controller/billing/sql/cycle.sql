@@ -38,9 +38,8 @@ from billing_next_cycle()
 update billing_runs r
 set outcome = 'abandoned', finished_at = clock_timestamp(),
     error = 'leader of term ' || r.term || ' was lost before the cycle ended',
-    instances = b.instances, hours = b.hours, amount = b.amount, debts = b.debts, failures = b.failures,
-    failures_by_reason = b.failures_by_reason, suspended = b.suspended,
-    charged_in_part = b.instances + b.debts + b.failures + b.suspended - b.due
+    instances = b.instances, charged_in_part = b.charged_in_part, hours = b.hours, amount = b.amount, debts = b.debts,
+    failures = b.failures, failures_by_reason = b.failures_by_reason, suspended = b.suspended
 from billing_runs running
 cross join lateral billing_run_totals(running.id) b
 where r.id = running.id and running.outcome = 'running' and running.term <= %(term)s
@@ -54,7 +53,7 @@ returning id, started_at
 -- Returns the batches: ranges of organizations with about batch_size due instances each, in the one global order. An
 -- organization larger than a batch is a batch of its own, which is charged in several transactions. These come first, because
 -- only one worker can charge each. An organization that an earlier cycle could not charge is a batch of its own too. These come
--- last, so that they delay no other. The result has one short row per batch, so it stays small at any number of instances.
+-- last, so that they delay no other. The result has one short row per batch and one per organization that is alone in its batch.
 with due as (
     select organization_id, count(*) as instances
     from vps_instances
@@ -85,16 +84,17 @@ from placed
 group by large, failed_before, alone_so_far, case when not large and not failed_before then div(small_before, %(batch_size)s) end
 order by failed_before, large desc, 1
 
+-- name: record_plan
+update billing_runs set planned = %(planned)s where id = %(run_id)s and term = %(term)s
+
 -- name: finish_run
--- Instances that were planned and that no batch found due have vanished, if the cycle got through its plan. Instances that
--- the plan missed count as planned.
+-- If the cycle got through its plan, the planned instances that no batch counts have vanished.
 update billing_runs r
 set outcome = %(outcome)s, cause = %(cause)s, finished_at = clock_timestamp(), error = %(error)s,
-    planned = greatest(%(planned)s::bigint, b.due),
-    instances = b.instances, hours = b.hours, amount = b.amount, debts = b.debts, failures = b.failures,
-    failures_by_reason = b.failures_by_reason, suspended = b.suspended,
-    charged_in_part = b.instances + b.debts + b.failures + b.suspended - b.due,
-    vanished = case when billing_got_through(%(outcome)s, %(cause)s) then greatest(%(planned)s::bigint - b.due, 0) end
+    instances = b.instances, charged_in_part = b.charged_in_part, hours = b.hours, amount = b.amount, debts = b.debts,
+    failures = b.failures, failures_by_reason = b.failures_by_reason, suspended = b.suspended,
+    vanished = case when billing_got_through(%(outcome)s, %(cause)s)
+        then r.planned - (b.instances + b.debts - b.charged_in_part + b.failures + b.suspended) end
 from billing_run_totals(%(run_id)s) b
 where r.id = %(run_id)s and r.term = %(term)s
 returning r.instances, r.hours, r.amount, r.debts, r.failures, r.suspended

@@ -76,10 +76,8 @@ with due as materialized (
     where t.row_id is null and t.hours > 0
     returning id
 ), batch_recorded as (
-    insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, failures_by_reason)
-    select %(run_id)s, %(term)s, clock_timestamp(), count(*), 0, 0, 0, 0, count(*),
-        jsonb_build_object(%(reason)s::text, count(*))
-    from due
+    insert into billing_batches (run_id, term, written_at, failures, failures_by_reason)
+    select %(run_id)s, %(term)s, clock_timestamp(), count(*), jsonb_build_object(%(reason)s::text, count(*)) from due
 )
 select count(*) as failures,
     (select count(*) from updated) = (select count(*) from open_row)
@@ -95,10 +93,8 @@ with failed as (
         and (%(after_id)s::uuid is null
             or (coalesce(created_at, 'infinity'), id) > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
 ), batch_recorded as (
-    insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, failures_by_reason)
-    select %(run_id)s, %(term)s, clock_timestamp(), failures, 0, 0, 0, 0, failures,
-        jsonb_build_object(%(reason)s::text, failures)
-    from failed
+    insert into billing_batches (run_id, term, written_at, failures, failures_by_reason)
+    select %(run_id)s, %(term)s, clock_timestamp(), failures, jsonb_build_object(%(reason)s::text, failures) from failed
 )
 select failures from failed
 
@@ -114,6 +110,9 @@ where billing_due(i.last_billed_at, i.created_at, %(as_of)s)
         where c.vps_instance_id = i.id and c.status = 'failed' and billing_is_ours(c.metadata))
 
 -- name: record_missed
-insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, failures_by_reason)
-values (%(run_id)s, %(term)s, clock_timestamp(), %(missed)s, 0, 0, 0, 0, %(missed)s,
-    jsonb_build_object('missed', %(missed)s::bigint))
+-- They belong to the plan, which did not find them.
+with planned as (
+    update billing_runs set planned = planned + %(missed)s where id = %(run_id)s and term = %(term)s
+)
+insert into billing_batches (run_id, term, written_at, failures, failures_by_reason)
+values (%(run_id)s, %(term)s, clock_timestamp(), %(missed)s, jsonb_build_object('missed', %(missed)s::bigint))

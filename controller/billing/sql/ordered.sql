@@ -265,6 +265,7 @@ with charge as materialized (
 ), total as (
     select (select count(*) from instance) as due, (select count(*) from instance where charged) as instances,
         coalesce(sum(paid_hours), 0)::bigint as hours, coalesce(sum(amount), 0.00) as amount,
+        (select count(*) from instance where charged and indebted) as charged_in_part,
         (select count(*) from instance where indebted) as debts,
         (select count(*) from instance where failed) as failures,
         (select count(*) from instance where suspended) as suspended,
@@ -273,14 +274,17 @@ with charge as materialized (
         count(distinct wallet_id) filter (where amount > 0) as wallets
     from charge
 ), batch_recorded as (
-    insert into billing_batches (run_id, term, written_at, due, instances, hours, amount, debts, failures, suspended,
-        failures_by_reason)
-    select %(run_id)s, %(term)s, clock_timestamp(), due, instances, hours, amount, debts, failures, suspended, failures_by_reason
+    insert into billing_batches (run_id, term, written_at, instances, charged_in_part, hours, amount, debts, failures,
+        suspended, failures_by_reason)
+    select %(run_id)s, %(term)s, clock_timestamp(), instances, charged_in_part, hours, amount, debts, failures,
+        suspended, failures_by_reason
     from total
+    returning id
 )
 select t.due, t.instances, t.hours, t.amount, t.debts, t.failures, t.suspended, t.failures_by_reason,
     (select count(*) filter (where written) from advanced) = (select count(billed_until) from instance)
-        and (select count(*) filter (where exact) from wallet_charged) = t.wallets as consistent,
+        and (select count(*) filter (where exact) from wallet_charged) = t.wallets
+        and (select count(*) from batch_recorded) = 1 as consistent,
     coalesce((select jsonb_agg(jsonb_build_object('vps_instance_id', instance_id, 'label', label, 'last_billed_at', last_billed_at,
         'ledger_end', billed_until)) from (select * from instance where rewound order by instance_id limit 20) r), '[]') as rewound
 from total t
