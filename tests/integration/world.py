@@ -22,6 +22,7 @@ from controller.generation import GENERATION
 from controller.lifecycle.stop import StopToken
 from controller.postgres.connections import FOREGROUND, WORKER, Database, SessionSettings
 from tests.model import DEFAULT_PRICE, HOUR, NOON
+from tests.support.waiting import eventually
 
 TABLES: Final = (
     "organizations",
@@ -193,8 +194,8 @@ class World:
 
     def wait_for_lock(self, pid: int) -> None:
         """Blocks until this session waits for a lock."""
-        while not self.rows("select from pg_stat_activity where pid = %s and wait_event_type = 'Lock'", pid):
-            pass
+        waiting = "select from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+        eventually(lambda: bool(self.rows(waiting, pid)), f"session {pid} waits for a lock")
 
     # --- creating
 
