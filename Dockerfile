@@ -68,13 +68,11 @@ LABEL org.opencontainers.image.title="containerstacks-billing" \
 
 COPY --from=build /opt/containerstacks-billing /opt/containerstacks-billing
 
-# SSL_CERT_FILE makes psycopg's bundled libpq use the base's certificates for `sslrootcert=system` in DATABASE_URL.
 ENV PATH=/opt/containerstacks-billing/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
-    BILLING_HTTP_ADDRESS=0.0.0.0:8080
+    BILLING_HTTP_ADDRESS=:8080
 
 # Numeric, because runAsNonRoot can't check a user name.
 USER 65532:65532

@@ -30,6 +30,7 @@ from controller.errors import BillingError, DatabaseUnreachableError, one_line
 from controller.k8s import Pod, find_pod
 from controller.lifecycle.stop import StopToken
 from controller.postgres import migrations
+from controller.postgres.certificates import use_system_certificates
 from controller.postgres.connections import (
     BILLER,
     CYCLE,
@@ -77,6 +78,7 @@ class Application:
     """Builds what needs a database. It opens no connection before one is used, and reads no file with a URL."""
 
     def __init__(self, settings: Settings) -> None:
+        use_system_certificates(os.environ)
         self.settings = settings
         self.instance_id = instance_id(settings.pod_name)
         self.lock = LockName(settings.lock_name)

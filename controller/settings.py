@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import (
     AliasChoices,
     BeforeValidator,
@@ -100,6 +100,35 @@ class Settings(BaseSettings):
             "DATABASE_URL_FILE",
             DATABASE,
             "File that holds the URL, instead of `DATABASE_URL`. It is read again for each new connection.",
+            default="unset",
+        ),
+    ] = None
+    database_username_file: Annotated[
+        Path | None,
+        _setting(
+            "DATABASE_USERNAME_FILE",
+            DATABASE,
+            "File that holds the user name, for a URL without one. It is read again for each new connection.",
+            default="unset",
+        ),
+    ] = None
+    database_password_file: Annotated[
+        Path | None,
+        _setting(
+            "DATABASE_PASSWORD_FILE",
+            DATABASE,
+            "File that holds the password, for a URL without one. It is read again for each new connection, and its"
+            " text needs no encoding.",
+            default="unset",
+        ),
+    ] = None
+    database_ca_file: Annotated[
+        Path | None,
+        _setting(
+            "DATABASE_CA_FILE",
+            DATABASE,
+            "Certificate of the authority that signed the server's. The server's name is then verified, unless the URL"
+            " states another `sslmode` or `sslrootcert`.",
             default="unset",
         ),
     ] = None
@@ -375,13 +404,32 @@ class Settings(BaseSettings):
                 "DATABASE_URL is not set: set it to a PostgreSQL URL such as"
                 " postgresql://user:password@host:5432/database, or set DATABASE_URL_FILE to a file that holds one"
             )
-        return _read("DATABASE_URL", self.database_url, self.database_url_file)
+        return self._completed("DATABASE_URL", _read("DATABASE_URL", self.database_url, self.database_url_file))
 
     def read_direct_url(self) -> str:
         """The connection string for the lock session and migrations; `read_url()` if none is set."""
         if self.database_direct_url is None and self.database_direct_url_file is None:
             return self.read_url()
-        return _read("DATABASE_DIRECT_URL", self.database_direct_url, self.database_direct_url_file)
+        url = _read("DATABASE_DIRECT_URL", self.database_direct_url, self.database_direct_url_file)
+        return self._completed("DATABASE_DIRECT_URL", url)
+
+    def _completed(self, setting: str, url: str) -> str:
+        """Adds the user name, the password and the CA that files provide."""
+        stated, added = conninfo_to_dict(url), {}
+        for key, name, file in (
+            ("user", "DATABASE_USERNAME_FILE", self.database_username_file),
+            ("password", "DATABASE_PASSWORD_FILE", self.database_password_file),
+        ):
+            if file is not None:
+                if stated.get(key):
+                    raise SettingsError(f"{setting} holds a {key} and {name} is set: remove one of them")
+                added[key] = _read_text(name, file).removesuffix("\n").removesuffix("\r")
+                if not added[key] or re.search(r"[\0\r\n]", added[key]):
+                    raise SecretFileError(f"{name}={file} must hold one line, the {key}")
+        if self.database_ca_file is not None and "sslrootcert" not in stated:
+            added["sslrootcert"] = str(self.database_ca_file)
+            added["sslmode"] = str(stated.get("sslmode") or "verify-full")
+        return make_conninfo(url, **added) if added else url
 
     @property
     def direct_url_setting(self) -> str:
@@ -393,7 +441,7 @@ class Settings(BaseSettings):
         """A copy for the sample at `url`. Unless they are set, a cycle runs every minute, and the first one at once."""
         defaults = {"interval_minutes": 1.0, "takeover_delay_seconds": 0.0, "control_socket": control_socket}
         unset = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
-        elsewhere = dict.fromkeys(("database_url_file", "database_direct_url", "database_direct_url_file"))
+        elsewhere = dict.fromkeys(name for name in type(self).model_fields if name.startswith("database_"))
         return self.model_copy(update={**unset, **elsewhere, "database_url": SecretStr(url)})
 
     def secrets(self) -> list[str]:
@@ -446,11 +494,7 @@ def _read(setting: str, url: SecretStr | None, file: Path | None) -> str:
         return url.get_secret_value()
     if file is None:
         raise SettingsError(f"{setting} is not set")
-    try:
-        text = file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SecretFileError(f"{setting}_FILE={file} can't be read: {reason}") from None
+    text = _read_text(f"{setting}_FILE", file).strip()
     if not text:
         raise SecretFileError(f"{setting}_FILE={file} is empty: write a PostgreSQL URL to it")
     try:
@@ -458,6 +502,14 @@ def _read(setting: str, url: SecretStr | None, file: Path | None) -> str:
     except SettingsError as error:
         raise SecretFileError(str(error)) from None
     return text
+
+
+def _read_text(setting: str, file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SecretFileError(f"{setting}={file} can't be read: {reason}") from None
 
 
 def _one_line(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails

@@ -73,10 +73,11 @@ def plain_objects() -> list[Manifest]:
     """The chart's default objects without hooks, Helm's labels and namespaces: what kubectl applies."""
     objects = [o for o in render(MINIMAL) if "helm.sh/hook" not in o["metadata"].get("annotations", {})]
     for o in objects:
+        del o["metadata"]["namespace"]  # kustomize sets it
         for name in HELM_LABELS:
             del o["metadata"]["labels"][name]
         for subject in o.get("subjects", []):
-            del subject["namespace"]  # kustomize sets it
+            del subject["namespace"]
     return objects
 
 

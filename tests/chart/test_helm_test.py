@@ -48,7 +48,7 @@ def server() -> Iterator[ProbeServer]:
 
 def run_against(server: ProbeServer) -> subprocess.CompletedProcess[str]:
     objects = render({**MINIMAL, "service": {"port": server.server_address[1]}})
-    pod = one(objects, "Job", "test")["spec"]["template"]["spec"]
+    pod = one(objects, "Pod", "test")["spec"]
     container = next(c for c in pod["containers"] if c["name"] == "service")
     return subprocess.run(
         [sys.executable, *container["command"][1:], *container["args"]],

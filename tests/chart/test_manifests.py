@@ -62,6 +62,16 @@ def test_overlay_changes_namespace_and_image(tmp_path: Path) -> None:
     assert one(objects, "RoleBinding")["subjects"][0]["namespace"] == "elsewhere"
 
 
+def test_openshift_overlay_sets_no_ids_and_changes_nothing_else() -> None:
+    done = run("kubectl", "kustomize", str(MANIFESTS / "overlays" / "openshift"))
+    assert done.returncode == 0, done.stderr
+    built = {o["kind"]: o for o in load(done.stdout)}
+    base = {o["kind"]: o for o in load(run("kubectl", "kustomize", str(BASE)).stdout)}
+    context = base["Deployment"]["spec"]["template"]["spec"]["securityContext"]
+    assert [context.pop(name) for name in ("runAsUser", "runAsGroup", "fsGroup")] == [65532] * 3
+    assert built == base
+
+
 def test_base_reads_the_example_secret() -> None:
     (secret,) = load((MANIFESTS / "secret.example.yaml").read_text("utf-8"))
     kubernetes_validate.validate(secret, "1.29", strict=True)

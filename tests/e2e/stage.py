@@ -45,12 +45,6 @@ class Stage:
     open_namespaces: list[Kubectl] = field(repr=False)
     keep: bool
 
-    @property
-    def ipv6(self) -> bool:
-        """True if the primary address of a pod is IPv6."""
-        (pod,) = self.bench.kubectl.pods(f"app.kubernetes.io/name={POD}")
-        return ":" in pod.ip
-
     @contextmanager
     def namespace(self, purpose: str) -> Iterator[Kubectl]:
         """Creates an empty namespace and deletes it afterwards."""
@@ -82,7 +76,7 @@ class Stage:
         with self.database(purpose, seeded=seeded) as database, self.namespace(purpose) as kubectl:
             texts = {manifests.KEY: database.url.text} if secret is None else secret
             kubectl.apply(manifests.secret(manifests.SECRET, **texts))
-            values = values_for(purpose, self.cluster.image, ipv6=self.ipv6)
+            values = values_for(purpose, self.cluster.image)
             yield Installation(kubectl, self.cluster.helm(kubectl.namespace), database, values)
 
     @contextmanager

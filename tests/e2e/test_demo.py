@@ -25,7 +25,7 @@ def test_demo_bills_its_sample_data(stage: Stage) -> None:
     uid = int(os.environ.get("E2E_POSTGRES_UID") or postgres_uid(cluster.postgres_image))
     with stage.namespace("demo") as kubectl:
         helm = cluster.helm(kubectl.namespace)
-        helm.install(RELEASE, demo_values(cluster.image, cluster.postgres_image, uid, ipv6=stage.ipv6))
+        helm.install(RELEASE, demo_values(cluster.image, cluster.postgres_image, uid))
 
         def command(name: str) -> object:
             return json.loads(kubectl.run("exec", DEPLOYMENT, "--", "containerstacks-billing", name, "--json"))

@@ -65,4 +65,6 @@ def test_every_hour_is_charged_exactly_once(release: Installation) -> None:
 
 
 def test_helm_test_passes(release: Installation) -> None:
-    release.helm.test(RELEASE)
+    printed = release.helm.test(RELEASE)
+    assert "up to date" in printed
+    assert "/readyz 200" in printed

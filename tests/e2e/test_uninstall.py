@@ -29,6 +29,7 @@ def test_uninstall_leaves_nothing_in_the_namespace(stage: Stage) -> None:
         before = kubectl.names(KINDS)
         release.helm.install(RELEASE, release.values)
         release.helm.test(RELEASE)
+        kubectl.run("delete", "pod", f"{RELEASE}-test")  # Helm leaves it, so that its logs can be read
         add_work(database, "last").wait_until_charged()
 
         release.helm.uninstall(RELEASE)

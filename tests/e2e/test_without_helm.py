@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 def test_installation_from_the_kustomize_base_bills(stage: Stage, tmp_path: Path) -> None:
     with stage.prepared("kustomize") as release:
         kubectl = release.kubectl
-        overlay = str(write_overlay(tmp_path, kubectl.namespace, stage.cluster.image, ipv6=stage.ipv6))
+        overlay = str(write_overlay(tmp_path, kubectl.namespace, stage.cluster.image))
         kubectl.run("apply", "--kustomize", overlay)
         kubectl.rolled_out(RELEASE)
         release.wait_for_replicas(2)

@@ -64,13 +64,12 @@ def image_values(image: str) -> dict[str, Any]:
     return {"repository": repository, "tag": tag, "digest": digest, "pullPolicy": "IfNotPresent"}
 
 
-def values_for(purpose: str, image: str, *, ipv6: bool = False) -> dict[str, Any]:
+def values_for(purpose: str, image: str) -> dict[str, Any]:
     """The values for a purpose."""
-    own = {"image": image_values(image), **({"http": {"host": "[::]"}} if ipv6 else {})}
-    return merged(merged(BASE, PURPOSES[purpose]), own)
+    return merged(merged(BASE, PURPOSES[purpose]), {"image": image_values(image)})
 
 
-def demo_values(image: str, postgres_image: str, postgres_uid: int, *, ipv6: bool = False) -> dict[str, Any]:
+def demo_values(image: str, postgres_image: str, postgres_uid: int) -> dict[str, Any]:
     """The values for the demo."""
-    own = {"image": image_values(image), **({"http": {"host": "[::]"}} if ipv6 else {})}
+    own = {"image": image_values(image)}
     return merged(merged(DEMO, own), {"demo": {"postgresql": {"image": postgres_image, "uid": postgres_uid}}})

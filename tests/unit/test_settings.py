@@ -8,9 +8,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from controller import settings as controller_settings
-from controller.errors import SettingsError
+from controller.errors import SecretFileError, SettingsError
 
 URL = "postgresql://user:secret@db.example:5432/app"
 
@@ -209,3 +210,54 @@ def test_env_file_that_others_can_read_causes_a_warning(tmp_path: Path, mode: in
     warning = controller_settings.env_file_warning(file)
     assert (warning is not None) is warned
     assert warning is None or "chmod 600" in warning
+
+
+@pytest.fixture
+def credentials(tmp_path: Path) -> dict[str, str]:
+    """The settings of a URL whose credentials are in files."""
+    (tmp_path / "username").write_text("billing", "utf-8")
+    (tmp_path / "password").write_text("p@ss: 'w\\ord'#?/ü\n", "utf-8")
+    return {
+        "DATABASE_URL": "postgresql://one:1,two:2/app?target_session_attrs=read-write",
+        "DATABASE_USERNAME_FILE": str(tmp_path / "username"),
+        "DATABASE_PASSWORD_FILE": str(tmp_path / "password"),
+    }
+
+
+def test_credentials_of_files_complete_both_urls_and_follow_a_rotation(credentials: dict[str, str]) -> None:
+    loaded = load(**credentials, DATABASE_DIRECT_URL="postgresql://three/app")
+    assert conninfo_to_dict(loaded.read_url()) == {
+        "host": "one,two", "port": "1,2", "dbname": "app", "target_session_attrs": "read-write",
+        "user": "billing", "password": "p@ss: 'w\\ord'#?/ü",
+    }  # fmt: skip
+    assert loaded.secrets() == ["p@ss: 'w\\ord'#?/ü"]
+    Path(credentials["DATABASE_PASSWORD_FILE"]).write_text("next", "utf-8")
+    assert conninfo_to_dict(loaded.read_direct_url())["password"] == "next"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "two\nlines", "with\0nul"])
+def test_password_file_without_one_line_is_refused(credentials: dict[str, str], text: str) -> None:
+    Path(credentials["DATABASE_PASSWORD_FILE"]).write_text(text, "utf-8")
+    with pytest.raises(SecretFileError, match=r"^DATABASE_PASSWORD_FILE=\S+ must hold one line, the password$"):
+        load(**credentials).read_url()
+
+
+def test_password_in_two_places_is_refused(credentials: dict[str, str]) -> None:
+    credentials["DATABASE_URL"] = "postgresql://billing:hunter2@db/app"
+    del credentials["DATABASE_USERNAME_FILE"]
+    with pytest.raises(SettingsError, match="holds a password and DATABASE_PASSWORD_FILE is set") as refused:
+        load(**credentials).read_url()
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", {"sslrootcert": "/ca.crt", "sslmode": "verify-full"}),
+        ("?sslmode=verify-ca", {"sslrootcert": "/ca.crt", "sslmode": "verify-ca"}),
+        ("?sslrootcert=system", {"sslrootcert": "system"}),
+    ],
+)
+def test_ca_file_verifies_the_servers_name_unless_the_url_says_otherwise(query: str, expected: dict[str, str]) -> None:
+    url = load(DATABASE_URL=f"postgresql://u@db/app{query}", DATABASE_CA_FILE="/ca.crt").read_url()
+    assert {key: text for key, text in conninfo_to_dict(url).items() if key.startswith("ssl")} == expected

@@ -1,6 +1,7 @@
 {{/*
 Names are truncated to 44 characters, which leaves room for the longest suffix: a StatefulSet's name plus its revision hash
-must fit into a label (63 characters).
+must fit into a label (63 characters). A Service's name begins with a letter and holds no dot; a release's name may do
+otherwise.
 */}}
 {{- define "containerstacks-billing.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 44 | trimSuffix "-" }}
@@ -8,8 +9,53 @@ must fit into a label (63 characters).
 
 {{- define "containerstacks-billing.fullname" -}}
 {{- $name := .Values.nameOverride | default .Chart.Name }}
-{{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) }}
-{{- .Values.fullnameOverride | default $full | trunc 44 | trimSuffix "-" }}
+{{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) | replace "." "-" }}
+{{- $full = regexMatch "^[0-9]" $full | ternary (printf "release-%s" $full) $full }}
+{{- .Values.fullnameOverride | default $full | trunc 44 | trimAll "-" }}
+{{- end }}
+
+{{- define "containerstacks-billing.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace }}
+{{- end }}
+
+{{/* An object's metadata. Takes (dict "root" $ "component" ... "name" ... "labels" ... "annotations" ...). */}}
+{{- define "containerstacks-billing.metadata" -}}
+name: {{ .name | quote }}
+namespace: {{ include "containerstacks-billing.namespace" .root | quote }}
+labels:
+  {{- toYaml (merge (dict) (.labels | default dict) (include "containerstacks-billing.labels" (list .root .component) | fromYaml)) | nindent 2 }}
+{{- with merge (dict) (.annotations | default dict) (.root.Values.commonAnnotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/*
+A pod's metadata. Takes (dict "root" $ "component" ... "labels" ... "annotations" ...). The chart's labels win, because
+selectors use them. They leave out the chart's version: a new version with the same content must not restart the pods.
+*/}}
+{{- define "containerstacks-billing.podMetadata" -}}
+labels:
+  {{- $own := include "containerstacks-billing.podLabels" (list .root .component) | fromYaml }}
+  {{- toYaml (merge $own (.labels | default dict) (.root.Values.commonLabels | default dict)) | nindent 2 }}
+{{- with merge (dict) (.annotations | default dict) (.root.Values.commonAnnotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The metadata of a Job's pod, such as the migration's. */}}
+{{- define "containerstacks-billing.jobPodMetadata" -}}
+{{- include "containerstacks-billing.podMetadata" (dict "root" (first .) "component" (last .) "labels" (first .).Values.jobPodLabels "annotations" (first .).Values.jobPodAnnotations) }}
+{{- end }}
+
+{{/* Merges podSpec over a pod's spec. Takes (list $ spec). */}}
+{{- define "containerstacks-billing.podSpec" -}}
+{{- with (first .).Values.podSpec }}
+{{- toYaml (mergeOverwrite (last $ | fromYaml) (deepCopy .)) }}
+{{- else }}
+{{- last . }}
+{{- end }}
 {{- end }}
 
 {{/*
@@ -17,23 +63,27 @@ The labels that selectors use. They must never change, because selectors are imm
 take (list $ component).
 */}}
 {{- define "containerstacks-billing.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "containerstacks-billing.name" (first .) }}
-app.kubernetes.io/instance: {{ (first .).Release.Name }}
+app.kubernetes.io/name: {{ include "containerstacks-billing.name" (first .) | quote }}
+app.kubernetes.io/instance: {{ (first .).Release.Name | quote }}
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
-{{/* Without the chart's version: a new chart version with the same content must not restart the pods. */}}
 {{- define "containerstacks-billing.podLabels" -}}
 {{ include "containerstacks-billing.selectorLabels" . }}
-app.kubernetes.io/version: {{ (first .).Values.image.tag | default (first .).Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/version: {{ include "containerstacks-billing.labelValue" ((first .).Values.image.tag | default (first .).Chart.AppVersion) | quote }}
 app.kubernetes.io/part-of: containerstacks
+{{- end }}
+
+{{/* A tag as the value of a label, which has at most 63 characters and begins and ends with a letter or a digit. */}}
+{{- define "containerstacks-billing.labelValue" -}}
+{{- regexReplaceAll "[^A-Za-z0-9_.-]" . "_" | trunc 63 | trimAll "-_." }}
 {{- end }}
 
 {{- define "containerstacks-billing.labels" -}}
 {{- $own := include "containerstacks-billing.podLabels" . | fromYaml }}
 {{- $helm := dict "app.kubernetes.io/managed-by" (first .).Release.Service
-      "helm.sh/chart" (printf "%s-%s" (first .).Chart.Name (replace "+" "_" (first .).Chart.Version)) }}
-{{- toYaml (merge $own $helm (first .).Values.commonLabels) }}
+      "helm.sh/chart" (include "containerstacks-billing.labelValue" (printf "%s-%s" (first .).Chart.Name (first .).Chart.Version)) }}
+{{- toYaml (merge $own $helm ((first .).Values.commonLabels | default dict)) }}
 {{- end }}
 
 {{- define "containerstacks-billing.serviceAccountName" -}}
@@ -41,8 +91,9 @@ app.kubernetes.io/part-of: containerstacks
 {{- end }}
 
 {{- define "containerstacks-billing.image" -}}
+{{- with (.Values.global).imageRegistry | default .Values.image.registry }}{{ . }}/{{ end }}
 {{- with .Values.image }}
-{{- with .registry }}{{ . }}/{{ end }}{{ .repository }}
+{{- .repository }}
 {{- if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
 {{- end }}
 {{- end }}
@@ -62,59 +113,18 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
-{{/* The Secret that holds the database URL: the operator's, or the one that the chart creates. */}}
-{{- define "containerstacks-billing.databaseSecret" -}}
-{{- .Values.database.existingSecret | default (printf "%s-database" (include "containerstacks-billing.fullname" .)) }}
-{{- end }}
-
-{{- define "containerstacks-billing.databaseKey" -}}
-{{- if .Values.database.existingSecret }}{{ .Values.database.existingSecretKey }}{{ else }}DATABASE_URL{{ end }}
-{{- end }}
-
-{{- define "containerstacks-billing.databaseDirectKey" -}}
-{{- if .Values.database.existingSecret }}{{ .Values.database.existingSecretDirectKey }}
-{{- else if .Values.database.directUrl }}DATABASE_DIRECT_URL
-{{- end }}
-{{- end }}
-
 {{/*
-The variables that tell a container where to read the database URL. The path contains the names of the Secret and its key,
-so a "no such file" in the log says what is missing.
+The pods' security context. What differs between profiles is not in values.yaml, because Helm drops a null in a parent chart's
+values. OpenShift assigns uid, gid and fsGroup itself, and refuses others.
 */}}
-{{- define "containerstacks-billing.databaseEnv" -}}
-{{- $folder := printf "/etc/containerstacks-billing/secrets/%s" (include "containerstacks-billing.databaseSecret" .) -}}
-- name: DATABASE_URL_FILE
-  value: {{ $folder }}/{{ include "containerstacks-billing.databaseKey" . }}
-{{- with include "containerstacks-billing.databaseDirectKey" . }}
-- name: DATABASE_DIRECT_URL_FILE
-  value: {{ $folder }}/{{ . }}
+{{- define "containerstacks-billing.podSecurityContext" -}}
+{{- $ids := dict "runAsUser" 65532 "runAsGroup" 65532 "fsGroup" 65532 }}
+{{- $profile := dict "runAsNonRoot" true "fsGroupChangePolicy" "OnRootMismatch" "seccompProfile" (dict "type" "RuntimeDefault") }}
+{{- $context := mergeOverwrite $profile $ids (deepCopy (.Values.podSecurityContext | default dict)) }}
+{{- if eq (.Values.securityProfile | default "restricted") "openshift" }}
+{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" }}
 {{- end }}
-{{- end }}
-
-{{- define "containerstacks-billing.databaseMount" -}}
-- name: database
-  mountPath: /etc/containerstacks-billing/secrets/{{ include "containerstacks-billing.databaseSecret" . }}
-  readOnly: true
-{{- end }}
-
-{{/*
-The Secret is mounted as a directory, because the kubelet doesn't update subPath mounts after a rotation. It is optional:
-without the Secret or its key the pod starts, logs what is missing, and continues once it appears. A required Secret would
-leave the pod in ContainerCreating with no log.
-*/}}
-{{- define "containerstacks-billing.databaseVolume" -}}
-- name: database
-  secret:
-    secretName: {{ include "containerstacks-billing.databaseSecret" . }}
-    optional: true
-    defaultMode: 0440
-    items:
-      - key: {{ include "containerstacks-billing.databaseKey" . }}
-        path: {{ include "containerstacks-billing.databaseKey" . }}
-      {{- with include "containerstacks-billing.databaseDirectKey" . }}
-      - key: {{ . }}
-        path: {{ . }}
-      {{- end }}
+{{- toYaml $context }}
 {{- end }}
 
 {{- define "containerstacks-billing.tmpVolume" -}}
@@ -165,13 +175,13 @@ leave the pod in ContainerCreating with no log.
 - name: BILLING_DRAIN_TIMEOUT_SECONDS
   value: {{ .Values.drain.timeoutSeconds | int64 | quote }}
 - name: BILLING_HTTP_ADDRESS
-  value: {{ printf "%s:%d" .Values.http.host (int64 .Values.http.port) | quote }}
+  value: {{ printf "%s:%d" (.Values.http.host | default "") (int64 .Values.http.port) | quote }}
 - name: BILLING_CONTROL_SOCKET
   value: /run/containerstacks-billing/control.sock
 - name: BILLING_KUBERNETES
   value: {{ ternary "auto" "off" .Values.kubernetes.enabled | quote }}
 - name: BILLING_DEPLOYMENT_NAME
-  value: {{ include "containerstacks-billing.fullname" . }}
+  value: {{ include "containerstacks-billing.fullname" . | quote }}
 - name: POD_NAME
   valueFrom:
     fieldRef:
@@ -190,59 +200,13 @@ leave the pod in ContainerCreating with no log.
       fieldPath: spec.nodeName
 {{- end }}
 
-{{/* The container that runs the migrations, for the init container and the Job. Its volume follows below. */}}
-{{- define "containerstacks-billing.migrateContainer" -}}
-{{- $secret := .Values.migrations.existingSecret -}}
-- name: migrate
-  {{- include "containerstacks-billing.container" . | nindent 2 }}
-  {{- /* Waiting here is quicker than the kubelet's back-off, which may add five minutes after the database is back. */}}
-  args: [migrate, --wait, "600"]
-  env:
-    {{- if $secret }}
-    - name: DATABASE_URL_FILE
-      value: /etc/containerstacks-billing/secrets/{{ $secret }}/{{ .Values.migrations.existingSecretKey }}
-    {{- else }}
-    {{- include "containerstacks-billing.databaseEnv" . | nindent 4 }}
-    {{- end }}
-    {{- include "containerstacks-billing.logEnv" . | nindent 4 }}
-    {{- with .Values.extraEnv }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- with .Values.extraEnvFrom }}
-  envFrom:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  volumeMounts:
-    {{- if $secret }}
-    - name: migrations-database
-      mountPath: /etc/containerstacks-billing/secrets/{{ $secret }}
-      readOnly: true
-    {{- else }}
-    {{- include "containerstacks-billing.databaseMount" . | nindent 4 }}
-    {{- end }}
-    - name: tmp
-      mountPath: /tmp
-    {{- with .Values.extraVolumeMounts }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-{{- end }}
-
-{{- define "containerstacks-billing.migrateVolume" -}}
-{{- with .Values.migrations }}
-- name: migrations-database
-  secret:
-    secretName: {{ .existingSecret }}
-    optional: true
-    defaultMode: 0440
-    items:
-      - key: {{ .existingSecretKey }}
-        path: {{ .existingSecretKey }}
-{{- end }}
-{{- end }}
-
 {{/* Scheduling fields common to all pods. */}}
 {{- define "containerstacks-billing.scheduling" -}}
-{{- with .Values.imagePullSecrets }}
+{{- $pullSecrets := list }}
+{{- range concat (.Values.imagePullSecrets | default list) ((.Values.global).imagePullSecrets | default list) }}
+{{- $pullSecrets = append $pullSecrets (kindIs "string" . | ternary (dict "name" .) .) }}
+{{- end }}
+{{- with $pullSecrets | uniq }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -253,47 +217,5 @@ nodeSelector:
 {{- with .Values.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end }}
-
-{{/* Checks that a JSON schema can't express. Each message names the values and the remedy. */}}
-{{- define "containerstacks-billing.validate" -}}
-{{- with .Values }}
-{{- if .demo.enabled }}
-  {{- if or .database.existingSecret .database.url .database.directUrl .migrations.existingSecret }}
-    {{- fail "\n\ndemo.enabled installs a database and fills it with sample data. Unset database.* and migrations.existingSecret, or set demo.enabled=false to bill the database that they name.\n" }}
-  {{- end }}
-  {{- if ne .migrations.mode "init" }}
-    {{- fail (printf "\n\ndemo.enabled needs migrations.mode: init (it is %s), because an init container creates the sample schema before the migrations. Unset migrations.mode.\n" .migrations.mode) }}
-  {{- end }}
-{{- else if and .database.existingSecret .database.url }}
-  {{- fail "\n\nBoth database.existingSecret and database.url are set. Keep one of them.\n" }}
-{{- else if not (or .database.existingSecret .database.url) }}
-  {{- fail "\n\nNo database is set. Set exactly one of\n  database.existingSecret   the name of a Secret with the key DATABASE_URL:\n                            kubectl create secret generic billing-database --from-literal=DATABASE_URL='postgresql://...'\n  database.url              the URL itself, for a trial (the chart creates the Secret)\nor demo.enabled=true for a trial with a sample database.\n" }}
-{{- end }}
-{{- if and .database.directUrl (not .database.url) }}
-  {{- fail "\n\ndatabase.directUrl requires database.url. With database.existingSecret, put the direct URL into the same Secret and set database.existingSecretDirectKey to its key.\n" }}
-{{- end }}
-{{- if and .database.existingSecretDirectKey (not .database.existingSecret) }}
-  {{- fail "\n\ndatabase.existingSecretDirectKey names a key of database.existingSecret, which isn't set. With database.url, set database.directUrl.\n" }}
-{{- end }}
-{{- with .election }}
-{{- if or (lt (float64 .leaderDeadlineSeconds) (mulf 2 .pingIntervalSeconds)) (lt (float64 .sessionTimeoutSeconds) (addf 1 .leaderDeadlineSeconds)) }}
-  {{- fail (printf "\n\nelection: leaderDeadlineSeconds (%v) must be at least twice pingIntervalSeconds (%v), or one late ping deposes the leader. sessionTimeoutSeconds (%v) must be at least a second more than leaderDeadlineSeconds, or the server could release the lock while the leader still bills.\n" .leaderDeadlineSeconds .pingIntervalSeconds .sessionTimeoutSeconds) }}
-{{- end }}
-{{- end }}
-{{- if and .metrics.serviceMonitor.enabled .metrics.podMonitor.enabled }}
-  {{- fail "\n\nmetrics.serviceMonitor and metrics.podMonitor are both enabled, so Prometheus would scrape every replica twice and double all sums. Keep one of them.\n" }}
-{{- end }}
-{{- if and .kubernetes.enabled (not .serviceAccount.create) (not .serviceAccount.name) }}
-  {{- fail "\n\nserviceAccount.create is false and serviceAccount.name is empty. Name the account to use, or set kubernetes.enabled=false, which needs none.\n" }}
-{{- end }}
-{{- end }}
-{{- $own := list }}
-{{- range include "containerstacks-billing.controllerEnv" . | fromYamlArray }}{{ $own = append $own .name }}{{ end }}
-{{- range .Values.extraEnv }}
-  {{- if has .name (concat $own (list "DATABASE_URL" "DATABASE_DIRECT_URL" "DATABASE_DIRECT_URL_FILE")) }}
-    {{- fail (printf "\n\nextraEnv sets %s, which the chart already sets. Use the chart's value for it (see README.md).\n" .name) }}
-  {{- end }}
 {{- end }}
 {{- end }}

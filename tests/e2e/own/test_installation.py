@@ -35,8 +35,8 @@ class FakeKubectl:
 class FakeDatabase:
     """Returns fixed holders and a fixed status."""
 
-    sessions: list[str] = field(default_factory=lambda: ["billing-1-1"])
-    leader: str | None = "billing-1-1"
+    sessions: list[str] = field(default_factory=lambda: ["billing-1:4f2a"])
+    leader: str | None = "billing-1:4f2a"
 
     def holders(self) -> list[str]:
         return self.sessions
@@ -89,7 +89,7 @@ def test_event_must_name_the_same_pod(event: EventView) -> None:
         leader_of(FakeKubectl(event_list=[event]))
 
 
-@pytest.mark.parametrize("sessions", [[], ["billing-1-1", "billing-2-1"]])
+@pytest.mark.parametrize("sessions", [[], ["billing-1:4f2a", "billing-2-1"]])
 def test_lock_must_have_exactly_one_holder(sessions: list[str]) -> None:
     with pytest.raises(AssertionError, match="holders of the lock in pg_locks"):
         leader_of(database=FakeDatabase(sessions=sessions))
