@@ -3,6 +3,7 @@
 `replica` and `foreground` put these parts together: a controller process, and the command `bill`.
 """
 
+import getpass
 import os
 import platform
 import secrets
@@ -23,6 +24,7 @@ from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
+from controller.billing.other_billers import Notice, resume
 from controller.billing.status import Status, read_history, read_status
 from controller.billing.values import Pricing
 from controller.election import LockSession, LockSessionError
@@ -72,6 +74,14 @@ def _suffix() -> str:
 def storable(text: str) -> str:
     """Replaces bytes of the environment that are not UTF-8, because PostgreSQL refuses them."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _user() -> str:
+    """The operating system's user; its number if it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 class Application:
@@ -230,6 +240,19 @@ class Application:
                 return read_status(connection), read_history(connection, SHOWN_RUNS)
         except psycopg.Error as error:
             raise DatabaseUnreachableError(one_line(error)) from None
+
+    def resume(self, given_by: str | None, reason: str | None) -> tuple[tuple[Notice, ...], Status]:
+        """Accepts what other programs have billed up to now; returns the accepted notices, and the status afterwards.
+
+        Args:
+            given_by: who gave the command; None for the operating system's user.
+            reason: for the record.
+        """
+        name = storable(given_by or f"{_user()} on {socket.gethostname()}")
+        with self.connect() as connection:
+            migrations.check(connection)
+            accepted = resume(connection, name, reason)
+            return accepted, read_status(connection)
 
     def history(self, limit: int) -> list[dict[str, Any]]:
         """Reads the newest runs, newest first."""

@@ -165,6 +165,17 @@ def bill(
 
 
 @app.command()
+def resume(
+    reason: Annotated[str | None, typer.Option(help="Why, for the record.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who, for the record.", show_default="the current user")] = None,
+) -> None:
+    """Lets billing continue after another program has billed: accepts what that program has billed up to now."""
+    accepted, after = _application().resume(by, reason)
+    output.resumed(accepted, after)
+    raise typer.Exit(1 if any(notice.halts for notice in after.notices) else 0)
+
+
+@app.command()
 def drain(
     timeout: Annotated[
         float | None,

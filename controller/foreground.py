@@ -12,6 +12,7 @@ import structlog
 from controller import sql
 from controller.app import STOP_SECONDS, Application
 from controller.billing.cycle import Cycle
+from controller.billing.other_billers import look, refuse_if_halted
 from controller.billing.values import BatchResult, CycleResult
 from controller.election import Elector, Leadership
 from controller.errors import AnotherLeaderError, BillingError, DatabaseUnreachableError
@@ -92,17 +93,19 @@ def _leading(application: Application, cycle: Cycle) -> Iterator[Leadership]:
         ledger = application.ledger()
         with ledger.connection:
             with ledger.fenced(leadership.term):
-                silent = ledger.begin_term(application.settings.interval_minutes)
-            if silent:
+                start = ledger.begin_term(application.settings.interval_minutes, application.settings.other_billers)
+            refuse_if_halted(look(ledger, leadership.term))
+            if start.silent:
                 if (reason := cycle.prove(leadership)) is not None:
                     raise UnprovenError(f"billing would fail, so no organization was charged: {reason}")
-                with ledger.fenced(leadership.term):
-                    ledger.begin_takeover(delay_seconds=0)
                 log.warning(
                     "takeover.undelayed",
                     remedy="there has been no heartbeat for 90 minutes: make sure that the application's own billing"
                     " is not running",
                 )
+            if start.silent or start.after_other:
+                with ledger.fenced(leadership.term):
+                    ledger.begin_takeover(delay_seconds=0)
         heartbeat.start(leadership)
         yield leadership
         heartbeat.mark_stopped()

@@ -146,6 +146,14 @@ class _AtScrape(Collector):
             "failures", "Instances that can't be charged for a reason other than the balance.", status.failures
         )
         yield _gauge("suspended_organizations", "Organizations excluded from billing.", status.suspended)
+        kinds = {notice.kind for notice in status.notices}
+        others = GaugeMetricFamily(
+            f"{PREFIX}other_biller", "1 if another program seems to bill, else 0, by evidence.", labels=["kind"]
+        )
+        for kind in ("daemon", "periods"):
+            others.add_metric([kind], float(f"other_{kind}" in kinds))
+        yield others
+        yield _gauge("halted", "1 while billing is halted, else 0.", any(notice.halts for notice in status.notices))
         if status.heartbeat_age_seconds is not None:
             yield _gauge("heartbeat_age_seconds", "Age of the newest heartbeat.", status.heartbeat_age_seconds)
         if status.last_completed_at is not None:

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from controller.billing.audit import AuditReport
+from controller.billing.other_billers import Notice
 from controller.billing.status import Status
 from controller.billing.values import BatchResult, CycleResult
 from controller.wording import duration, json_value, next_cycle, time
@@ -37,6 +38,8 @@ def status(status: Status, *, as_json: bool) -> None:
         _json(status.as_dict())
         return
     table = _facts()
+    for notice in status.notices:
+        table.add_row("halted" if notice.halts else "warning", notice.message)
     table.add_row("leader", status.leader or "none")
     table.add_row("term", f"{status.term}" + (f", since {time(status.leading_since)}" if status.leading_since else ""))
     table.add_row("standbys", ", ".join(status.standbys) or "none")
@@ -60,6 +63,18 @@ def status(status: Status, *, as_json: bool) -> None:
         "suspended", f"{status.suspended} organizations" + ("; see billing_suspensions" if status.suspended else "")
     )
     OUT.print(table)
+
+
+def resumed(accepted: Sequence[Notice], after: Status) -> None:
+    """Prints the result of `resume`."""
+    for notice in accepted:
+        line(f"accepted: {notice.message}")
+    for notice in after.notices:
+        line(f"still {'halted' if notice.halts else 'noticed'}: {notice.message}")
+    if not accepted and not after.notices:
+        line("nothing to accept: no other program has billed")
+    elif not any(notice.halts for notice in after.notices):
+        line(f"{after.leader} bills again within seconds" if after.leader else "recorded; no replica leads")
 
 
 def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:

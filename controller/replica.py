@@ -67,7 +67,9 @@ class Replica:
             stop=stop,
             interval_minutes=settings.interval_minutes,
             takeover_delay_seconds=settings.takeover_delay_seconds,
+            other_billers=settings.other_billers,
             on_cycle_ended=self._cycle_ended,
+            on_halted=self._announcer.billing_halted,
         )
         self._elector = Elector(
             connect=application.open_lock_session,
@@ -195,6 +197,7 @@ class Replica:
             silent_seconds=time.monotonic() - self._elector.alive_at,
             draining=self._drain.requested,
             ended_threads=tuple(name for name in VITAL if name not in running),
+            halted=self._biller.halted,
             connect_error=self._application.redact(self._elector.trouble) if self._elector.trouble else None,
         )
 

@@ -29,6 +29,8 @@ def next_cycle(status: Status) -> NextCycle:
         case "running":
             since = status.running_since
             return NextCycle("running", f"for {duration((now - since).total_seconds())}" if since else "")
+        case "halted":
+            return NextCycle("halted", next((each.message for each in status.notices if each.halts), ""))
         case "takeover" if due_at:
             return NextCycle(
                 f"in {duration((due_at - now).total_seconds())}", f"{time(due_at)}, after the takeover delay"

@@ -43,8 +43,12 @@ grant select, insert, update on billing_runs to containerstacks_billing;
 grant select, update on billing_guard to containerstacks_billing;
 grant select, insert, delete on billing_suspensions to containerstacks_billing;
 grant select, insert, update on billing_prices, billing_price_check to containerstacks_billing;
+grant select, insert, update, delete on billing_daemon_sightings to containerstacks_billing;
+grant select, insert, delete on billing_foreign_periods to containerstacks_billing;
+grant select, insert on billing_commands to containerstacks_billing;
 
 -- What `status`, the status page and the metrics read.
-grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history to containerstacks_billing;
+grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history, billing_notices
+    to containerstacks_billing;
 
 commit;

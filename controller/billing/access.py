@@ -28,6 +28,9 @@ RIGHTS: Final = {
     "billing_price_check": {"select": "", "insert": "", "update": ""},
     "billing_suspensions": {"select": "", "insert": "", "delete": ""},
     "billing_guard": {"select": "", "update": ""},
+    "billing_daemon_sightings": {"select": "", "insert": "", "update": "", "delete": ""},
+    "billing_foreign_periods": {"select": "", "insert": "", "delete": ""},
+    "billing_commands": {"select": "", "insert": ""},
 }
 #: The types that hold what billing writes; for numeric, the decimals that it needs.
 TYPES: Final = {

@@ -1,7 +1,7 @@
 """The leader's schedule: a cycle whenever one is due, for as long as the leadership lasts."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import psycopg
@@ -12,12 +12,15 @@ from controller.billing.errors import DeposedError
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
-from controller.billing.values import Cause, CycleResult, Leadership, Outcome
+from controller.billing.other_billers import LOOK_SECONDS, Notice, halting, look
+from controller.billing.values import Cause, CycleResult, Leadership, Outcome, TermStart
 from controller.errors import BillingError, one_line
 from controller.lifecycle.stop import StopToken
 
-#: The longest wait before the schedule is read again, to notice that the database's clock has changed.
-RECHECK_SECONDS = 60.0
+#: The longest wait for a new leadership. A wake-up ends it.
+IDLE_SECONDS = 60.0
+#: Time between two looks while billing is halted, so that `resume` takes effect soon.
+HALTED_LOOK_SECONDS = 5.0
 #: Time between two attempts to prove that billing works, after 90 minutes without a heartbeat.
 PROOF_RETRY_SECONDS = 300.0
 #: A leader whose cycles fail this often in a row for its own reasons steps down.
@@ -59,7 +62,9 @@ class Biller:
         stop: ends the loop after the cycle in hand.
         interval_minutes: between the starts of two cycles.
         takeover_delay_seconds: before the first cycle, if the application may still be billing.
+        other_billers: `stop` or `warn`, if other programs bill instances.
         on_cycle_ended: called with the result of each cycle.
+        on_halted: called with the message when billing is halted, and with None when it continues.
     """
 
     def __init__(
@@ -72,7 +77,9 @@ class Biller:
         stop: StopToken,
         interval_minutes: float,
         takeover_delay_seconds: float,
+        other_billers: str,
         on_cycle_ended: Callable[[CycleResult], None],
+        on_halted: Callable[[str | None], None] = lambda _message: None,
     ) -> None:
         self._connect = connect
         self._cycle = cycle
@@ -81,7 +88,10 @@ class Biller:
         self._stop = stop
         self._interval_minutes = interval_minutes
         self._takeover_delay_seconds = takeover_delay_seconds
+        self._other_billers = other_billers
         self._on_cycle_ended = on_cycle_ended
+        self._on_halted = on_halted
+        self._notices: tuple[Notice, ...] = ()
         self._leadership: ElectedLeadership | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -103,9 +113,12 @@ class Biller:
             with self._lock:
                 leadership, self._leadership = self._leadership, None
             if leadership is None:
-                self._wait(RECHECK_SECONDS)
+                self._wait(IDLE_SECONDS)
                 continue
-            self._bill_while_leading(leadership)
+            try:
+                self._bill_while_leading(leadership)
+            finally:
+                self._report(())
             if not self._stop.may_start_cycle() and leadership.still_leads():
                 self._heartbeat.mark_stopped()
 
@@ -114,8 +127,7 @@ class Biller:
         started = False
         while leadership.still_leads() and self._stop.may_start_cycle():
             try:
-                started = started or self._start_term(leadership)
-                seconds = self._seconds_until_due() if started else PROOF_RETRY_SECONDS
+                started, seconds = self._prepare(leadership, started=started)
             except DeposedError:
                 if leadership.still_leads():
                     self._step_down_refused(leadership, Outcome.DEPOSED)
@@ -125,7 +137,7 @@ class Biller:
                 log.warning("schedule.failed", error=one_line(error))
             else:
                 if seconds > 0:
-                    self._wait(min(seconds, RECHECK_SECONDS) if started else seconds)
+                    self._wait(seconds)
                     continue
                 result = self._bill(leadership)
                 if result.outcome in REFUSED and leadership.still_leads():
@@ -144,30 +156,74 @@ class Biller:
         leadership.step_down(STEP_DOWN_BACK_OFF_SECONDS)
         return False
 
-    def _start_term(self, leadership: Leadership) -> bool:
+    @property
+    def halted(self) -> str | None:
+        """Why this leader bills nothing at present, with the remedy; None if it bills, or doesn't lead. Any thread."""
+        halt = halting(self._notices)
+        return halt.message if halt else None
+
+    def _prepare(self, leadership: Leadership, *, started: bool) -> tuple[bool, float]:
+        """Looks for other billers, and starts the term unless another daemon is alive.
+
+        Args:
+            leadership: under which to bill.
+            started: True if this term has started its heartbeat.
+
+        Returns:
+            True if the term has started, and the seconds until the next call; not positive if a cycle is due.
+        """
+        ledger, start = self._connect(), None
+        with ledger.connection:
+            if not started:
+                with ledger.fenced(leadership.term):
+                    start = ledger.begin_term(self._interval_minutes, self._other_billers)
+            notices = look(ledger, leadership.term)
+            changed = self._report(notices)
+            halt = halting(notices)
+            if halt is not None and halt.kind == "other_daemon":
+                return False, LOOK_SECONDS  # once it is gone, the term starts anew
+            if start is not None and not self._start_term(ledger, leadership, start):
+                return False, PROOF_RETRY_SECONDS
+            if changed:
+                self._heartbeat.beat()
+            if halt is not None:
+                return True, HALTED_LOOK_SECONDS
+            return True, min(ledger.seconds_until_due(), LOOK_SECONDS)
+
+    def _start_term(self, ledger: Ledger, leadership: Leadership, start: TermStart) -> bool:
         """Starts the heartbeat. After 90 minutes without a heartbeat, it first proves that billing works.
 
         Returns:
             True if this leader may bill. If not, it writes no heartbeat, and the application's own billing continues.
         """
-        ledger = self._connect()
-        with ledger.connection:
+        if start.silent and (reason := self._cycle.prove(leadership)) is not None:
+            log.error("billing.unproven", error=reason, next_try_seconds=PROOF_RETRY_SECONDS)
+            return False
+        if start.silent or start.after_other:
+            delay_seconds = self._takeover_delay_seconds if start.silent else 0
             with ledger.fenced(leadership.term):
-                silent = ledger.begin_term(self._interval_minutes)
-            if silent:
-                if (reason := self._cycle.prove(leadership)) is not None:
-                    log.error("billing.unproven", error=reason, next_try_seconds=PROOF_RETRY_SECONDS)
-                    return False
-                with ledger.fenced(leadership.term):
-                    ledger.begin_takeover(self._takeover_delay_seconds)
-                log.info("takeover.begun", delay_seconds=self._takeover_delay_seconds)
+                ledger.begin_takeover(delay_seconds)
+            log.info("takeover.begun", delay_seconds=delay_seconds)
         self._heartbeat.start(leadership)
         return True
 
-    def _seconds_until_due(self) -> float:
-        ledger = self._connect()
-        with ledger.connection:
-            return ledger.seconds_until_due()
+    def _report(self, notices: Sequence[Notice]) -> bool:
+        """Logs what has changed since the last look, and announces a halt. Returns True if something has."""
+        before, self._notices = self._notices, tuple(notices)
+        changed = {each.kind: (each.halts, each.message) for each in before} != {
+            each.kind: (each.halts, each.message) for each in notices
+        }
+        halted_before, halt = halting(before), halting(notices)
+        if not changed:
+            return False
+        for notice in notices:
+            write = log.error if notice.halts else log.warning
+            write("billing.halted" if notice.halts else "billing.noticed", kind=notice.kind, reason=notice.message)
+        if halted_before is not None and halt is None:
+            log.info("billing.continued", after=halted_before.kind)
+        if (halted_before and halted_before.message) != (halt and halt.message):
+            self._on_halted(halt.message if halt else None)
+        return True
 
     def _bill(self, leadership: Leadership) -> CycleResult:
         self._guard.unsuspend(leadership)

@@ -15,6 +15,7 @@ from controller.billing.batch import BatchWorker, CycleContext
 from controller.billing.errors import CycleFailedError, DeposedError, StoppedError
 from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
+from controller.billing.other_billers import LOOK_SECONDS, Notice, Watch, look, refuse_if_halted
 from controller.billing.proof import prove
 from controller.billing.values import (
     Batch,
@@ -42,11 +43,19 @@ log = structlog.get_logger(part="billing")
 
 @dataclass(frozen=True)
 class CycleSettings:
-    """Threads that charge batches, instances in one transaction, and how long the batches of finished runs are kept."""
+    """Settings of every cycle.
+
+    Attributes:
+        workers: threads that charge batches.
+        batch_size: instances in one transaction.
+        retention_days: how long the batches of finished runs are kept.
+        look_seconds: between two looks for other billers.
+    """
 
     workers: int = 2
     batch_size: int = 3000
     retention_days: int = 30
+    look_seconds: float = LOOK_SECONDS
 
 
 class Cycle:
@@ -89,12 +98,14 @@ class Cycle:
         """
         began = time.monotonic()
         state = _CycleState(on_result)
+        watch = None if dry else Watch(self._connect, leadership.term, self._settings.look_seconds)
         run: Run | None = None
         ending = _Ending(Outcome.COMPLETED)
         try:
             ledger = self._connect()
             with ledger.connection:
                 ledger.check_access()
+                _require_no_halt(look(ledger, leadership.term, keep=not dry), dry=dry)
                 with ledger.fenced(leadership.term, keep=not dry):
                     run = ledger.begin_run(leadership.term)
                     ledger.begin_heartbeat(require_fresh=not dry)
@@ -109,7 +120,7 @@ class Cycle:
                 batch_size=self._settings.batch_size,
                 connect=self._connect_worker,
                 stop=self._stop,
-                check=lambda: self._check(leadership, state),
+                check=lambda: self._check(leadership, state, watch),
                 on_result=state.add,
                 evidence=state.evidence,
                 dry=dry,
@@ -158,7 +169,7 @@ class Cycle:
         """Proves that billing works, without charging any organization. Returns the failure reason, or None."""
         return prove(self._connect_worker, leadership, self._stop)
 
-    def _check(self, leadership: Leadership, state: "_CycleState") -> None:
+    def _check(self, leadership: Leadership, state: "_CycleState", watch: Watch | None) -> None:
         """Raises if no further transaction may start."""
         if state.error is not None:
             raise CycleFailedError("another worker of this cycle failed")
@@ -166,6 +177,8 @@ class Cycle:
             raise DeposedError(f"term {leadership.term} is over: the lock session is lost")
         if not self._stop.may_start_batch():
             raise StoppedError("stopped at the drain's deadline; the next cycle continues from here")
+        if watch is not None:
+            watch.check()
 
     def _charge(self, context: CycleContext, plan: Sequence[Batch], state: "_CycleState") -> None:
         """Charges the plan, then tries again for organizations with locked rows, and records those still locked."""
@@ -239,6 +252,14 @@ class Cycle:
             except (psycopg.Error, BillingError) as unpruned:
                 log.warning("history.unpruned", error=one_line(unpruned))
         return totals
+
+
+def _require_no_halt(notices: Sequence[Notice], *, dry: bool) -> None:
+    """Raises HaltedError if billing is halted. A dry run only warns, because it is how a cut-over begins."""
+    if not dry:
+        refuse_if_halted(notices)
+    for notice in notices if dry else ():
+        log.warning("billing.noticed", kind=notice.kind, reason=notice.message)
 
 
 def _ended_by(error: DeposedError | GenerationError) -> Outcome:

@@ -14,6 +14,10 @@ class StoppedError(BillingError):
     """The drain's deadline has passed. No further batch may start."""
 
 
+class HaltedError(StoppedError):
+    """Another biller is at work. No batch may start until it is gone."""
+
+
 class CycleFailedError(BillingError):
     """The cycle can't continue. The controller or the server is the cause, not an organization's data."""
 

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from controller import sql
 from controller.billing import access
 from controller.billing.errors import DeposedError, HeartbeatError, InconsistentError
-from controller.billing.values import Batch, BatchResult, Cause, Outcome, Pricing, ResumePoint, Run, Totals
+from controller.billing.values import Batch, BatchResult, Cause, Outcome, Pricing, ResumePoint, Run, TermStart, Totals
 from controller.errors import one_line
 from controller.generation import GENERATION, refuse_generation_of
 
@@ -110,7 +110,8 @@ class Ledger:
             raise HeartbeatError(f"the heartbeat can't be written: {one_line(error)}; {NO_HEARTBEAT}") from error
         if row is None:
             raise HeartbeatError(
-                f"the database dropped the heartbeat: look for triggers on billing_daemon_status; {NO_HEARTBEAT}"
+                "the database dropped the heartbeat: look for triggers on billing_daemon_status, and for a row that"
+                f" another daemon wrote under the name {self._holder}; {NO_HEARTBEAT}"
             )
         if require_fresh and not row["fresh"]:
             raise HeartbeatError(
@@ -304,13 +305,15 @@ class Ledger:
         """Deletes the batches of old runs."""
         sql.run(self.connection, "prune_history", retention_days=retention_days)
 
-    def begin_term(self, interval_minutes: float) -> bool:
-        """Records the leader's interval. Needs `fenced`.
+    def begin_term(self, interval_minutes: float, other_billers: str = "stop") -> TermStart:
+        """Records the leader's settings, and finds out who billed before. Needs `fenced`.
 
-        Returns:
-            True if no heartbeat is younger than 90 minutes, so that the application may be billing.
+        Args:
+            interval_minutes: between the starts of two cycles.
+            other_billers: `stop` or `warn`, if other programs bill instances.
         """
-        return bool(sql.row(self.connection, "begin_term", interval_minutes=interval_minutes)["silent"])
+        row = sql.row(self.connection, "begin_term", interval_minutes=interval_minutes, other_billers=other_billers)
+        return TermStart(**row)
 
     def begin_takeover(self, delay_seconds: float) -> None:
         """Writes a heartbeat, which pauses the application's billing, and delays the first cycle. Needs `fenced`.

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from controller import sql
+from controller.billing.other_billers import Notice, read_notices
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Status:
         leading_since: when that term was minted; None if no replica leads.
         standbys: instance ids of the other connected replicas.
         next_cycle_at: when the next cycle is due; None if no cycle has ever completed.
-        waiting_for: what the next cycle waits for: leader, running, takeover, interval or nothing.
+        waiting_for: what the next cycle waits for: leader, running, halted, takeover, interval or nothing.
         running_since: start of the cycle in progress.
         last_completed_at: start of the newest completed cycle.
         last_run: the newest run that has ended, as a row of `billing_runs`.
@@ -32,6 +33,7 @@ class Status:
         suspended: organizations excluded from billing.
         checked_until: the guard has checked every charge made before this time.
         database_time: when this was read.
+        notices: what operators must know about billing as a whole, such as another biller. Some halt billing.
     """
 
     leader: str | None
@@ -50,6 +52,7 @@ class Status:
     suspended: int
     checked_until: datetime
     database_time: datetime
+    notices: tuple[Notice, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON, which writes times and amounts as text."""
@@ -63,7 +66,7 @@ def read_status(connection: sql.Connection) -> Status:
         psycopg.Error: the database can't be reached, or is not migrated.
     """
     row = sql.row(connection, "status")
-    return Status(**{**row, "standbys": tuple(row["standbys"])})
+    return Status(**{**row, "standbys": tuple(row["standbys"]), "notices": read_notices(connection)})
 
 
 def read_history(connection: sql.Connection, limit: int) -> list[dict[str, Any]]:

@@ -108,6 +108,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class TermStart:
+    """Who billed before a term began.
+
+    Attributes:
+        silent: no heartbeat is younger than 90 minutes, so the application may be billing.
+        after_other: the newest heartbeat is another daemon's.
+    """
+
+    silent: bool
+    after_other: bool
+
+
+@dataclass(frozen=True)
 class ResumePoint:
     """The last instance of a large organization that has been processed, in charging order.
 

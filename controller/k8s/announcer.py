@@ -138,6 +138,13 @@ class Announcer:
             self._cycle_announced, self._cycle_announced_at = ended, self._clock()
             return True
 
+    def billing_halted(self, message: str | None) -> None:
+        """Reports that this leader bills nothing, and why; None: it bills again, or leads no longer."""
+        if message is None:
+            self._announce(Reason.BILLING_CONTINUED, "no longer halts billing")
+        else:
+            self._announce(Reason.BILLING_HALTED, f"bills nothing: {message}", warning=True)
+
     def drain_started(self, reason: str) -> None:
         """Reports that a drain starts. Only a leader's drain is announced, because a standby's changes nothing."""
         with self._changed:

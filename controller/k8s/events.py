@@ -23,6 +23,8 @@ class Reason(StrEnum):
     CYCLE_COMPLETED = "CycleCompleted"
     CYCLE_COMPLETED_WITH_FAILURES = "CycleCompletedWithFailures"
     CYCLE_FAILED = "CycleFailed"
+    BILLING_HALTED = "BillingHalted"
+    BILLING_CONTINUED = "BillingContinued"
     DRAIN_STARTED = "DrainStarted"
     DRAIN_COMPLETED = "DrainCompleted"
     DRAIN_TIMED_OUT = "DrainTimedOut"
@@ -35,6 +37,8 @@ _ACTIONS: Final = {
     Reason.CYCLE_COMPLETED: "Bill",
     Reason.CYCLE_COMPLETED_WITH_FAILURES: "Bill",
     Reason.CYCLE_FAILED: "Bill",
+    Reason.BILLING_HALTED: "Bill",
+    Reason.BILLING_CONTINUED: "Bill",
     Reason.DRAIN_STARTED: "Drain",
     Reason.DRAIN_COMPLETED: "Drain",
     Reason.DRAIN_TIMED_OUT: "Drain",

@@ -50,6 +50,7 @@ class Vitals:
         draining: True once the replica has been told to stop.
         ended_threads: names of the threads that must run and don't. During a drain they may end.
         connect_error: why the replica has not joined the election.
+        halted: why this leader bills nothing at present; None if it bills, or doesn't lead.
     """
 
     role: Role
@@ -58,6 +59,7 @@ class Vitals:
     draining: bool = False
     ended_threads: tuple[str, ...] = ()
     connect_error: str | None = None
+    halted: str | None = None
 
 
 def why_not_live(vitals: Vitals, session_timeout_seconds: float) -> list[str]:

@@ -138,7 +138,12 @@ class Routes:
 
     def _readyz(self) -> _Response:
         vitals = self._vitals()
-        return _probe(self._why_not_ready(vitals), "draining: this replica is stopping\n" if vitals.draining else "ok")
+        passed = "ok"
+        if vitals.halted:
+            passed = f"billing is halted: {vitals.halted}\n"
+        if vitals.draining:
+            passed = "draining: this replica is stopping\n"
+        return _probe(self._why_not_ready(vitals), passed)
 
     def _why_not_ready(self, vitals: Vitals) -> list[str]:
         unreachable = self._status_cache.why_never_read() if self._separate_worker_url else None

@@ -53,7 +53,7 @@ _OUTCOME_TONES: Final = {
     "stopped": "wait",
     "abandoned": "bad",
 }
-_NEXT_CYCLE_TONES: Final = {"leader": "bad", "running": "wait", "takeover": "wait", "nothing": "wait"}
+_NEXT_CYCLE_TONES: Final = {"leader": "bad", "halted": "bad", "running": "wait", "takeover": "wait", "nothing": "wait"}
 
 
 def render(identity: Mapping[str, Any], vitals: Vitals, failed_checks: Sequence[str], snapshot: Snapshot) -> str:
@@ -73,6 +73,10 @@ def render(identity: Mapping[str, Any], vitals: Vitals, failed_checks: Sequence[
     if status is None:
         parts.append(f'<p class="note">The database can\'t be read: {_text(snapshot.error)}</p>')
     else:
+        parts += [
+            f'<p class="note">{"Billing is halted" if notice.halts else "Warning"}: {_text(notice.message)}</p>'
+            for notice in status.notices
+        ]
         parts += [_cards(status, identity), _runs(snapshot.runs, identity)]
     parts += [_replica(identity, vitals, failed_checks), _footer(status)]
     return (

@@ -28,7 +28,7 @@ def seconds_until_due(world: World) -> float:
 def begin_term(world: World, leadership: Term, delay_seconds: float = 300, interval_minutes: float = 60) -> bool:
     ledger = world.ledger()
     with ledger.connection, ledger.fenced(leadership.term):
-        silent = ledger.begin_term(interval_minutes)
+        silent = ledger.begin_term(interval_minutes).silent
         if silent:
             ledger.begin_takeover(delay_seconds)
         return silent

@@ -86,9 +86,10 @@ def success(world: World, minutes_ago: float, outcome: str = "completed") -> Non
 
 
 def heartbeat_of(world: World, minutes_ago: float, instance: str = "test-1") -> None:
+    """Writes a replica's heartbeat."""
     world.run(
-        "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at)"
-        " values (%s, 'running', now() - %s * interval '1 minute')"
+        "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at, metadata)"
+        """ values (%s, 'running', now() - %s * interval '1 minute', '{"term": 1}')"""
         " on conflict (daemon_instance_id) do update set heartbeat_at = excluded.heartbeat_at",
         instance,
         minutes_ago,

@@ -41,6 +41,9 @@ TABLES: Final = (
     "billing_prices",
     "billing_price_check",
     "billing_guard",
+    "billing_daemon_sightings",
+    "billing_foreign_periods",
+    "billing_commands",
     "billing_schema_migrations",
 )
 #: The tables that billing writes and that a cycle with nothing due leaves unchanged.

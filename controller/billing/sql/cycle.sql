@@ -1,19 +1,31 @@
 -- One billing cycle: when it is due, its plan, and its row in the history. covered.sql and ordered.sql charge its batches.
 
 -- name: begin_term
--- Needs the fence. Records the leader's interval, because the schedule follows it. `silent` is true if no heartbeat is younger
--- than 90 minutes. The application's own billing may be running then.
+-- Needs the fence. Records the settings of the leader that everyone must know: the schedule follows the interval. `silent` is
+-- true if no heartbeat is younger than 90 minutes, because the application's own billing may be running then. A heartbeat in the
+-- future is no proof: another daemon's host clock may be wrong by hours. Ours are by the database's clock, which may have been
+-- set back. `after_other` is true if the newest heartbeat is another daemon's.
 update billing_leadership
-set interval_minutes = %(interval_minutes)s
+set interval_minutes = %(interval_minutes)s, other_billers = %(other_billers)s
 returning (
-    select coalesce(max(heartbeat_at) < clock_timestamp() - interval '90 minutes', true) from billing_daemon_status
-) as silent
+    select count(*) = 0 from billing_daemon_status
+    where heartbeat_at > clock_timestamp() - interval '90 minutes'
+        and heartbeat_at < clock_timestamp()
+            + case when billing_is_our_status(metadata) then interval '90 minutes' else interval '3 minutes' end
+) as silent, coalesce((
+    select not billing_is_our_status(metadata) from billing_daemon_status
+    where heartbeat_at is not null order by heartbeat_at desc limit 1
+), false) as after_other
 
 -- name: begin_takeover
 -- Needs the fence. The application's own billing may be in the middle of a run, and it reads last_billed_at only when it
 -- starts. So no cycle may start before the takeover delay has passed. The end of the delay is stored, because the next leader
--- has to respect it too.
-update billing_leadership set bill_after = clock_timestamp() + %(delay_seconds)s * interval '1 second'
+-- has to respect it too. A delay that is still running is not shortened.
+update billing_leadership
+set bill_after = greatest(
+        clock_timestamp() + %(delay_seconds)s * interval '1 second',
+        case when takeover_delay_seconds is not null then bill_after end),
+    takeover_delay_seconds = greatest(%(delay_seconds)s, takeover_delay_seconds)
 
 -- name: proof_organizations
 -- Up to `number` due organizations, spread evenly over the plan.

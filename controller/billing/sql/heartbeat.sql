@@ -6,13 +6,14 @@
 insert into billing_daemon_status as s
     (daemon_instance_id, status, last_run_at, last_run_success, instances_billed, total_amount, total_hours,
      error_message, started_at, heartbeat_at, metadata, updated_at)
-select %(instance_id)s::text, case when r.outcome = 'failed' then 'error' else 'running' end,
+select %(instance_id)s::text, case when n.message is not null or r.outcome = 'failed' then 'error' else 'running' end,
     r.started_at, r.outcome in ('completed', 'completed_with_failures'), coalesce(r.instances, 0), coalesce(r.amount, 0), coalesce(r.hours, 0),
-    r.error, %(started_at)s, clock_timestamp(), %(metadata)s, clock_timestamp()
+    coalesce(n.message, r.error), %(started_at)s, clock_timestamp(), %(metadata)s, clock_timestamp()
 from billing_leadership l
 left join lateral (
     select * from billing_runs where outcome <> 'running' and kind = 'cycle' order by started_at desc, id desc limit 1
 ) r on true
+left join lateral (select message from billing_notices() where halts limit 1) n on true
 where l.term = %(term)s and l.holder = %(instance_id)s::text and l.generation = %(generation)s
     and clock_timestamp() < billing_beats_until()
 on conflict (daemon_instance_id) do update
@@ -20,11 +21,14 @@ set status = excluded.status, last_run_at = excluded.last_run_at, last_run_succe
     instances_billed = excluded.instances_billed, total_amount = excluded.total_amount,
     total_hours = excluded.total_hours, error_message = excluded.error_message, started_at = excluded.started_at,
     heartbeat_at = excluded.heartbeat_at, metadata = excluded.metadata, updated_at = excluded.updated_at
+where billing_is_our_status(s.metadata)
 returning s.heartbeat_at
 
 -- name: heartbeat_withheld
--- Returns why the heartbeat statement wrote nothing. overdue_minutes is null if this replica does not lead.
+-- Returns why the heartbeat statement wrote nothing. overdue_minutes is null if this replica does not lead, or if another daemon
+-- is alive, which the biller reports.
 select case when l.term = %(term)s and l.holder = %(instance_id)s::text and l.generation = %(generation)s
+        and isfinite(billing_beats_until())
     then extract(epoch from clock_timestamp() - billing_beats_until())::float8 / 60 + 90 end as overdue_minutes
 from billing_leadership l
 
@@ -32,12 +36,16 @@ from billing_leadership l
 -- The first heartbeat of a cycle, in the transaction that begins its run. If billing has been overdue for too long, the leader
 -- must show that it can write its row, but doesn't refresh the heartbeat. The application's own billing must be able to start
 -- if this cycle fails too.
-insert into billing_daemon_status as s (daemon_instance_id, status, started_at, heartbeat_at, updated_at)
+-- A row of another daemon with the same name is never written to.
+insert into billing_daemon_status as s (daemon_instance_id, status, started_at, heartbeat_at, metadata, updated_at)
 select %(instance_id)s::text, 'running', clock_timestamp(),
     case when clock_timestamp() < billing_beats_until() then clock_timestamp()
         else (select max(heartbeat_at) from billing_daemon_status) end,
-    clock_timestamp()
-on conflict (daemon_instance_id) do update set heartbeat_at = excluded.heartbeat_at, updated_at = excluded.updated_at
+    jsonb_build_object('term', l.term), clock_timestamp()
+from billing_leadership l
+on conflict (daemon_instance_id) do update
+set heartbeat_at = excluded.heartbeat_at, metadata = coalesce(s.metadata, '{}') || excluded.metadata, updated_at = excluded.updated_at
+where billing_is_our_status(s.metadata)
 returning coalesce(s.heartbeat_at > clock_timestamp() - interval '60 minutes', false) as fresh
 
 -- name: mark_stopped
@@ -53,15 +61,17 @@ left join lateral (
     select * from billing_runs where outcome <> 'running' and kind = 'cycle' order by started_at desc, id desc limit 1
 ) r on true
 where s.daemon_instance_id = %(instance_id)s::text and l.term = %(term)s and l.holder = %(instance_id)s::text
+    and billing_is_our_status(s.metadata)
 
 -- name: close_other_statuses
--- A new leader knows that no other replica leads. Rows that still say `running` belong to replicas that are gone.
+-- A new leader knows that no other replica leads. Rows of replicas that still say `running` belong to replicas that are gone.
+-- Rows of other daemons belong to their programs.
 update billing_daemon_status
 set status = 'stopped', updated_at = clock_timestamp()
-where daemon_instance_id <> %(instance_id)s::text and status <> 'stopped'
+where daemon_instance_id <> %(instance_id)s::text and status <> 'stopped' and billing_is_our_status(metadata)
     and exists (select from billing_leadership where term = %(term)s and holder = %(instance_id)s::text)
 
 -- name: prune_statuses
 delete from billing_daemon_status
-where daemon_instance_id <> %(instance_id)s::text
+where daemon_instance_id <> %(instance_id)s::text and billing_is_our_status(metadata)
     and coalesce(heartbeat_at, updated_at, created_at) < clock_timestamp() - %(retention_days)s * interval '1 day'

@@ -1,0 +1,157 @@
+"""Looks for other billers: anything but this controller that charges instance-hours or writes a heartbeat.
+
+Two programs that bill at the same time charge the same hours twice. The leader looks before it starts a term, before
+each cycle, and every 30 seconds, also between batches. It stores what it sees, and `billing_notices` (migration 035)
+decides in the database what that means: every replica, the commands, the pages and the heartbeat read the same answer.
+
+A *live daemon* writes heartbeats that aren't ours. The leader doesn't bill, and writes no heartbeat. *Foreign periods*
+are billed by another program after our takeover. One is a warning. With more of them the leader doesn't bill, but keeps
+its heartbeat, until an operator runs `resume`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import psycopg
+import structlog
+
+from controller import sql
+from controller.billing.errors import DeposedError, HaltedError
+from controller.billing.ledger import Ledger
+from controller.errors import BillingError, one_line
+from controller.generation import GenerationError
+
+#: Time between two looks.
+LOOK_SECONDS: Final = 30.0
+#: Time until the next look, if the database could not be reached.
+RETRY_SECONDS: Final = 5.0
+
+log = structlog.get_logger(part="billing")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What operators must know about billing as a whole: a row of `billing_notices`.
+
+    Attributes:
+        kind: other_daemon or other_periods.
+        halts: True if the leader charges nothing until the cause is gone.
+        since: when it was first seen, by the database's clock.
+        message: what is wrong, and the remedy; without any customer's data.
+    """
+
+    kind: str
+    halts: bool
+    since: datetime
+    message: str
+
+
+def look(ledger: Ledger, term: int, *, keep: bool = True) -> tuple[Notice, ...]:
+    """Stores what other billers have done since the last look, and returns the notices.
+
+    Args:
+        ledger: on the leader's session.
+        term: the leader's.
+        keep: False, for a dry run, stores nothing and accepts any term.
+
+    Raises:
+        DeposedError, GenerationError: the fence refused the term.
+        psycopg.Error: the session is lost.
+    """
+    with ledger.fenced(term, keep=keep):
+        sql.run(ledger.connection, "observe_daemons")
+        sql.run(ledger.connection, "extend_takeover")
+        sql.run(ledger.connection, "record_foreign_periods")
+        sql.run(ledger.connection, "prune_foreign_periods")
+        return read_notices(ledger.connection)
+
+
+def read_notices(connection: sql.Connection) -> tuple[Notice, ...]:
+    """Reads the notices, those that halt billing first.
+
+    Raises:
+        psycopg.Error: the database can't be reached, or is not migrated.
+    """
+    return tuple(Notice(**row) for row in sql.rows(connection, "notices"))
+
+
+def resume(connection: sql.Connection, given_by: str, reason: str | None) -> tuple[Notice, ...]:
+    """Accepts the periods that other programs have billed up to now. The leader bills again within seconds.
+
+    Args:
+        connection: in autocommit mode; the command takes no lock, so it works beside a leader.
+        given_by: who gave the command.
+        reason: for the record.
+
+    Returns:
+        The notices that were accepted.
+
+    Raises:
+        psycopg.Error: the database can't be reached, or this role may not give commands.
+    """
+    before = read_notices(connection)
+    sql.run(connection, "resume", given_by=given_by, reason=reason)
+    after = {notice.kind for notice in read_notices(connection)}
+    return tuple(notice for notice in before if notice.kind not in after)
+
+
+def halting(notices: Sequence[Notice]) -> Notice | None:
+    """Returns the notice because of which billing is halted, or None."""
+    return next((notice for notice in notices if notice.halts), None)
+
+
+def refuse_if_halted(notices: Sequence[Notice]) -> None:
+    """Raises HaltedError if a notice halts billing."""
+    if (halt := halting(notices)) is not None:
+        raise HaltedError(halt.message)
+
+
+class Watch:
+    """Looks again every 30 seconds while a cycle runs. Its workers' threads share it.
+
+    Args:
+        connect: opens a session in autocommit mode.
+        term: under which the cycle works.
+        look_seconds: between two looks.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Ledger],
+        term: int,
+        look_seconds: float = LOOK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connect = connect
+        self._term = term
+        self._look_seconds = look_seconds
+        self._clock = clock
+        self._due_at = clock() + look_seconds
+        self._looking = threading.Lock()
+
+    def check(self) -> None:
+        """Looks if a look is due and no other thread is looking. If that fails, the batches go on until the next try.
+
+        Raises:
+            HaltedError: billing is halted.
+            DeposedError, GenerationError: the fence refused the term.
+        """
+        if self._clock() < self._due_at or not self._looking.acquire(blocking=False):
+            return
+        try:
+            self._due_at = self._clock() + self._look_seconds
+            ledger = self._connect()
+            with ledger.connection:
+                refuse_if_halted(look(ledger, self._term))
+        except (DeposedError, GenerationError, HaltedError):
+            raise
+        except (psycopg.Error, BillingError) as error:
+            self._due_at = self._clock() + min(self._look_seconds, RETRY_SECONDS)
+            log.debug("other_billers.unseen", error=one_line(error))
+        finally:
+            self._looking.release()
