@@ -187,8 +187,8 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_OTHER_BILLERS",
             BILLING,
-            "What the leader does if another program bills instances: `stop` billing until `resume`, or `warn` and bill"
-            " on. A live daemon of another kind always stops it. See [other billers](leadership.md#other-billers).",
+            "If another program bills instances: `stop` until `resume`, or `warn` and bill on. A live daemon always stops"
+            " billing. See [other billers](leadership.md#other-billers).",
         ),
     ] = "stop"
     currency: Annotated[
@@ -274,7 +274,7 @@ class Settings(BaseSettings):
             "BILLING_TAKEOVER_DELAY_SECONDS",
             HEARTBEAT,
             "Seconds to wait before the first cycle if the heartbeat had lapsed. The application's own billing may"
-            " still be running then, so the wait goes on until it has billed nothing for as long.",
+            " still be running then, so the wait lasts until it has billed nothing for as long.",
         ),
         Field(ge=0, le=86400),
     ] = 300.0

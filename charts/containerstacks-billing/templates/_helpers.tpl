@@ -156,6 +156,8 @@ values. OpenShift assigns uid, gid and fsGroup itself, and refuses others.
   value: {{ .Values.billing.currency | quote }}
 - name: BILLING_ACCEPT_COLUMNS
   value: {{ .Values.billing.acceptColumns | quote }}
+- name: BILLING_OTHER_BILLERS
+  value: {{ .Values.billing.otherBillers | quote }}
 - name: BILLING_LOCK_NAME
   value: {{ .Values.billing.lockName | quote }}
 - name: BILLING_TAKEOVER_DELAY_SECONDS # 0 in a demo: no application bills there
