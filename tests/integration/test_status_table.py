@@ -146,10 +146,10 @@ def test_successor_keeps_the_totals_and_closes_the_rows_of_others(world: World, 
 
 def test_rows_of_former_replicas_are_deleted_after_their_retention(world: World, make_heartbeat: MakeHeartbeat) -> None:
     world.run(
-        "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at, updated_at, created_at)"
-        " values ('old', 'stopped', now() - interval '8 days', now(), now()),"
-        " ('young', 'stopped', now() - interval '6 days', now(), now()),"
-        " ('never', 'stopped', null, now() - interval '8 days', now())"
+        "insert into billing_daemon_status"
+        " (daemon_instance_id, status, heartbeat_at, updated_at, created_at, metadata)"
+        " select name, 'stopped', now() - age, now() - interval '8 days', now(), '{\"term\": 1}' from (values"
+        " ('old', interval '8 days'), ('young', interval '6 days'), ('never', null)) as replica (name, age)"
     )
     make_heartbeat("test-1", retention_days=7).start(world.lead())
     names = {row["daemon_instance_id"] for row in world.rows("select daemon_instance_id from billing_daemon_status")}
