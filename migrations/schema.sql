@@ -69,12 +69,16 @@ $$;
 CREATE FUNCTION billing_beats_until() RETURNS timestamp with time zone
     LANGUAGE sql STABLE
     AS $$
-    select greatest(
-        (select max(r.started_at) from billing_runs r where billing_is_successful(r.outcome))
-            + coalesce(l.interval_minutes, 60) * interval '1 minute',
-        l.bill_after,
-        (select t.minted_at from billing_terms t order by t.term limit 1)
-    ) + interval '90 minutes'
+    select case
+        when exists (select from billing_live_daemons()) then '-infinity'
+        when exists (select from billing_notices() n where n.halts) then 'infinity'
+        else greatest(
+            (select max(r.started_at) from billing_runs r where billing_is_successful(r.outcome))
+                + coalesce(l.interval_minutes, 60) * interval '1 minute',
+            l.bill_after,
+            billing_resumed_at(),
+            (select t.minted_at from billing_terms t order by t.term limit 1)
+        ) + interval '90 minutes' end
     from billing_leadership l
 $$;
 
@@ -164,6 +168,10 @@ CREATE FUNCTION billing_is_moment(moment timestamp with time zone) RETURNS boole
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select coalesce(moment >= timestamptz '1970-01-01 00:00:00+00' and moment < 'infinity', false) $$;
 
+CREATE FUNCTION billing_is_our_status(metadata jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select coalesce(jsonb_typeof(metadata -> 'term') = 'number', false) or billing_is_ours(metadata) $$;
+
 CREATE FUNCTION billing_is_ours(metadata jsonb) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -180,6 +188,17 @@ CREATE FUNCTION billing_is_successful(outcome text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select outcome in ('completed', 'completed_with_failures') $$;
 
+CREATE FUNCTION billing_live_daemons() RETURNS TABLE(daemon_instance_id text, since timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select d.daemon_instance_id, d.since
+    from billing_daemon_sightings d
+    join billing_daemon_status s on s.daemon_instance_id = d.daemon_instance_id
+    where clock_timestamp() < d.since + interval '180 seconds'
+        and (d.changed or (s.status = 'running'
+            and d.heartbeat_at > d.since - interval '180 seconds' and d.heartbeat_at < d.since + interval '180 seconds'))
+$$;
+
 CREATE FUNCTION billing_lock_key(lock_name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select ('x' || encode(substring(sha256(convert_to(lock_name, 'UTF8')) from 1 for 8), 'hex'))::bit(64)::bigint $$;
@@ -191,6 +210,7 @@ CREATE FUNCTION billing_next_cycle() RETURNS TABLE(due_at timestamp with time zo
         case
             when not exists (select from billing_replicas() where role = 'leader') then 'leader'
             when exists (select from billing_runs where outcome = 'running' and term = l.term) then 'running'
+            when exists (select from billing_notices() n where n.halts) then 'halted'
             when l.bill_after > clock_timestamp() and l.bill_after >= coalesce(schedule.due_at, '-infinity') then 'takeover'
             when schedule.due_at > clock_timestamp() then 'interval'
             else 'nothing'
@@ -206,6 +226,34 @@ $$;
 CREATE FUNCTION billing_next_run() RETURNS bigint
     LANGUAGE sql
     AS $$ select coalesce(max(r.id), 0) + 1 from billing_runs r $$;
+
+CREATE FUNCTION billing_notices() RETURNS TABLE(kind text, halts boolean, since timestamp with time zone, message text)
+    LANGUAGE sql STABLE
+    AS $$
+    select 'other_daemon', true, min(d.since),
+        'another billing daemon is alive: ' || string_agg(d.daemon_instance_id, ', ' order by d.daemon_instance_id)
+            || '; stop it, and billing starts 3 minutes after its last heartbeat'
+    from billing_live_daemons() d
+    having count(*) > 0
+    union all
+    select 'other_periods', l.other_billers = 'stop' and p.repeated, p.since,
+        'another program has billed ' || case when p.periods >= 100 then 'at least ' else '' end
+            || p.instances || case when p.instances = 1 then ' instance' else ' instances' end
+            || ' since ' || to_char(p.since at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC (see billing_foreign_periods); '
+            || case when l.other_billers = 'warn' then 'BILLING_OTHER_BILLERS=warn lets billing continue'
+                when p.repeated then 'stop that program, then run `containerstacks-billing resume`'
+                else 'billing stops if that happens again; `containerstacks-billing resume` accepts it' end
+    from billing_leadership l
+    cross join lateral (
+        select count(*) as periods, count(distinct f.vps_instance_id) as instances, min(f.created_at) as since,
+            -- a person may correct one instance by hand; several instances, or several intervals, are a program
+            count(distinct f.vps_instance_id) > 1 or count(distinct floor(
+                extract(epoch from f.created_at) / (60 * coalesce(l.interval_minutes, 60)))) > 1 as repeated
+        from billing_foreign_periods f
+        where f.created_at > coalesce(billing_resumed_at(), '-infinity')
+    ) p
+    where p.periods > 0
+$$;
 
 CREATE FUNCTION billing_owed(metadata jsonb, total_amount numeric) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -315,6 +363,10 @@ CREATE FUNCTION billing_replicas() RETURNS TABLE(instance_id text, role text, co
         and (holds.pid is not null or starts_with(a.application_name, 'billing elector '))
     order by holds.pid is null, a.backend_start
 $$;
+
+CREATE FUNCTION billing_resumed_at() RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    AS $$ select max(c.given_at) from billing_commands c where c.command = 'resume' $$;
 
 CREATE FUNCTION billing_run_totals(run bigint) RETURNS TABLE(instances bigint, charged_in_part bigint, hours bigint, amount numeric, debts bigint, failures bigint, suspended bigint, failures_by_reason jsonb)
     LANGUAGE sql STABLE
@@ -486,6 +538,30 @@ ALTER TABLE billing_batches ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_batches_id_seq
 );
 
+CREATE TABLE billing_commands (
+    id bigint NOT NULL,
+    command text NOT NULL,
+    given_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    given_by text NOT NULL,
+    reason text,
+    CONSTRAINT billing_commands_command_check CHECK ((command = 'resume'::text))
+);
+
+ALTER TABLE billing_commands ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME billing_commands_id_seq
+);
+
+CREATE TABLE billing_daemon_sightings (
+    daemon_instance_id text NOT NULL,
+    heartbeat_at timestamp with time zone,
+    changed boolean DEFAULT false NOT NULL,
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+COMMENT ON COLUMN billing_daemon_sightings.changed IS 'a later reading found another heartbeat, so the daemon was alive';
+
+COMMENT ON COLUMN billing_daemon_sightings.since IS 'when a leader first read this heartbeat';
+
 CREATE TABLE billing_daemon_status (
     id integer NOT NULL,
     daemon_instance_id character varying(255) NOT NULL,
@@ -529,6 +605,15 @@ CREATE VIEW billing_failures AS
     instances,
     since
    FROM billing_failures() billing_failures(organization_id, reason, instances, since);
+
+CREATE TABLE billing_foreign_periods (
+    period_id uuid NOT NULL,
+    vps_instance_id uuid NOT NULL,
+    billed_until timestamp with time zone NOT NULL,
+    created_at timestamp with time zone NOT NULL
+);
+
+COMMENT ON COLUMN billing_foreign_periods.period_id IS 'id of the row in vps_billing_cycles';
 
 CREATE TABLE billing_guard (
     only_row boolean DEFAULT true NOT NULL,
@@ -613,7 +698,10 @@ CREATE TABLE billing_leadership (
     interval_minutes double precision,
     generation integer DEFAULT 1 NOT NULL,
     needs_version text,
-    CONSTRAINT billing_leadership_only_row_check CHECK (only_row)
+    takeover_delay_seconds double precision,
+    other_billers text DEFAULT 'stop'::text NOT NULL,
+    CONSTRAINT billing_leadership_only_row_check CHECK (only_row),
+    CONSTRAINT billing_leadership_other_billers_check CHECK ((other_billers = ANY (ARRAY['stop'::text, 'warn'::text])))
 );
 
 COMMENT ON COLUMN billing_leadership.bill_after IS 'no cycle starts before this time: the application''s own billing may still have been running at takeover';
@@ -623,6 +711,17 @@ COMMENT ON COLUMN billing_leadership.interval_minutes IS 'BILLING_INTERVAL_MINUT
 COMMENT ON COLUMN billing_leadership.generation IS 'the rules of billing that this database follows; a program of another generation does not contend';
 
 COMMENT ON COLUMN billing_leadership.needs_version IS 'the oldest version of containerstacks-billing that follows these rules';
+
+COMMENT ON COLUMN billing_leadership.takeover_delay_seconds IS 'while a takeover waits: the time that must have passed since the newest period of another program; else null';
+
+COMMENT ON COLUMN billing_leadership.other_billers IS 'BILLING_OTHER_BILLERS of the leader of this term';
+
+CREATE VIEW billing_notices AS
+ SELECT kind,
+    halts,
+    since,
+    message
+   FROM billing_notices() billing_notices(kind, halts, since, message);
 
 CREATE TABLE billing_price_check (
     only_row boolean DEFAULT true NOT NULL,
@@ -704,11 +803,20 @@ ALTER TABLE ONLY billing_daemon_status ALTER COLUMN id SET DEFAULT nextval('bill
 ALTER TABLE ONLY billing_batches
     ADD CONSTRAINT billing_batches_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY billing_commands
+    ADD CONSTRAINT billing_commands_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY billing_daemon_sightings
+    ADD CONSTRAINT billing_daemon_sightings_pkey PRIMARY KEY (daemon_instance_id);
+
 ALTER TABLE ONLY billing_daemon_status
     ADD CONSTRAINT billing_daemon_status_daemon_instance_id_key UNIQUE (daemon_instance_id);
 
 ALTER TABLE ONLY billing_daemon_status
     ADD CONSTRAINT billing_daemon_status_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY billing_foreign_periods
+    ADD CONSTRAINT billing_foreign_periods_pkey PRIMARY KEY (period_id);
 
 ALTER TABLE ONLY billing_guard
     ADD CONSTRAINT billing_guard_pkey PRIMARY KEY (only_row);
@@ -738,6 +846,8 @@ ALTER TABLE ONLY billing_wallet_baselines
     ADD CONSTRAINT billing_wallet_baselines_pkey PRIMARY KEY (wallet_id);
 
 CREATE INDEX billing_batches_run ON billing_batches USING btree (run_id);
+
+CREATE INDEX billing_foreign_periods_created_at ON vps_billing_cycles USING btree (created_at) WHERE (((status)::text = 'billed'::text) AND (NOT billing_is_ours(metadata)));
 
 CREATE UNIQUE INDEX billing_ledger ON vps_billing_cycles USING btree (vps_instance_id, billing_period_start) WHERE (((status)::text = ANY ((ARRAY['billed'::character varying, 'refunded'::character varying])::text[])) AND billing_is_ours(metadata));
 
