@@ -78,6 +78,16 @@ lock: ## Compile the pins from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml --extra demo --output-file requirements/demo.txt
 	$(COMPILE) pyproject.toml --extra test --output-file requirements/dev.txt
 	$(COMPILE) requirements/build.in --output-file requirements/build.txt
+	$(COMPILE) requirements/checkov.in --output-file requirements/checkov.txt
+
+.PHONY: checkov
+checkov: $(VENV)/.dev .cache/checkov/.made ## Check every rendering of the chart with checkov (installs 200 MB once)
+	@$(BIN)/pytest -q tests/chart/test_checkov.py
+
+.cache/checkov/.made: requirements/checkov.txt
+	@$(PYTHON) -m venv .cache/checkov
+	@.cache/checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/checkov.txt
+	@touch $@
 
 .PHONY: clean
 clean: ## Remove what the other targets made

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+from xml.etree import ElementTree as ET
+
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
@@ -11,6 +14,7 @@ from tests.chart.toolbox import (
     CHART,
     MINIMAL,
     RELEASE,
+    ROOT,
     Manifest,
     Values,
     controller,
@@ -74,6 +78,25 @@ def test_kubernetes_accepts_every_object(values: Values, version: str) -> None:
     for o in render(values, "--kube-version", f"{version}.0"):
         if not o["apiVersion"].startswith("monitoring.coreos.com/"):
             kubernetes_validate.validate(o, version, strict=True)
+
+
+def test_annotations_for_artifact_hub_are_true() -> None:
+    chart = load((CHART / "Chart.yaml").read_text("utf-8"))[0]
+    annotations = chart["annotations"]
+    named = {entry["image"] for entry in yaml.safe_load(annotations["artifacthub.io/images"])}
+    rendered = {
+        container["image"]
+        for _, pod in pod_specs(render({"demo": {"enabled": True}}))
+        for container in pod["containers"] + pod.get("initContainers", [])
+    }
+    assert named == rendered
+    kinds = {entry["kind"] for entry in yaml.safe_load(annotations["artifacthub.io/changes"])}
+    assert kinds <= {"added", "changed", "deprecated", "removed", "fixed", "security"}
+    assert annotations["artifacthub.io/license"] == "MIT"
+    assert "MIT License" in (ROOT / "LICENSE").read_text("utf-8")
+    kind, _, text = chart["icon"].partition(";base64,")
+    assert kind == "data:image/svg+xml"
+    ET.fromstring(base64.b64decode(text))  # noqa: S314 - the chart's own file
 
 
 def test_older_kubernetes_is_rejected() -> None:
