@@ -2,18 +2,17 @@
 
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated, Any
 
 import psycopg
-import structlog
 import typer
 from typer.core import TyperGroup
 
-from controller import __version__, foreground, log, output, settings, settings_help
-from controller.app import Application, instance_id
+from controller import __version__, answers, foreground, output, settings, settings_help
 from controller.billing.values import CycleResult, Outcome
-from controller.errors import BillingError, SecretFileError, SettingsError, one_line
+from controller.commands import AsJson
+from controller.commands import application as _application
+from controller.errors import BillingError, SettingsError, one_line
 from controller.lifecycle.control import request_drain
 from controller.lifecycle.signals import Signals
 from controller.replica import Replica
@@ -53,8 +52,7 @@ app = typer.Typer(
 )
 demo_app = typer.Typer(help="Shows billing and a failover on a temporary PostgreSQL.", rich_markup_mode=None)
 app.add_typer(demo_app, name="demo")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(answers.app)
 
 
 def main(signals: Signals) -> int:
@@ -123,12 +121,6 @@ def migrate(
         return
     applied = application.migrate(output.note, wait)
     output.line(f"applied {', '.join(applied)}" if applied else "up to date")
-
-
-@app.command()
-def status(as_json: AsJson = False) -> None:
-    """Shows who leads, when the next cycle starts, and the state of billing."""
-    output.status(_application().status(), as_json=as_json)
 
 
 @app.command()
@@ -244,30 +236,6 @@ def run_demo() -> None:
         application = _application(readable, one_off=False)
         application.migrate(output.note)
         raise typer.Exit(Replica(application, Signals()).run())
-
-
-def _application(
-    loaded: settings.Settings | None = None, *, one_off: bool = True, may_wait: bool = False
-) -> Application:
-    """Reads the settings and configures logging. A one-off command logs to standard error and prints its result.
-
-    Args:
-        loaded: the settings; by default those of the environment.
-        one_off: False for a controller, which logs to standard output.
-        may_wait: True if the caller waits for a file with a connection string that can't be read yet.
-    """
-    loaded = loaded or settings.load()
-    try:
-        loaded.require_database()
-    except SecretFileError:
-        if not may_wait:
-            raise
-    level = "warn" if one_off and loaded.log_level == "info" else loaded.log_level
-    stream = sys.stderr if one_off else sys.stdout
-    log.configure(level, loaded.log_format, instance_id(loaded.pod_name), loaded.secrets, stream)
-    if warning := settings.env_file_warning(Path(".env")):
-        structlog.get_logger(part="settings").warning("settings.exposed", remedy=warning)
-    return Application(loaded)
 
 
 def _fail(message: str, status: int) -> int:

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any, Self
 
 from rich.console import Console
@@ -16,7 +15,7 @@ from controller.billing.audit import AuditReport
 from controller.billing.other_billers import Notice
 from controller.billing.status import Status
 from controller.billing.values import BatchResult, CycleResult
-from controller.wording import duration, json_value, next_cycle, time
+from controller.wording import json_value, time
 
 OUT = Console(highlight=False, soft_wrap=True)
 
@@ -26,43 +25,16 @@ def line(text: str) -> None:
     OUT.print(text, markup=False)
 
 
+def clear() -> None:
+    """Clears a terminal, before something is shown again. Writes nothing in a pipe."""
+    if OUT.is_terminal:
+        OUT.clear()
+
+
 def note(text: str) -> None:
     """Prints one line on standard error: progress that is not part of the result."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-def status(status: Status, *, as_json: bool) -> None:
-    """Prints the result of `status`."""
-    if as_json:
-        _json(status.as_dict())
-        return
-    table = _facts()
-    for notice in status.notices:
-        table.add_row("halted" if notice.halts else "warning", notice.message)
-    table.add_row("leader", status.leader or "none")
-    table.add_row("term", f"{status.term}" + (f", since {time(status.leading_since)}" if status.leading_since else ""))
-    table.add_row("standbys", ", ".join(status.standbys) or "none")
-    run = status.last_run
-    table.add_row(
-        "last cycle",
-        f"{run['outcome']}, {time(datetime.fromisoformat(run['started_at']))}: {run['instances']} instances,"
-        f" {run['hours']} hours, {run['amount']} charged"
-        if run
-        else "none yet",
-    )
-    if run and run["error"]:
-        table.add_row("its error", run["error"])
-    cycle = next_cycle(status)
-    table.add_row("next cycle", ", ".join(part for part in (cycle.when, cycle.detail) if part))
-    age = status.heartbeat_age_seconds
-    table.add_row("heartbeat", "none yet" if age is None else f"{duration(age)} ago")
-    table.add_row("debts", f"{status.debts} instances owe {status.owed}")
-    table.add_row("failures", f"{status.failures} instances")
-    table.add_row(
-        "suspended", f"{status.suspended} organizations" + ("; see billing_suspensions" if status.suspended else "")
-    )
-    OUT.print(table)
 
 
 def resumed(accepted: Sequence[Notice], after: Status) -> None:
@@ -80,7 +52,7 @@ def resumed(accepted: Sequence[Notice], after: Status) -> None:
 def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     """Prints the result of `history`."""
     if as_json:
-        _json(list(rows))
+        json_line(list(rows))
         return
     table = Table(box=None, header_style="bold")
     for heading in ("cycle", "term", "leader", "started", "seconds", "outcome"):
@@ -102,7 +74,7 @@ def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
 def audit(report: AuditReport, *, as_json: bool) -> None:
     """Prints the result of `audit`, one line for each invariant."""
     if as_json:
-        _json({"clean": report.clean, **asdict(report)})
+        json_line({"clean": report.clean, **asdict(report)})
         return
     for finding in report.findings:
         mark = "ok  " if finding.violations == 0 else "FAIL"
@@ -120,7 +92,7 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
     """Prints the result of `bill`."""
     totals = result.totals
     if as_json:
-        _json(
+        json_line(
             {
                 "outcome": result.outcome, "dry_run": dry, "run": None if dry or not result.run else result.run.id,
                 **asdict(totals), "seconds": round(result.seconds, 3), "error": result.error,
@@ -179,5 +151,6 @@ def _facts() -> Table:
     return table
 
 
-def _json(value: object) -> None:
+def json_line(value: object) -> None:
+    """Prints a value as one line of JSON."""
     sys.stdout.write(json.dumps(value, default=json_value) + "\n")

@@ -20,7 +20,17 @@ def status(**changes: Any) -> Status:  # noqa: ANN401 - fields of any type
         "waiting_for": "interval",
         "running_since": None,
         "last_completed_at": NOW - timedelta(minutes=40),
-        "last_run": {"outcome": "completed", "amount": 12.1, "error": "hunter2"},
+        "last_run": {
+            "id": 41,
+            "outcome": "completed",
+            "cause": None,
+            "started_at": (NOW - timedelta(minutes=40)).isoformat(),
+            "instances": 6,
+            "hours": 6,
+            "amount": 12.1,
+            "failures_by_reason": {},
+            "error": "hunter2",
+        },
         "heartbeat_age_seconds": 12.4,
         "debts": 3,
         "owed": Decimal("4.50"),
@@ -28,5 +38,9 @@ def status(**changes: Any) -> Status:  # noqa: ANN401 - fields of any type
         "suspended": 0,
         "checked_until": NOW,
         "database_time": NOW,
+        "replicas": (
+            {"instance_id": "host-1", "role": "leader", "since": (NOW - timedelta(hours=3)).isoformat()},
+            {"instance_id": "host-2", "role": "standby", "since": (NOW - timedelta(hours=2)).isoformat()},
+        ),
     }
     return Status(**(facts | changes))

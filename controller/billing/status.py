@@ -21,12 +21,15 @@ class Status:
         term: the newest term.
         leading_since: when that term was minted; None if no replica leads.
         standbys: instance ids of the other connected replicas.
+        replicas: every connected replica, the leader first: instance_id, role, and since when it is connected or leads.
         next_cycle_at: when the next cycle is due; None if no cycle has ever completed.
         waiting_for: what the next cycle waits for: leader, running, halted, takeover, interval or nothing.
         running_since: start of the cycle in progress.
         last_completed_at: start of the newest completed cycle.
         last_run: the newest run that has ended, as a row of `billing_runs`.
         heartbeat_age_seconds: age of the newest heartbeat in `billing_daemon_status`; None if there is none.
+        beats_until: until when the leader may write heartbeats unless a cycle succeeds; None before the first term.
+        interval_minutes: from the start of a cycle to the start of the next, as the leader has it.
         debts: instances with a debt.
         owed: sum of all debts.
         failures: instances that failed for a reason other than their balance and have not been charged since.
@@ -53,6 +56,9 @@ class Status:
     checked_until: datetime
     database_time: datetime
     notices: tuple[Notice, ...] = ()
+    replicas: tuple[dict[str, Any], ...] = ()
+    beats_until: datetime | None = None
+    interval_minutes: float = 60.0
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON, which writes times and amounts as text."""
@@ -66,7 +72,14 @@ def read_status(connection: sql.Connection) -> Status:
         psycopg.Error: the database can't be reached, or is not migrated.
     """
     row = sql.row(connection, "status")
-    return Status(**{**row, "standbys": tuple(row["standbys"]), "notices": read_notices(connection)})
+    return Status(
+        **{
+            **row,
+            "standbys": tuple(row["standbys"]),
+            "replicas": tuple(row["replicas"]),
+            "notices": read_notices(connection),
+        }
+    )
 
 
 def read_history(connection: sql.Connection, limit: int) -> list[dict[str, Any]]:

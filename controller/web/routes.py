@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import structlog
 
+from controller.billing.verdict import verdict
 from controller.log import WarnOnce
 from controller.web.health import Vitals, why_not_live, why_not_ready
 from controller.web.status_cache import Snapshot, StatusCache
@@ -189,4 +190,9 @@ def _status_fields(snapshot: Snapshot) -> dict[str, Any]:
     if snapshot.status is None:
         return {"error": snapshot.error}
     finished = next((dict(run) for run in snapshot.runs if run["outcome"] != "running"), None)
-    return snapshot.status.as_dict() | {"last_run": finished, "runs": [dict(run) for run in snapshot.runs]}
+    judged = verdict(snapshot.status)
+    return (
+        {"verdict": judged.level, "reasons": judged.reasons}
+        | snapshot.status.as_dict()
+        | {"last_run": finished, "runs": [dict(run) for run in snapshot.runs]}
+    )

@@ -8,12 +8,10 @@ from html import escape
 from typing import Any, Final
 
 from controller.billing.status import Status
+from controller.billing.verdict import HEARTBEAT_LATE_SECONDS, Level, verdict
 from controller.web.health import Vitals
 from controller.web.status_cache import Snapshot
 from controller.wording import duration, next_cycle, time
-
-#: The page shows the heartbeat as late long before the application resumes its own billing, at 90 minutes.
-HEARTBEAT_LATE_SECONDS: Final = 900.0
 
 STYLE: Final = """
 :root{color-scheme:light dark;--ink:#1b2330;--soft:#5d6878;--line:#dde2ea;--back:#f5f7fa;--card:#fff;--good:#137a4a;
@@ -32,6 +30,7 @@ small,.soft,footer{color:var(--soft)}
 .card b{display:block;font-size:1.2rem;font-weight:600;overflow-wrap:anywhere}
 .card span{color:var(--soft);font-size:.85rem}
 .good{color:var(--good)}.bad{color:var(--bad)}.wait{color:var(--wait)}
+.verdict{font-size:1.2rem;font-weight:600;margin:0 0 1rem;overflow-wrap:anywhere}
 .note{border-left:3px solid var(--bad);background:var(--card);padding:.6rem 1rem;margin:0 0 1rem;overflow-wrap:anywhere}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:.6rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
@@ -53,6 +52,7 @@ _OUTCOME_TONES: Final = {
     "stopped": "wait",
     "abandoned": "bad",
 }
+_VERDICT_TONES: Final = {Level.OK: "good", Level.ATTENTION: "wait", Level.DOWN: "bad"}
 _NEXT_CYCLE_TONES: Final = {"leader": "bad", "halted": "bad", "running": "wait", "takeover": "wait", "nothing": "wait"}
 
 
@@ -73,11 +73,7 @@ def render(identity: Mapping[str, Any], vitals: Vitals, failed_checks: Sequence[
     if status is None:
         parts.append(f'<p class="note">The database can\'t be read: {_text(snapshot.error)}</p>')
     else:
-        parts += [
-            f'<p class="note">{"Billing is halted" if notice.halts else "Warning"}: {_text(notice.message)}</p>'
-            for notice in status.notices
-        ]
-        parts += [_cards(status, identity), _runs(snapshot.runs, identity)]
+        parts += [_verdict(status), _cards(status, identity), _runs(snapshot.runs, identity)]
     parts += [_replica(identity, vitals, failed_checks), _footer(status)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -91,6 +87,11 @@ def _title(status: Status | None) -> str:
     if status is None:
         return "billing: no database"
     return f"billing: {status.leader} leads" if status.leader else "billing: no leader"
+
+
+def _verdict(status: Status) -> str:
+    judged = verdict(status)
+    return f'<p class="verdict {_VERDICT_TONES[judged.level]}">{_text(judged.line)}</p>'
 
 
 def _cards(status: Status, identity: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ AMOUNT = re.compile(r"-?\d+\.\d\d")
 STATUS_KEYS = {
     "leader", "term", "leading_since", "standbys", "last_run", "last_completed_at", "next_cycle_at", "waiting_for",
     "running_since", "heartbeat_age_seconds", "debts", "owed", "failures", "suspended", "checked_until",
-    "database_time",
+    "database_time", "verdict", "reasons", "replicas", "beats_until", "interval_minutes",
 }  # fmt: skip
 RUN_KEYS = {
     "id", "kind", "term", "holder", "started_at", "finished_at", "seconds", "outcome", "instances", "hours", "amount",

@@ -1,7 +1,13 @@
 -- What `status`, the status page and the metrics show, from the views of migration 026.
 
 -- name: status
-select * from billing_status
+select s.*, billing_beats_until() as beats_until,
+    coalesce((select l.interval_minutes from billing_leadership l), 60) as interval_minutes,
+    coalesce((
+        select jsonb_agg(jsonb_build_object('instance_id', r.instance_id, 'role', r.role,
+            'since', case when r.role = 'leader' then s.leading_since else r.connected_at end) order by r.role, r.connected_at)
+        from billing_replicas() r), '[]') as replicas
+from billing_status s
 
 -- name: history
 select * from billing_history limit %(limit)s
