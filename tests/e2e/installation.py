@@ -67,6 +67,10 @@ class Installation:
         regarding = f"Deployment/{RELEASE}"
         return [e for e in self.kubectl.events() if (e.reason, e.regarding) == (reason, regarding)]
 
+    def own_events(self) -> list[EventView]:
+        """The Events that the replicas have written, oldest first."""
+        return [event for event in self.kubectl.events() if event.regarding == f"Deployment/{RELEASE}" and event.pod]
+
     def leader(self, *, after_term: int = 0, within_seconds: float = 90) -> Leader:
         """Waits until label, Event, `pg_locks` and `status` name the same leader, and returns it.
 

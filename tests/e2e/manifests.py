@@ -78,6 +78,35 @@ def secret(name: str, **texts: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": "Opaque", "data": data}
 
 
+def service(name: str, port: int) -> dict[str, Any]:
+    """A Service without a selector. Connections to it are refused until `endpoints` exist."""
+    spec = {"ports": [{"port": port, "protocol": "TCP"}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+
+def endpoints(name: str, address: str, port: int) -> dict[str, Any]:
+    """Where the Service `name` leads to."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv6" if ":" in address else "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+        "ports": [{"port": port, "protocol": "TCP"}],
+    }
+
+
+def lost_leader(name: str, image: str) -> dict[str, Any]:
+    """A pod that carries the leader's label and never changes it, as one whose node is away."""
+    made = workbench(image)
+    made["metadata"] = {
+        "name": name,
+        "labels": {**MADE_BY, "billing.containerstacks.io/role": "leader"},
+        "annotations": {"controller.kubernetes.io/pod-deletion-cost": "100"},
+    }
+    return made
+
+
 def _pod(name: str, uid: int, container: dict[str, Any], volumes: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.e2e.installation import DEPLOYMENT, LEADER, Installation
-from tests.e2e.objects import log_events, pod_of
+from tests.e2e.installation import DEPLOYMENT, LEADER, REPLICAS, Installation
+from tests.e2e.objects import address_of, log_events, pod_of
 from tests.e2e.values import RELEASE
 from tests.e2e.work import add_work
 
@@ -50,6 +50,17 @@ def test_leader_and_standby_are_alive_and_ready(release: Installation) -> None:
         for path in "/livez", "/readyz":
             response = release.http(pod, path)
             assert response.status == 200, f"{pod.name}{path}: {response.body}"
+
+
+def test_every_address_of_a_replica_answers(release: Installation) -> None:
+    """On a dual-stack or IPv6-only cluster, the kubelet and Prometheus may use any of them."""
+    items = release.kubectl.read("get", "pods", "--selector", REPLICAS)["items"]
+    addresses = {entry["ip"] for item in items for entry in item["status"]["podIPs"]}
+    for address in addresses:
+        url = f"http://{address_of(address)}:8080/readyz"
+        assert release.database.bench.get(url).status == 200, url
+    if not any(":" in address for address in addresses):
+        pytest.skip("the pods have IPv4 addresses only; those answer")
 
 
 def test_leader_costs_more_to_delete(release: Installation) -> None:

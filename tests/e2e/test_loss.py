@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.e2e.installation import Installation, Leader
+from tests.e2e import manifests
+from tests.e2e.installation import LEADER, REPLICAS, Installation, Leader
 from tests.e2e.objects import log_events
-from tests.e2e.values import RELEASE
+from tests.e2e.values import RELEASE, image_name
 from tests.e2e.waiting import eventually
 from tests.e2e.work import set_pace
 
@@ -60,6 +63,55 @@ def test_evicted_leader_hands_over_and_the_budget_protects_the_standby(release: 
         wait_for_successor(release, leader)
         work.wait_until_charged()
         assert {run.outcome for run in work.runs()} == {"completed"}
+
+
+def test_label_of_a_lost_leader_goes_to_its_successor(release: Installation) -> None:
+    """The lost one is a pod that never changes its label, recorded as the leader of the current term."""
+    leader = release.leader()
+    kubectl = release.kubectl
+    kubectl.apply(manifests.lost_leader("lost", image_name(release.values["image"])))
+    try:
+        kubectl.wait("--for", "condition=Ready", "pod/lost", seconds=120)
+        (lost,) = (pod for pod in kubectl.pods(LEADER) if pod.name == "lost")
+        release.database.sql(
+            "update billing_terms set pod = jsonb_build_object('namespace', %s::text, 'name', 'lost', 'uid', %s::text)"
+            " where term = %s returning term",
+            kubectl.namespace, lost.uid, leader.term,
+        )  # fmt: skip
+        kubectl.run("delete", "pod", leader.pod.name, "--wait=false")
+        successor = release.leader(after_term=leader.term, within_seconds=180)
+        eventually(
+            lambda: [pod.name for pod in kubectl.pods(LEADER)] == [successor.pod.name],
+            "one pod shows that it leads",
+            30,
+        )
+        (lost,) = (pod for pod in kubectl.pods() if pod.name == "lost")
+        assert (lost.role, lost.deletion_cost) == ("standby", 0)
+    finally:
+        kubectl.run("delete", "pod", "lost", "--wait=false")
+    release.wait_for_replicas(2)
+
+
+def test_drained_node_hands_over_to_a_replica_on_another(release: Installation) -> None:
+    kubectl = release.kubectl
+    listed = kubectl.attempt("get", "nodes", "--output", "json")
+    if listed.returncode != 0:
+        pytest.skip("no right to list nodes")
+    nodes = [item for item in json.loads(listed.stdout)["items"] if not item["spec"].get("unschedulable")]
+    if len(nodes) < 2:
+        pytest.skip("the cluster has one schedulable node")
+    leader = release.leader()
+    node = kubectl.read("get", "pod", leader.pod.name)["spec"]["nodeName"]
+    try:
+        with release.working("node-drained") as work:
+            drain = ("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector", REPLICAS)
+            kubectl.run(*drain, "--timeout", "180s", seconds=240)
+            wait_for_successor(release, leader)
+            work.wait_until_charged()
+            assert {run.outcome for run in work.runs()} == {"completed"}
+        assert node not in {item["spec"]["nodeName"] for item in kubectl.read("get", "pods", "-l", REPLICAS)["items"]}
+    finally:
+        kubectl.run("uncordon", node)
 
 
 def wait_for_budget(release: Installation) -> None:

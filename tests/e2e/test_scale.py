@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.installation import Installation
+from tests.e2e.installation import DEPLOYMENT, Installation
 from tests.e2e.work import add_work
 
 pytestmark = pytest.mark.e2e
@@ -18,6 +18,15 @@ def scaled_release(release: Installation) -> Iterator[Installation]:
     """The release with one replica, before and after the test."""
     yield release
     release.scale(1)
+
+
+def test_replica_runs_as_any_user(scaled_release: Installation) -> None:
+    program = "import os; print(os.getuid(), os.getgid())"
+    printed = scaled_release.kubectl.run(
+        "exec", DEPLOYMENT, "--container", "controller", "--", "python3", "-c", program
+    )
+    assert printed.split() == ["1000740000", "0"]
+    add_work(scaled_release.database, "any-user").wait_until_charged()
 
 
 def test_scaling_up_keeps_the_leader(scaled_release: Installation) -> None:

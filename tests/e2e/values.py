@@ -29,7 +29,11 @@ PURPOSES: Final[Mapping[str, Values]] = {
     "loss": {},
     "rollout": {},
     "upgraded": {"podAnnotations": {"e2e.example/upgraded": "yes"}},
-    "scale": {"replicas": 1},
+    # As OpenShift would assign them: any uid, group 0.
+    "scale": {
+        "replicas": 1,
+        "podSecurityContext": {"runAsUser": 1000740000, "runAsGroup": 0, "fsGroup": 1000740000},
+    },
     "drain": {"drain": {"timeoutSeconds": 3}},
     "wrong-password": {},
     "wrong-password-unmigrated": {"migrations": {"mode": "none"}},
@@ -37,6 +41,9 @@ PURPOSES: Final[Mapping[str, Values]] = {
     "missing-tables": {"migrations": {"mode": "none"}},
     # New sessions fail until the kubelet has updated the Secret. A longer interval makes fewer cycles fail meanwhile.
     "rotation": {"billing": {"intervalMinutes": 1}},
+    "away-init": {},
+    "away-job": {"migrations": {"mode": "job"}},
+    "away-none": {"migrations": {"mode": "none"}},
     "uninstall": {},
     "kustomize": {},  # installed without Helm, with the same image and interval
 }
@@ -62,6 +69,12 @@ def image_values(image: str) -> dict[str, Any]:
     if not tag and not digest:
         tag = "latest"
     return {"repository": repository, "tag": tag, "digest": digest, "pullPolicy": "IfNotPresent"}
+
+
+def image_name(values: Values) -> str:
+    """The image's name from the chart's values: the reverse of `image_values`."""
+    repository, tag, digest = (str(values[key]) for key in ("repository", "tag", "digest"))
+    return f"{repository}{f':{tag}' if tag else ''}{f'@{digest}' if digest else ''}"
 
 
 def values_for(purpose: str, image: str) -> dict[str, Any]:

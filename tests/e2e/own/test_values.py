@@ -23,7 +23,7 @@ from tests.chart.toolbox import (
 )
 from tests.e2e import manifests
 from tests.e2e.overlay import write_overlay
-from tests.e2e.values import DRAIN_SECONDS, PURPOSES, RELEASE, demo_values, image_values, merged, values_for
+from tests.e2e.values import DRAIN_SECONDS, PURPOSES, RELEASE, demo_values, image_name, image_values, merged, values_for
 
 DIGEST = f"sha256:{'0' * 64}"
 IMAGE = "mirror.example:5000/team/billing:e2e"
@@ -103,6 +103,7 @@ def test_chart_renders_the_same_image_name_from_the_split_values(
     image: str, repository: str, tag: str, digest: str
 ) -> None:
     values = image_values(image)
+    assert image_values(image_name(values)) == values
     assert (values["repository"], values["tag"], values["digest"]) == (repository, tag, digest)
     rendered = controller(render(values_for("install", image)))["image"]
     assert rendered == (f"{repository}@{digest}" if digest else f"{repository}:{tag}")
@@ -122,6 +123,10 @@ def own_objects() -> list[dict[str, Any]]:
         manifests.workbench(IMAGE),
         manifests.postgres("postgres:17-alpine", 70),
         manifests.secret("x", **{manifests.KEY: "postgresql://"}),
+        manifests.service("database", 5432),
+        manifests.endpoints("database", "10.0.0.5", 5432),
+        manifests.endpoints("database", "2001:db8::5", 5432),
+        manifests.lost_leader("lost", IMAGE),
     ]
 
 
