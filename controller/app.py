@@ -8,7 +8,6 @@ import os
 import platform
 import secrets
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -183,16 +182,9 @@ class Application:
     def connect(self, kind: SessionSettings = FOREGROUND) -> BoundedConnection:
         return self.database.connect(kind)
 
-    def connect_patiently(self, seconds: float) -> BoundedConnection:
-        """Opens a foreground session, and tries again for up to `seconds` while the server is starting."""
-        give_up_at = time.monotonic() + seconds
-        while True:
-            try:
-                return self.connect(FOREGROUND)
-            except DatabaseUnreachableError:
-                if time.monotonic() >= give_up_at:
-                    raise
-            time.sleep(1)
+    def connect_patiently(self, seconds: float, progress: Callable[[str], None]) -> BoundedConnection:
+        """Opens a foreground session; waits for a database that isn't ready, as `migrate` does."""
+        return patiently(self.connect, seconds, lambda line: progress(self.redact(line)))
 
     def ledger(self, kind: SessionSettings = BILLER) -> Ledger:
         """Opens a session and wraps it in a ledger."""

@@ -19,8 +19,6 @@ from controller.replica import Replica
 
 EXIT_STATUS = """Exit status: 0 done; 1 the command failed or found a problem; 2 wrong usage or settings;
 3 the database can't be reached; 4 another replica leads."""
-#: In a cluster, `demo seed` starts together with the database that it fills.
-SEED_PATIENCE_SECONDS = 60.0
 #: SQLSTATEs of a session that has ended: connection errors, shutdowns and timeouts of the session.
 LOST = ("08", "57P", "25P03", "25P04")
 OUTCOME_STATUS = {
@@ -53,6 +51,9 @@ app = typer.Typer(
 demo_app = typer.Typer(help="Shows billing and a failover on a temporary PostgreSQL.", rich_markup_mode=None)
 app.add_typer(demo_app, name="demo")
 app.add_typer(answers.app)
+WaitSeconds = Annotated[
+    float, typer.Option("--wait", min=0, max=86400, help="Seconds to wait for a database that isn't ready.")
+]
 
 
 def main(signals: Signals) -> int:
@@ -108,10 +109,7 @@ def migrate(
     check: Annotated[
         bool, typer.Option("--check", help="Only check; exit status 1 if a migration is missing.")
     ] = False,
-    wait: Annotated[
-        float,
-        typer.Option(min=0, max=86400, help="Seconds to wait for a database that isn't ready; then exit status 3."),
-    ] = 0,
+    wait: WaitSeconds = 0,
 ) -> None:
     """Applies pending migrations. Several processes may run it at the same time."""
     application = _application(may_wait=wait > 0)
@@ -203,12 +201,13 @@ def demo(context: typer.Context) -> None:
 def seed(
     organizations: Annotated[int, typer.Option(min=4)] = 40,
     instances: Annotated[int, typer.Option(min=40)] = 400,
+    wait: WaitSeconds = 0,
 ) -> None:
     """Creates a sample ContainerStacks schema with data in the database of DATABASE_URL, which must not have one."""
     from controller.demo import sample  # noqa: PLC0415
 
     size = sample.Size(organizations=organizations, instances=instances)
-    with _application().connect_patiently(SEED_PATIENCE_SECONDS) as connection:
+    with _application(may_wait=wait > 0).connect_patiently(wait, output.note) as connection:
         made = sample.seed(connection, size)
     output.line(
         f"created {organizations} organizations with {instances} instances" if made else "the sample already exists"

@@ -219,7 +219,7 @@ def test_demo_seeds_then_migrates_then_bills_without_a_delay() -> None:
     values: Values = {"demo": {"enabled": True, "postgresql": {"password": "a b@c"}}}
     objects = render(values)
     assert init_containers(values) == ["seed", "migrate"]
-    assert pod_of(values)["initContainers"][0]["args"] == ["demo", "seed"]
+    assert pod_of(values)["initContainers"][0]["args"] == ["demo", "seed", "--wait", "600"]
     assert environment(controller(objects))["BILLING_TAKEOVER_DELAY_SECONDS"] == "0"
     url = base64.b64decode(one(objects, "Secret")["data"]["DATABASE_URL"]).decode()
     host = one(objects, "Service", "demo-database")["metadata"]["name"]
