@@ -20,6 +20,7 @@ from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
 from controller.lifecycle.stop import StopToken
 from controller.postgres import migrations
+from controller.postgres.claim import refuse_other_controller
 
 #: How long `bill` waits for a lock that was free a moment ago.
 ELECTION_SECONDS: Final = 5.0
@@ -117,6 +118,7 @@ def _leading(application: Application, cycle: Cycle) -> Iterator[Leadership]:
 def _refuse_if_led(application: Application) -> None:
     with application.direct.connect() as connection:
         migrations.check(connection)
+        refuse_other_controller(connection, application.lock.name, application.lock.key)
         holder = sql.optional_row(connection, "lock_holder", **application.lock.catalog_key)
     if holder is not None:
         raise AnotherLeaderError(

@@ -16,6 +16,7 @@ from controller.election import Attempt, Bounds, Holder, LockSessionError, Ping
 from controller.errors import BillingError, SettingsError, one_line
 from controller.generation import GENERATION, refuse_other_generation
 from controller.postgres import migrations
+from controller.postgres.claim import SPACE, OtherControllerError, claim, refuse_other_controller
 from controller.postgres.connections import (
     BoundedConnection,
     Database,
@@ -95,9 +96,16 @@ class PostgresLockSession:
         return cls(connection, lock, database.instance_id, bounds, pod)
 
     def check_schema(self) -> None:
-        """Raises SchemaError unless billing can work on this database; LockSessionError if the session is lost."""
+        """Checks that this replica may contend on this database.
+
+        Raises:
+            SchemaError: a migration is missing.
+            OtherControllerError: a controller with another lock name bills the same instances.
+            LockSessionError: the session is lost.
+        """
         try:
             migrations.check(self._connection)
+            refuse_other_controller(self._connection, self._lock.name, self._lock.key)
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
 
@@ -123,8 +131,9 @@ class PostgresLockSession:
         return row is not None and bool(row["ended"])
 
     def mint(self) -> int:
-        self._refuse_other_lock()
+        self._refuse_other_generation(self._row("current_term"))
         try:
+            claim(self._connection, self._lock.name, self._lock.key)
             with sql.transaction(self._connection):
                 sql.run(self._connection, "close_leadership")
                 row = self._row(
@@ -134,7 +143,7 @@ class PostgresLockSession:
                     generation=GENERATION,
                     pod=self._pod,
                 )
-        except psycopg.Error as error:
+        except (psycopg.Error, OtherControllerError) as error:
             raise LockSessionError(one_line(error)) from None
         return int(row["term"])
 
@@ -165,7 +174,7 @@ class PostgresLockSession:
             self._waker.send(b"!")
 
     def resign(self) -> None:
-        self._row("resign", lock_key=self._lock.key)
+        self._row("resign", space=SPACE, lock_key=self._lock.key)
 
     def close(self) -> None:
         with suppress(psycopg.Error, OSError):
@@ -180,19 +189,6 @@ class PostgresLockSession:
             refuse_other_generation(self._connection)
         except (psycopg.Error, BillingError) as error:
             raise LockSessionError(one_line(error)) from None
-
-    def _refuse_other_lock(self) -> None:
-        """Refuses tables that a controller with another lock bills. The two would depose each other forever."""
-        row = self._row("current_term")
-        self._refuse_other_generation(row)
-        other = LockName(row["lock_name"] or self._lock.name)
-        if other == self._lock:
-            return
-        if self._optional_row("lock_holder", **other.catalog_key) is not None:
-            raise LockSessionError(
-                f"a controller with BILLING_LOCK_NAME={other.name} bills the same tables; give both the same name,"
-                " or give each its own schema (search_path in the URL's options)"
-            )
 
     def _optional_row(self, name: str, **parameters: Any) -> dict[str, Any] | None:  # noqa: ANN401
         try:

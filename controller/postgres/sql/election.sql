@@ -69,9 +69,10 @@ where a.pid = %(pid)s and a.backend_start = %(began_at)s and a.state_change = %(
 listen billing_resigned
 
 -- name: resign
--- The unlock takes effect at once, and the notification when the statement commits. A standby that it wakes therefore finds
--- the lock free.
-select pg_advisory_unlock(%(lock_key)s) as unlocked, pg_notify('billing_resigned', '')
+-- The unlocks take effect at once, and the notification when the statement commits. A standby that it wakes therefore finds
+-- both locks free.
+select pg_advisory_unlock(%(space)s, to_regclass('vps_instances')::oid::bigint::bit(32)::integer) as unclaimed,
+    pg_advisory_unlock(%(lock_key)s) as unlocked, pg_notify('billing_resigned', '')
 
 -- name: lock_holder
 select pid, backend_start, application_name, client_addr::text as client_addr
