@@ -13,10 +13,11 @@ import psycopg
 _REFUSED: Final = re.compile(
     r"no pg_hba\.conf entry|pg_hba\.conf rejects|does not exist|not permitted to log in|permission denied"
     r"|authentication failed|requires a valid client certificate|no password supplied"
+    r"|certificate verify failed|server certificate for|does not support SSL"
 )
-#: Refusals that end without a person's help, in English.
+#: Failures that end without a person's help, in English. A CA may be mounted late.
 _TRANSIENT: Final = re.compile(
-    r"starting up|shutting down|not yet accepting|in recovery mode|too many (clients|connections)|slots are reserved"
+    r"root certificate file|starting up|shutting down|not yet accepting|in recovery mode|too many (clients|connections)|slots are reserved"
 )
 
 

@@ -144,6 +144,8 @@ def attempt(text: str, *, used_password: bool = False, needs_password: bool = Fa
         (attempt("fe_sendauth: no password supplied", needs_password=True), True),
         (attempt("FATAL:  no pg_hba.conf entry for host"), True),
         (attempt('FATAL:  database "x" does not exist'), True),
+        (attempt("SSL error: certificate verify failed"), True),
+        (attempt('root certificate file "/ca/ca.crt" does not exist'), False),
         (psycopg.errors.ConnectionTimeout("connection timeout expired"), False),
     ],
     ids=str,
