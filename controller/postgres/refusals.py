@@ -17,7 +17,8 @@ _REFUSED: Final = re.compile(
 )
 #: Failures that end without a person's help, in English. A CA may be mounted late.
 _TRANSIENT: Final = re.compile(
-    r"root certificate file|starting up|shutting down|not yet accepting|in recovery mode|too many (clients|connections)|slots are reserved"
+    r"root certificate file|starting up|shutting down|not yet accepting|in recovery mode"
+    r"|too many (clients|connections)|slots are reserved"
 )
 
 
