@@ -3,6 +3,12 @@
 -- snapshot, so a concurrent top-up counts in both or in neither. Wallets created later are adopted when they are first
 -- charged (adopt_wallets). Wallets that are duplicates or have an unusable balance are adopted once they have been repaired.
 
+-- True if a payment has changed the wallet that is charged. Later versions of the application have other wallets, which the
+-- metadata names. A NaN or infinite amount would spoil every sum.
+create or replace function billing_is_of_wallet(status text, amount numeric, metadata jsonb) returns boolean
+language sql immutable parallel safe as
+$$ select status = 'completed' and abs(amount) < 'infinity' and (metadata ->> 'wallet_type') is null $$;
+
 create table if not exists billing_wallet_baselines (
     wallet_id uuid primary key,
     organization_id uuid not null,
@@ -17,11 +23,10 @@ from wallets w
 left join (
     select organization_id, sum(amount) as completed
     from payment_transactions
-    where status = 'completed' and abs(amount) < 'infinity'  -- one NaN would spoil the sum
+    where billing_is_of_wallet(status, amount, metadata)
     group by organization_id
 ) t on t.organization_id = w.organization_id
-where w.balance is not null
-    and w.balance <> 'NaN'
+where abs(w.balance) < 'infinity'
     and not exists (
         select from wallets other where other.organization_id = w.organization_id and other.id <> w.id
     )

@@ -114,6 +114,22 @@ $$
     ) ledger on true
 $$;
 
+-- True if nothing is wrong with a gap before a billed period that begins at `starts_at`. The metadata says that last_billed_at
+-- stood there when the period was charged, another program has billed the hours, or their period may have been deleted with
+-- its organization.
+create or replace function billing_is_lawful_gap(instance_id uuid, starts_at timestamptz, metadata jsonb) returns boolean
+language sql stable parallel safe as
+$$
+    select metadata ? 'moved_forward'
+        or exists (
+            select from vps_billing_cycles c
+            where c.vps_instance_id = instance_id and c.billing_period_end = starts_at and c.status in ('billed', 'refunded')
+                and not billing_is_ours(c.metadata))
+        or exists (
+            select from billing_wallet_baselines b
+            where not exists (select from organizations o where o.id = b.organization_id))
+$$;
+
 -- Wallets that the fast path may charge: adopted, in the right currency, with a finite balance, and the only wallet of an
 -- organization that is not suspended.
 create or replace function billing_sound_wallets(wanted_currency text)
@@ -212,8 +228,15 @@ begin
         from standing s
         join vps_billing_cycles c on c.vps_instance_id = s.id and c.status = 'failed' and billing_is_ours(c.metadata)
     ), recorded as materialized (
-        -- open rows that hold a price and at least one hour that is still unbilled
-        select * from open_row r where billing_is_price(r.monthly_price) and r.ends_at > r.starts_at
+        -- Open rows that hold a price and time that is still unbilled. If rows overlap, each hour is owed once: the earlier
+        -- row ends where the later one begins.
+        select * from (
+            select r.row_id, r.id, r.starts_at, r.monthly_price, r.price_source, r.since,
+                least(r.ends_at, lead(r.starts_at) over (partition by r.id order by r.starts_at, r.ends_at)) as ends_at
+            from open_row r
+            where billing_is_price(r.monthly_price) and r.ends_at > r.starts_at
+        ) cut
+        where cut.ends_at > cut.starts_at
     ), gap as (
         select s.id, s.starts_at as from_time, coalesce(min(r.starts_at), 'infinity') as to_time
         from standing s left join recorded r on r.id = s.id

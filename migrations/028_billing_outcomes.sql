@@ -1,4 +1,4 @@
--- Outcomes of cycles, and figures that add up:
+-- Outcomes of cycles, the facts that people ask about cycles, and figures that add up:
 -- planned = instances + debts - charged_in_part + failures + suspended + vanished.
 
 -- Numbers of runs are consecutive. An identity would leave a gap for each run that is rolled back. The fence lets only one
@@ -40,10 +40,15 @@ alter table billing_batches
     alter column debts set default 0,
     alter column failures set default 0;
 
+-- True if a run with this outcome has billed what was due. Nothing due, only debts and only suspended organizations count.
+create or replace function billing_is_successful(outcome text) returns boolean
+language sql immutable parallel safe as
+$$ select outcome in ('completed', 'completed_with_failures') $$;
+
 -- True if a cycle got through its plan: every due instance was charged, or has a recorded reason why not.
 create or replace function billing_got_through(outcome text, cause text) returns boolean
 language sql immutable parallel safe as
-$$ select coalesce(outcome in ('completed', 'completed_with_failures') or (outcome = 'failed' and cause = 'organizations'), false) $$;
+$$ select coalesce(billing_is_successful(outcome) or (outcome = 'failed' and cause = 'organizations'), false) $$;
 
 -- Why hours of an instance can't be charged, or null if they can. `wallets` is null if the organization has none.
 create or replace function billing_failure_reason(
@@ -89,8 +94,10 @@ $$
     where b.run_id = run
 $$;
 
--- The definition in 026 is older than the columns. A cycle that failed because of the organizations is not tried again
--- before the interval has passed.
+-- When the next cycle is due, and what it waits for: 'leader' if no session holds the lock, 'running' during a cycle,
+-- 'takeover' until the takeover delay has passed, 'interval' until the interval has passed, and 'nothing' once it is due.
+-- due_at is null if no cycle has ever completed.
+-- A cycle that failed because of the organizations is not tried again before the interval has passed.
 create or replace function billing_next_cycle() returns table (due_at timestamptz, waiting_for text)
 language sql stable as
 $$
@@ -110,7 +117,8 @@ $$
     ) schedule
 $$;
 
--- Suspended instances are not failures.
+-- Failures by organization and reason: instances that could not be charged for a reason other than the balance. Suspended
+-- instances are not failures.
 create or replace function billing_failures()
 returns table (organization_id uuid, reason text, instances bigint, since timestamptz)
 language sql stable as
@@ -122,11 +130,52 @@ $$
     group by c.organization_id, c.metadata ->> 'reason'
 $$;
 
+-- Every cycle, newest first.
 drop view if exists billing_history;
 create view billing_history as
 select id, kind, term, holder, started_at, finished_at, extract(epoch from finished_at - started_at) as seconds, outcome, cause,
     planned, instances, charged_in_part, hours, amount, debts, failures, failures_by_reason, suspended, vanished, error
 from billing_runs
 order by started_at desc, id desc;
+
+-- One row: who leads, when the next cycle is due, and the state of billing.
+create or replace function billing_status()
+returns table (
+    leader text, term bigint, leading_since timestamptz, standbys text[],
+    next_cycle_at timestamptz, waiting_for text, running_since timestamptz, last_completed_at timestamptz, last_run jsonb,
+    heartbeat_age_seconds double precision,
+    debts bigint, owed numeric, failures bigint, suspended bigint, checked_until timestamptz,
+    database_time timestamptz
+)
+-- compiling this query would take longer than running it
+language sql stable set jit = off as
+$$
+    select replica.leader, l.term, case when replica.leader is not null then l.elected_at end, replica.standbys,
+        next.due_at, next.waiting_for,
+        case when replica.leader is not null then (
+            select r.started_at from billing_runs r where r.outcome = 'running' and r.term = l.term order by r.id desc limit 1) end,
+        (select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_is_successful(r.outcome)),
+        -- the amount as text, because JSON readers turn numbers into floats
+        (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
+         from billing_history r where r.kind = 'cycle' and r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
+        (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8
+         from billing_daemon_status s where isfinite(s.heartbeat_at)),
+        debt.instances, debt.owed, failure.instances,
+        (select count(*) from billing_suspensions),
+        (select g.checked_until from billing_guard g),
+        clock_timestamp()
+    from billing_leadership l
+    cross join billing_next_cycle() next
+    cross join lateral (
+        select min(r.instance_id) filter (where r.role = 'leader') as leader,
+            coalesce(array_agg(r.instance_id) filter (where r.role = 'standby'), '{}') as standbys
+        from billing_replicas() r
+    ) replica
+    cross join (select coalesce(sum(d.instances), 0)::bigint as instances, coalesce(sum(d.owed), 0) as owed from billing_debts() d) debt
+    cross join (select coalesce(sum(f.instances), 0)::bigint as instances from billing_failures() f) failure
+$$;
+
+create or replace view billing_status as select * from billing_status();
+create or replace view billing_failures as select * from billing_failures();
 
 insert into billing_schema_migrations (name) values ('028_billing_outcomes') on conflict do nothing;

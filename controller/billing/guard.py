@@ -1,14 +1,17 @@
 """The guard of payments: checks what each cycle has charged, and suspends an organization whose charges are wrong.
 
 After a cycle it checks every payment written since the last check, including those of a leader that was lost before its
-own guard ran. If a charge breaks an invariant, its organization is suspended: it gets an open row with the reason, and
-is not charged until an audit of all its charges is clean. Before each cycle the guard tries this audit.
+own guard ran, and compares their sum with what the batches recorded. If a charge breaks an invariant, its organization
+is suspended: it gets an open row with the reason, and is not charged until an audit of all its charges is clean. Before
+each cycle the guard tries this audit.
 
 It must not fail a cycle, delay a drain, or lock rows that billing needs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
@@ -95,7 +98,7 @@ class Guard:
 
     def _check(self, leadership: Leadership, ledger: Ledger) -> None:
         (bounds,) = sql.rows(ledger.connection, "guard_begin")
-        after_id, payments, more = bounds["after_id"], 0, True
+        after_id, payments, paid, more = bounds["after_id"], 0, Decimal(0), True
         while more:
             if not self._may_continue(leadership):
                 log.info("guard.interrupted", payments=payments)
@@ -104,10 +107,24 @@ class Guard:
             for violation in checked.violations:
                 self._suspend(leadership, ledger, violation)
             payments += checked.payments
+            paid += checked.amount
             after_id, more = checked.last_id, checked.more
+        self._compare(leadership, ledger, bounds["checked_until"], paid)
         with ledger.fenced(leadership.term):
             sql.run(ledger.connection, "guard_end", checked_until=bounds["now"])
         log.debug("guard.passed", payments=payments)
+
+    def _compare(self, leadership: Leadership, ledger: Ledger, checked_until: datetime, paid: Decimal) -> None:
+        """Compares the payments with what the batches recorded. If payments are missing, suspends who has not paid."""
+        charged = sql.row(ledger.connection, "guard_charged", checked_until=checked_until)
+        if charged["amount"] <= paid:
+            return
+        # deleting an organization deletes its payments together with its periods, which is lawful
+        unpaid = sql.rows(ledger.connection, "guard_unpaid", runs=charged["runs"])
+        log.warning("payments.missing", amount=str(charged["amount"] - paid), organizations=len(unpaid))
+        for row in unpaid:
+            detail = f"{row['periods']} periods without a payment, such as period {row['example']}"
+            self._suspend(leadership, ledger, _Violation(row["organization_id"], "transactions", detail))
 
     def _check_next(self, ledger: Ledger, after_id: UUID, end_id: UUID) -> "_Checked":
         """Checks the next payments. If one of them can't be read, tries fewer; alone, it is a violation."""
@@ -124,16 +141,18 @@ class Guard:
                     _Violation(UUID(each["organization_id"]), each["invariant"], f"payment {each['payment_id']}")
                     for each in row["violations"]
                 )
-                return _Checked(row["payments"], row["last_id"], violations, more=row["payments"] == limit)
+                return _Checked(
+                    row["payments"], row["amount"], row["last_id"], violations, more=row["payments"] == limit
+                )
 
     def _unreadable(self, ledger: Ledger, after_id: UUID, end_id: UUID, error: psycopg.DataError) -> "_Checked":
         rows = sql.rows(ledger.connection, "guard_unreadable", after_id=after_id, end_id=end_id)
         if not rows:  # it was the last payment, and has been deleted in the meantime
-            return _Checked(0, after_id, (), more=False)
+            return _Checked(0, Decimal(0), after_id, (), more=False)
         payment = rows[0]
         detail = f"payment {payment['id']}: {error.diag.message_primary}"
         violation = _Violation(payment["organization_id"], "unreadable", detail)
-        return _Checked(1, payment["id"], (violation,), more=True)
+        return _Checked(1, -payment["amount"], payment["id"], (violation,), more=True)
 
     def _suspend(self, leadership: Leadership, ledger: Ledger, violation: "_Violation") -> None:
         with ledger.fenced(leadership.term):
@@ -168,6 +187,7 @@ class _Checked:
     """What one statement has checked."""
 
     payments: int
+    amount: Decimal
     last_id: UUID
     violations: tuple[_Violation, ...]
     more: bool

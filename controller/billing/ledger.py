@@ -210,7 +210,12 @@ class Ledger:
         segments, origin = reckoned["segments"], self._origin(run)
         sql.run(self.connection, "clear_open_rows", segments=segments, instances=reckoned["instances"])
         periods = sql.row(
-            self.connection, "settle_periods", segments=segments, as_of=run.as_of, origin=origin["origin"]
+            self.connection,
+            "settle_periods",
+            segments=segments,
+            instances=reckoned["instances"],
+            as_of=run.as_of,
+            origin=origin["origin"],
         )
         row = sql.row(self.connection, "settle_wallets", segments=segments, term=run.term, run_id=run.id)
         _require_consistent(periods)

@@ -262,6 +262,19 @@ def test_removed_last_billed_at_charges_no_hour_twice(world: World) -> None:
     assert world.last_billed_at(instance) == NOON
 
 
+def test_open_row_that_cannot_be_deleted_fails_its_organization(world: World) -> None:
+    """Another program has billed the hours of the open row, and a trigger keeps it."""
+    organization = world.organization("0.00")
+    instance = world.instance(organization, world.plan("7.30"), NOON - 9 * HOUR)
+    world.bill(NOON - 4 * HOUR)
+    world.run("create function keep() returns trigger language plpgsql as $$ begin return null; end $$")
+    world.run("create trigger keep before delete on vps_billing_cycles for each row execute function keep()")
+    world.run("update vps_instances set last_billed_at = %s where id = %s", NOON - 2 * HOUR, instance)
+    world.top_up(organization, "5.00")
+    assert world.bill(NOON).totals == Totals(failures=1)
+    assert world.balance(organization) == D("5.00")
+
+
 @pytest.mark.parametrize("table", ["payment_transactions", "vps_billing_cycles"])
 @pytest.mark.parametrize("balance", ["100.00", "0.03"])
 def test_row_that_the_database_drops_fails_its_organization_alone(world: World, table: str, balance: str) -> None:

@@ -189,6 +189,25 @@ def test_deleted_instance_no_longer_owes(world: World) -> None:
     assert world.violations() == {}
 
 
+def test_overlapping_open_rows_are_paid_once(world: World) -> None:
+    """Another program has copied an open row of five hours, two hours later and one hour longer."""
+    organization = world.organization("0.00")
+    instance = world.instance(organization, world.plan("7.30"), NOON - 9 * HOUR)
+    world.bill(NOON - 4 * HOUR)
+    world.run(
+        "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start, billing_period_end,"
+        " hourly_rate, total_amount, status, metadata) select vps_instance_id, organization_id,"
+        " billing_period_start + interval '2 hours', billing_period_end + interval '1 hour', hourly_rate, 0.04, status,"
+        " metadata || '{\"hours\": 4}' from vps_billing_cycles"
+    )
+    world.top_up(organization, "5.00")
+    assert world.bill(NOON).totals.hours == 9
+    assert [(start, hours) for start, hours, _ in world.billed(instance)] == [
+        (NOON - 9 * HOUR, 2), (NOON - 7 * HOUR, 7)
+    ]  # fmt: skip
+    assert world.violations() == {}
+
+
 def test_debt_follows_its_instance_to_another_organization(world: World) -> None:
     t, other = tenant(world, "0.00"), world.organization("9.00")
     world.bill(NOON)

@@ -168,6 +168,29 @@ def test_organization_whose_rows_a_trigger_refuses_fails_alone(tenants: Tenants,
     tenants.expect_recovered()
 
 
+def test_failed_organization_keeps_only_its_unbilled_hours(tenants: Tenants) -> None:
+    """Hours of an open row have been billed by another program, and the instance has moved to the organization."""
+    world, plan = tenants.world, tenants.world.plan(CENT_AN_HOUR)
+    poor = world.organization("0.00")
+    billed, partly = (world.instance(poor, plan, NOON - 9 * HOUR) for _ in range(2))
+    world.bill(NOON - 4 * HOUR)
+    world.run("update vps_instances set organization_id = %s where organization_id = %s", tenants.bad, poor)
+    for instance, hours in ((billed, 3), (partly, 6)):
+        world.run("update vps_instances set last_billed_at = %s where id = %s", NOON - hours * HOUR, instance)
+    world.run(f"alter table payment_transactions add check (organization_id <> '{tenants.bad}') not valid")
+    for as_of in (NOON, NOON + HOUR):
+        world.bill(as_of)
+    assert world.open_segments(billed) == [(NOON - 3 * HOUR, 4, None)]
+    assert world.open_segments(partly) == [(NOON - 6 * HOUR, 2, D(CENT_AN_HOUR)), (NOON - 4 * HOUR, 5, None)]
+    owners = world.rows("select distinct organization_id as id from vps_billing_cycles where status = 'failed'")
+    assert [row["id"] for row in owners] == [tenants.bad]
+    owed = world.one(
+        "select metadata -> 'owed' from vps_billing_cycles where vps_instance_id = %s and metadata ? 'owed'", partly
+    )
+    assert owed == 0.02
+    assert world.violations() == {}
+
+
 def test_several_bad_organizations_are_each_found(tenants: Tenants) -> None:
     bad = [tenants.organizations[n] for n in (0, 3, 6)]
     names = ", ".join(f"'{each}'" for each in bad)

@@ -93,23 +93,60 @@ def test_hour_that_two_periods_cover_suspends_the_organization(world: World) -> 
     assert suspended(world) == {organization_of(world, broken): "periods"}
 
 
-@pytest.mark.parametrize("filled", [True, False])
-def test_gap_is_a_violation_unless_the_application_billed_it(world: World, *, filled: bool) -> None:
-    instance, *_ = three_charged(world)
+def test_gap_is_a_violation_unless_last_billed_at_was_moved_over_it(world: World) -> None:
+    moved, shortened, _ = three_charged(world)
     guard(world).check(world.term())
-    world.run("update vps_instances set last_billed_at = %s where id = %s", THEN + HOUR, instance)
-    if filled:
-        world.run(
-            "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start,"
-            " billing_period_end, hourly_rate, total_amount, status) values (%s, %s, %s, %s, 0.01, 0.01, 'billed')",
-            instance,
-            organization_of(world, instance),
-            THEN,
-            THEN + HOUR,
-        )
+    world.run("update vps_instances set last_billed_at = %s where id = %s", THEN + HOUR, moved)
     world.bill(NOON)
+    world.run(
+        "update vps_billing_cycles set billing_period_end = %s where vps_instance_id = %s and billing_period_end = %s",
+        THEN - HOUR,
+        shortened,
+        THEN,
+    )
     guard(world).check(world.term())
-    assert list(suspended(world).values()) == ([] if filled else ["periods"])
+    assert suspended(world) == {organization_of(world, shortened): "periods"}
+
+
+def test_instance_that_moved_through_a_deleted_organization_is_no_violation(world: World) -> None:
+    first, middle, last = (world.organization() for _ in range(3))
+    instance = world.instance(first, world.plan("7.30"), NOON - 9 * HOUR)
+    for hours, organization in ((6, middle), (3, last)):
+        world.bill(NOON - hours * HOUR)
+        guard(world).check(world.term())
+        world.run("update vps_instances set organization_id = %s where id = %s", organization, instance)
+    world.bill(NOON)
+    world.run("delete from organizations where id = %s", middle)
+    guard(world).check(world.term())
+    assert suspended(world) == {}
+
+
+def test_payment_that_is_missing_after_its_commit_suspends_its_organization(world: World) -> None:
+    """A deferred trigger deletes it after the charge has counted what it wrote."""
+    world.run("alter table vps_billing_cycles drop constraint vps_billing_cycles_payment_transaction_id_fkey")
+    organization = world.organization()
+    world.instance(organization, world.plan("7.30"), NOON - 9 * HOUR)
+    world.run(
+        "create function take_back() returns trigger language plpgsql as $$ begin"
+        " delete from payment_transactions where id = new.id; return null; end $$"
+    )
+    world.run(
+        "create constraint trigger take_back after insert on payment_transactions deferrable initially deferred"
+        f" for each row when (new.organization_id = '{organization}') execute function take_back()"
+    )
+    three_charged(world)
+    with capture_logs() as logs:
+        guard(world).check(world.term())
+        guard(world).check(world.term())
+    assert suspended(world) == {organization: "transactions"}
+    assert [line["amount"] for line in logs if line["event"] == "payments.missing"] == ["0.07"]
+
+
+def test_deleted_organization_is_no_violation(world: World) -> None:
+    deleted, *_ = three_charged(world)
+    world.run("delete from organizations where id = %s", organization_of(world, deleted))
+    guard(world).check(world.term())
+    assert suspended(world) == {}
 
 
 def test_suspended_organization_is_not_charged_until_its_audit_is_clean(world: World) -> None:

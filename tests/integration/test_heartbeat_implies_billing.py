@@ -133,6 +133,16 @@ def test_run_that_did_not_bill_prolongs_no_heartbeat(world: World, beat: Callabl
     assert beat(leadership)
 
 
+def test_collection_prolongs_no_heartbeat_and_is_not_the_last_cycle(world: World, beat: Callable[[Term], bool]) -> None:
+    leadership = world.lead()
+    success(world, 300)
+    success(world, 5)
+    world.run("update billing_runs set kind = 'collection' where id = 2")
+    assert not beat(leadership)
+    (status,) = world.rows("select database_time - last_completed_at as age, last_run from billing_status")
+    assert (status["last_run"]["id"], status["age"] > 4 * HOUR) == (1, True)
+
+
 def test_cycle_with_nothing_due_prolongs_the_heartbeat(world: World, beat: Callable[[Term], bool]) -> None:
     leadership = world.lead()
     success(world, 300)

@@ -63,6 +63,9 @@ def test_balance_that_is_no_amount_fails_its_organization_alone(neighbor: World,
     neighbor.run("update wallets set balance = %s::numeric where organization_id = %s", balance, organization)
     assert neighbor.bill(NOON).totals == Totals(instances=1, hours=5, amount=D("0.05"), failures=1)
     assert neighbor.reason(odd) == reason
+    neighbor.run("update wallets set balance = 10 where organization_id = %s", organization)
+    assert neighbor.bill(NOON).totals.instances == 1
+    assert neighbor.violations() == {}
 
 
 def test_infinite_price_fails_its_instances_alone(neighbor: World) -> None:

@@ -21,7 +21,7 @@ join billing_wallet_baselines b on b.wallet_id = w.id
 left join (
     select organization_id, sum(amount) as completed
     from payment_transactions
-    where status = 'completed' and abs(amount) < 'infinity'  -- as at adoption: one NaN would make the sum NaN
+    where billing_is_of_wallet(status, amount, metadata)  -- as at adoption
         and (%(organization)s::uuid is null or organization_id = %(organization)s)
     group by organization_id
 ) t on t.organization_id = w.organization_id
@@ -53,24 +53,21 @@ where w.balance is null or w.balance = 'NaN' or w.balance < 0 or w.wallets > 1
 -- billed periods of an instance neither overlap nor leave a gap
 with period as (
     -- an instance may have moved, so its periods in other organizations count too
-    select id, vps_instance_id, organization_id, billing_period_start, billing_period_end, billing_is_ours(metadata) as ours
+    select id, vps_instance_id, organization_id, billing_period_start, billing_period_end, metadata, billing_is_ours(metadata) as ours
     from vps_billing_cycles
     where status in ('billed', 'refunded') and (%(organization)s::uuid is null or vps_instance_id in (
         select c.vps_instance_id from vps_billing_cycles c where c.organization_id = %(organization)s))
 ), own as (
-    select *, lag(billing_period_end) over instance as previous_end, lag(organization_id) over instance as previous_organization
+    select *, lag(billing_period_end) over (
+        partition by vps_instance_id order by billing_period_start, billing_period_end) as previous_end
     from period
     where ours
-    window instance as (partition by vps_instance_id order by billing_period_start, billing_period_end)
 )
 select 'instance ' || o.vps_instance_id as subject,
     case when o.previous_end > o.billing_period_start then 'period ' || o.id || ' overlaps the one before it'
         else 'gap of ' || (o.billing_period_start - o.previous_end) || ' before period ' || o.id end as detail,
-    -- the application's own billing may have filled the gap while this controller was down, or the periods in between belonged to an
-    -- organization that has been deleted
-    o.previous_end < o.billing_period_start and (o.previous_organization <> o.organization_id or exists (
-        select from period f where f.vps_instance_id = o.vps_instance_id and not f.ours
-            and f.billing_period_end = o.billing_period_start)) as exempt
+    o.previous_end < o.billing_period_start
+        and billing_is_lawful_gap(o.vps_instance_id, o.billing_period_start, o.metadata) as exempt
 from own o
 where o.previous_end <> o.billing_period_start and (%(organization)s::uuid is null or o.organization_id = %(organization)s)
 union all
@@ -86,13 +83,8 @@ where (%(organization)s::uuid is null or o.organization_id = %(organization)s)
 -- last_billed_at = end of the last billed period
 select 'instance ' || i.id as subject,
     'last_billed_at is ' || coalesce(i.last_billed_at::text, 'null') || ', its last billed period ends ' || p.last_end as detail,
-    -- the application's own billing has advanced it
-    exists (
-        select from vps_billing_cycles f
-        where f.vps_instance_id = i.id and f.status in ('billed', 'refunded')
-            and not billing_is_ours(f.metadata)
-            and i.last_billed_at between f.billing_period_end - interval '1 hour' and f.billing_period_end + interval '1 hour'
-            and i.last_billed_at > p.last_end) as exempt
+    -- another program, mostly the application's own billing, may move it forward
+    coalesce(i.last_billed_at > p.last_end, false) as exempt
 from vps_instances i
 join (
     select vps_instance_id, max(billing_period_end) as last_end
@@ -174,13 +166,18 @@ where o.previous_end <> o.billing_period_start
 -- nothing overdue, as of the last completed cycle, without a recorded reason
 select 'instance ' || i.id as subject,
     'unbilled since ' || coalesce(coalesce(i.last_billed_at, i.created_at)::text, 'ever') || ' and no reason recorded' as detail,
-    -- inserted after that cycle with an older created_at: no cycle has seen it yet
-    i.last_billed_at is null and not exists (
+    -- inserted after that cycle with an older created_at, unless the cycle itself found that it had missed instances
+    not run.missed and i.last_billed_at is null and not exists (
         select from vps_billing_cycles c where c.vps_instance_id = i.id and billing_is_ours(c.metadata)) as exempt
-from vps_instances i
-where billing_due(i.last_billed_at, i.created_at,
-        (select max(started_at) from billing_runs where outcome in ('completed', 'completed_with_failures')))
-    and (%(organization)s::uuid is null or i.organization_id = %(organization)s)
+from (
+    select started_at, failures_by_reason ? 'missed' as missed
+    from billing_runs
+    where kind = 'cycle' and billing_is_successful(outcome)
+    order by started_at desc
+    limit 1
+) run
+join vps_instances i on billing_due(i.last_billed_at, i.created_at, run.started_at)
+where (%(organization)s::uuid is null or i.organization_id = %(organization)s)
     and not exists (
         select from vps_billing_cycles c
         where c.vps_instance_id = i.id and c.status = 'failed' and billing_is_ours(c.metadata))

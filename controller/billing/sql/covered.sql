@@ -4,11 +4,10 @@
 
 -- name: charge_covered
 -- Charges the organizations that plainly can pay: exactly one wallet with a valid balance that covers everything, no open
--- row, one price for all hours, and a ledger that agrees with last_billed_at. Returns the wallets with the amount to take from
--- each, and the organizations left over. Locks nothing; charge_wallets checks that the wallets can still pay.
+-- row, one price for all hours, and a ledger that is not ahead of last_billed_at. Returns the wallets with the amount to take
+-- from each, and the organizations left over. Locks nothing; charge_wallets checks that the wallets can still pay.
 with due as materialized (
-    select id, organization_id, plan_id, label, created_at, last_billed_at,
-        coalesce(last_billed_at, created_at) as period_start
+    select id, organization_id, plan_id, label, created_at, last_billed_at, coalesce(last_billed_at, created_at) as period_start
     from vps_instances
     where organization_id between %(first_organization)s and %(last_organization)s
         and billing_due(last_billed_at, created_at, %(as_of)s)
@@ -26,7 +25,7 @@ with due as materialized (
     -- amount is null unless the fast path can charge the instance. `is not true` keeps the planner from making a join of
     -- `in`, because it can't estimate the size of that join
     select due.id, due.organization_id, due.label, due.last_billed_at, due.period_start, counted.hours, p.monthly_price,
-        p.source as price_source,
+        p.source as price_source, position.ledger_end < due.period_start as moved_forward,
         case when billing_is_price(p.monthly_price) and p.valid_from <= due.period_start and counted.hours is not null
                 and (position.ledger_end > due.period_start) is not true
                 and (due.id in (select vps_instance_id from indebted)) is not true
@@ -43,8 +42,7 @@ with due as materialized (
     join billing_sound_wallets(%(currency)s) w on w.organization_id = o.organization_id and w.balance >= o.amount
 ), charge as materialized (
     select *, period_start + hours * interval '1 hour' as period_end, billing_time_ordered_uuid(clock_timestamp()) as charge_id
-    from costed
-    where (organization_id in (select organization_id from covered)) is true
+    from costed where (organization_id in (select organization_id from covered)) is true
     order by id
 ), paid as (
     insert into payment_transactions
@@ -60,7 +58,8 @@ with due as materialized (
         hourly_rate, total_amount, status, payment_transaction_id, metadata)
     select charge_id, id, organization_id, period_start, period_end, round(monthly_price / 730, 4), amount, 'billed',
         case when amount > 0 then charge_id end,
-        %(origin)s::jsonb || jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', price_source)
+        case when moved_forward then %(origin)s::jsonb || '{"moved_forward": true}' else %(origin)s::jsonb end
+            || jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', price_source)
     from charge
     returning total_amount
 ), advanced as (
@@ -76,12 +75,14 @@ with due as materialized (
 ), batch_recorded as (
     insert into billing_batches (run_id, term, written_at, instances, hours, amount)
     select %(run_id)s, %(term)s, clock_timestamp(), instances, hours, amount from total where instances > 0
+    returning id
 )
 select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended, (select count(*) from due) as due,
     -- a trigger or a rule may have dropped or changed a row
     (select (count(*), coalesce(sum(amount), 0)) = (t.payments, -t.amount) from paid)
         and (select (count(*), coalesce(sum(total_amount), 0)) = (t.instances, t.amount) from period)
-        and (select count(*) filter (where written) = t.instances from advanced) as consistent,
+        and (select count(*) filter (where written) = t.instances from advanced)
+        and (select count(*) = (t.instances > 0)::int from batch_recorded) as consistent,
     array(select wallet_id from covered where amount > 0) as wallets,
     array(select amount from covered where amount > 0) as amounts,
     array(select distinct organization_id from due where (organization_id in (select organization_id from covered)) is not true)

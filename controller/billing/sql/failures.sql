@@ -29,59 +29,81 @@ order by place * %(number)s / others, mod(place, 2) <> mod(place * %(number)s / 
 
 -- name: record_failed_organization
 -- Writes the reason to the open rows of every due instance, and adds an open row without a price for the hours that they
--- don't cover. Recorded prices and amounts don't change. The statement avoids every computation that could fail again.
+-- don't cover. Recorded prices don't change. Hours that have been billed meanwhile are cut off, as in billing_segments. The
+-- statement avoids every computation that could fail again.
 with due as materialized (
-    select i.id, i.organization_id, billing_is_moment(p.starts_at) as start_known,
-        case when billing_is_moment(p.starts_at) then p.starts_at else %(as_of)s::timestamptz - interval '1 hour' end as starts_at
-    from vps_instances i
-    cross join lateral billing_position(i.id, i.last_billed_at, i.created_at) p
-    where i.organization_id = %(organization_id)s and billing_due(i.last_billed_at, i.created_at, %(as_of)s)
-        and (%(after_id)s::uuid is null
-            or (coalesce(i.created_at, 'infinity'), i.id) > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
+    select s.*, greatest(billing_whole_hours(s.starts_at, %(as_of)s), 0) as hours
+    from (
+        select i.id, i.organization_id, case when billing_is_moment(p.starts_at) then p.starts_at
+            else %(as_of)s::timestamptz - interval '1 hour' end as starts_at
+        from vps_instances i
+        cross join lateral billing_position(i.id, i.last_billed_at, i.created_at) p
+        where i.organization_id = %(organization_id)s and billing_due(i.last_billed_at, i.created_at, %(as_of)s)
+            and (%(after_id)s::uuid is null or (coalesce(i.created_at, 'infinity'), i.id)
+                > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
+    ) s
 ), open_row as materialized (
-    select c.id, c.vps_instance_id, c.billing_period_start, c.billing_period_end, c.metadata,
-        row_number() over (partition by c.vps_instance_id order by c.billing_period_start desc) = 1
+    -- hours are counted from where billing stands
+    select c.id, due.id as instance_id, c.billing_period_start, c.billing_period_end,
+        case when jsonb_typeof(c.metadata -> 'monthly_price') = 'number' then (c.metadata ->> 'monthly_price')::numeric end as monthly_price,
+        least(billing_hours_until(due.starts_at, c.billing_period_start), due.hours) as first_hour,
+        least(billing_hours_until(due.starts_at, c.billing_period_end), due.hours) as end_hour,
+        row_number() over (partition by due.id order by c.billing_period_start desc) = 1
             and jsonb_typeof(c.metadata -> 'monthly_price') is distinct from 'number' as grows
     from due
     join vps_billing_cycles c on c.vps_instance_id = due.id and c.status = 'failed' and billing_is_ours(c.metadata)
 ), tail as materialized (
     -- The hours after the priced open rows. The last open row is extended if it has no price.
-    select due.id, due.organization_id, g.id as row_id, g.starts_at,
-        billing_whole_hours(g.starts_at, %(as_of)s) as hours
+    select due.*, (array_agg(o.id) filter (where o.grows))[1] as row_id,
+        coalesce(max(case when o.grows then o.first_hour else o.end_hour end), 0) as first_hour
     from due
-    cross join lateral (
-        select (array_agg(o.id) filter (where o.grows))[1] as id,
-            greatest(due.starts_at, max(case when o.grows then o.billing_period_start else o.billing_period_end end)) as starts_at
+    left join open_row o on o.instance_id = due.id
+    group by due.id, due.organization_id, due.starts_at, due.hours
+), kept as materialized (
+    select k.id, k.organization_id, k.starts_at, k.ends_at,
+        case when k.changed then k.hours end as hours,
+        case when k.changed and billing_is_price(k.monthly_price) then billing_charge(k.monthly_price, k.starts_at, k.hours) end as owed
+    from (
+        select o.id, t.organization_id, o.monthly_price, h.end_hour - h.first_hour as hours, p.*,
+            (o.billing_period_start, o.billing_period_end) <> (p.starts_at, p.ends_at) as changed
         from open_row o
-        where o.vps_instance_id = due.id
-    ) g
+        join tail t on t.id = o.instance_id
+        cross join lateral (select case when o.grows then t.first_hour else o.first_hour end as first_hour,
+            case when o.grows then t.hours else o.end_hour end as end_hour) h
+        cross join lateral (select t.starts_at + h.first_hour * interval '1 hour' as starts_at,
+            t.starts_at + h.end_hour * interval '1 hour' as ends_at) p
+        where h.end_hour > h.first_hour
+    ) k
 ), reason as (
     select %(origin)s::jsonb || jsonb_build_object('reason', %(reason)s::text, 'error', %(error)s::text) as metadata
+), deleted as (
+    delete from vps_billing_cycles where id in (select id from open_row) and id not in (select id from kept)
+    returning id
 ), updated as (
     update vps_billing_cycles c
-    set metadata = c.metadata || r.metadata
-        || case when t.row_id is not null then jsonb_build_object('hours', t.hours) else '{}' end,
-        billing_period_end = case when t.row_id is not null then t.starts_at + t.hours * interval '1 hour' else c.billing_period_end end
-    from reason r, open_row o
-    left join tail t on t.row_id = o.id and t.hours > 0
-    where c.id = o.id
+    set organization_id = k.organization_id, billing_period_start = k.starts_at, billing_period_end = k.ends_at,
+        total_amount = coalesce(least(k.owed, 99999999.99), c.total_amount),
+        metadata = c.metadata || r.metadata || jsonb_strip_nulls(jsonb_build_object('hours', k.hours, 'owed', k.owed))
+    from kept k, reason r
+    where c.id = k.id
     returning c.id
 ), inserted as (
     insert into vps_billing_cycles (id, vps_instance_id, organization_id, billing_period_start, billing_period_end,
         hourly_rate, total_amount, status, metadata)
-    select billing_time_ordered_uuid(clock_timestamp()), t.id, t.organization_id, t.starts_at,
+    select billing_time_ordered_uuid(clock_timestamp()), t.id, t.organization_id, t.starts_at + t.first_hour * interval '1 hour',
         t.starts_at + t.hours * interval '1 hour', 0, 0, 'failed',
-        r.metadata || jsonb_build_object('hours', t.hours, 'since', to_jsonb(%(as_of)s::timestamptz))
+        r.metadata || jsonb_build_object('hours', t.hours - t.first_hour, 'since', to_jsonb(%(as_of)s::timestamptz))
     from tail t, reason r
-    where t.row_id is null and t.hours > 0
+    where t.row_id is null and t.hours > t.first_hour
     returning id
 ), batch_recorded as (
     insert into billing_batches (run_id, term, written_at, failures, failures_by_reason)
     select %(run_id)s, %(term)s, clock_timestamp(), count(*), jsonb_build_object(%(reason)s::text, count(*)) from due
 )
 select count(*) as failures,
-    (select count(*) from updated) = (select count(*) from open_row)
-        and (select count(*) from inserted) = (select count(*) from tail where row_id is null and hours > 0) as consistent
+    (select count(*) from updated) = (select count(*) from kept)
+        and (select count(*) from deleted) = (select count(*) from open_row) - (select count(*) from kept)
+        and (select count(*) from inserted) = (select count(*) from tail where row_id is null and hours > first_hour) as consistent
 from due
 
 -- name: count_failed_organization

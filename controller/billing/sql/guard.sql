@@ -35,14 +35,8 @@ with payment as materialized (
             when c.total_amount <> billing_charge((c.metadata ->> 'monthly_price')::numeric, c.billing_period_start,
                 (c.metadata ->> 'hours')::bigint) then 'price_clock'
             when before.period_end > c.billing_period_start then 'periods'
-            -- The application's own billing may have filled a gap while this controller was down. The lookup runs only where
-            -- there is a gap. It doesn't use `exists`, because the planner would then hash the whole history.
-            when case when before.period_end < c.billing_period_start then (
-                select f.id
-                from vps_billing_cycles f
-                where f.vps_instance_id = c.vps_instance_id and f.billing_period_end = c.billing_period_start
-                    and f.status in ('billed', 'refunded')
-                limit 1) is null end then 'periods'
+            when before.period_end < c.billing_period_start
+                and not billing_is_lawful_gap(c.vps_instance_id, c.billing_period_start, c.metadata) then 'periods'
             when i.last_billed_at is null or i.last_billed_at < c.billing_period_end then 'last_billed'
             when r.term is distinct from (c.metadata ->> 'term')::bigint then 'terms'
             when p.organization_id in (select organization_id from unsound) then 'wallet_state'
@@ -61,7 +55,7 @@ with payment as materialized (
         limit 1
     ) before on true
 )
-select (select count(*) from payment) as payments,
+select (select count(*) from payment) as payments, (select -coalesce(sum(amount) filter (where abs(amount) < 'infinity'), 0) from payment) as amount,
     (select id from payment order by id desc limit 1) as last_id,
     coalesce((
         select jsonb_agg(broken) from (
@@ -72,12 +66,30 @@ select (select count(*) from payment) as payments,
         ) broken), '[]') as violations
 
 -- name: guard_unreadable
--- Returns only the id and the organization of the next payment, because guard_charges can't read it.
-select id, organization_id
+-- Returns the next payment without its metadata, because guard_charges can't read it.
+select id, organization_id, case when abs(amount) < 'infinity' then amount else 0 end as amount
 from payment_transactions
 where id > %(after_id)s and id < %(end_id)s and billing_is_ours(metadata)
 order by id
 limit 1
+
+-- name: guard_charged
+-- The amount that the batches since the guard's last check have recorded, and their runs.
+select coalesce(sum(b.amount), 0) as amount, coalesce(array_agg(distinct b.run_id::text), '{}') as runs
+from billing_batches b
+where b.written_at >= %(checked_until)s
+    and b.run_id in (select id from billing_runs where coalesce(finished_at, 'infinity') >= %(checked_until)s)
+
+-- name: guard_unpaid
+-- Billed periods of some runs whose payment is missing, by organization. It reads the whole history, but runs only if payments
+-- of these runs are missing.
+select c.organization_id, count(*) as periods, min(c.id::text) as example
+from vps_billing_cycles c
+where billing_is_ours(c.metadata) and c.status = 'billed' and c.total_amount > 0
+    and c.metadata ->> 'run' = any (%(runs)s::text[])
+    and not exists (
+        select from payment_transactions p where p.id = c.payment_transaction_id and billing_is_ours(p.metadata))
+group by c.organization_id
 
 -- name: guard_end
 update billing_guard set checked_until = greatest(checked_until, %(checked_until)s)

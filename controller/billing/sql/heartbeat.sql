@@ -7,7 +7,7 @@ insert into billing_daemon_status as s
     (daemon_instance_id, status, last_run_at, last_run_success, instances_billed, total_amount, total_hours,
      error_message, started_at, heartbeat_at, metadata, updated_at)
 select %(instance_id)s::text, case when n.message is not null or r.outcome = 'failed' then 'error' else 'running' end,
-    r.started_at, r.outcome in ('completed', 'completed_with_failures'), coalesce(r.instances, 0), coalesce(r.amount, 0), coalesce(r.hours, 0),
+    r.started_at, billing_is_successful(r.outcome), coalesce(r.instances, 0), coalesce(r.amount, 0), coalesce(r.hours, 0),
     coalesce(n.message, r.error), %(started_at)s, clock_timestamp(), %(metadata)s, clock_timestamp()
 from billing_leadership l
 left join lateral (
@@ -53,7 +53,7 @@ returning coalesce(s.heartbeat_at > clock_timestamp() - interval '60 minutes', f
 -- billing although this controller has stopped.
 update billing_daemon_status s
 set status = 'stopped', updated_at = clock_timestamp(), last_run_at = coalesce(r.started_at, s.last_run_at),
-    last_run_success = coalesce(r.outcome in ('completed', 'completed_with_failures'), s.last_run_success),
+    last_run_success = coalesce(billing_is_successful(r.outcome), s.last_run_success),
     instances_billed = coalesce(r.instances, s.instances_billed), total_amount = coalesce(r.amount, s.total_amount),
     total_hours = coalesce(r.hours, s.total_hours), error_message = case when r.id is null then s.error_message else r.error end
 from billing_leadership l

@@ -70,7 +70,7 @@ from (
 insert into billing_wallet_baselines (wallet_id, organization_id, baseline, adopted_balance)
 select w.id, w.organization_id, w.balance - coalesce(
     (select sum(t.amount) from payment_transactions t
-     where t.organization_id = w.organization_id and t.status = 'completed' and abs(t.amount) < 'infinity'), 0), w.balance
+     where t.organization_id = w.organization_id and billing_is_of_wallet(t.status, t.amount, t.metadata)), 0), w.balance
 from wallets w
 where w.organization_id in (
         select organization_id from vps_instances
@@ -78,7 +78,7 @@ where w.organization_id in (
             and billing_due(last_billed_at, created_at, %(as_of)s))
     and w.organization_id <> all (%(locked_by_others)s::uuid[])
     and not exists (select from billing_wallet_baselines b where b.wallet_id = w.id)
-    and w.balance is not null and w.balance <> 'NaN'
+    and abs(w.balance) < 'infinity'
     and not exists (select from wallets o where o.organization_id = w.organization_id and o.id <> w.id)
 on conflict do nothing
 
@@ -176,7 +176,7 @@ with charge as materialized (
     from jsonb_to_recordset(%(segments)s::jsonb) as s (
         instance_id uuid, organization_id uuid, label text, starts_at timestamptz, hours bigint, monthly_price numeric,
         price_source text, cost numeric, row_id uuid, since jsonb, failure_reason text, currency text, paid_hours bigint,
-        amount numeric)
+        amount numeric, ledger_end timestamptz, last_billed_at timestamptz)
 ), paid as (
     insert into payment_transactions
         (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata)
@@ -193,7 +193,8 @@ with charge as materialized (
         select instance_id, organization_id, starts_at, paid_until as ends_at, monthly_price, amount as exact, 'billed' as status,
             payment_id, case when paid_hours = hours then row_id end as row_id,
             %(origin)s::jsonb || jsonb_strip_nulls(jsonb_build_object('hours', paid_hours, 'monthly_price', monthly_price,
-                'price_source', price_source, 'owed_since', case when paid_hours = hours then since end)) as metadata
+                'price_source', price_source, 'owed_since', case when paid_hours = hours then since end,
+                'moved_forward', case when ledger_end < starts_at and starts_at = last_billed_at then true end)) as metadata
         from charge where paid_hours > 0
         union all
         select instance_id, organization_id, paid_until, starts_at + hours * interval '1 hour', monthly_price, cost - amount,
@@ -218,8 +219,13 @@ with charge as materialized (
     from period where row_id is null
     returning total_amount
 )
--- a trigger or a rule may have dropped or changed a row
-select (select (count(*), coalesce(sum(amount), 0)) from paid)
+-- A trigger or a rule may have dropped or changed a row. The snapshot is older than the rows above, so an open row that no
+-- segment continues is one that clear_open_rows could not delete.
+select not exists (
+        select from vps_billing_cycles c
+        where c.vps_instance_id = any (%(instances)s::uuid[]) and c.status = 'failed' and billing_is_ours(c.metadata)
+            and c.id <> all (array(select row_id from charge where row_id is not null)))
+    and (select (count(*), coalesce(sum(amount), 0)) from paid)
         = (select (count(payment_id), -coalesce(sum(amount), 0)) from charge)
     and (select (count(*), coalesce(sum(total_amount), 0))
             from (select total_amount from row_updated union all select total_amount from row_inserted) w)
