@@ -117,6 +117,15 @@ $$
     ) schedule
 $$;
 
+-- Organizations that an earlier cycle could not charge although their rows looked sound.
+create or replace function billing_failed_before() returns table (organization_id uuid)
+language sql stable as
+$$
+    select distinct c.organization_id
+    from vps_billing_cycles c
+    where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'reason' in ('error', 'locked')
+$$;
+
 -- Failures by organization and reason: instances that could not be charged for a reason other than the balance. Suspended
 -- instances are not failures.
 create or replace function billing_failures()

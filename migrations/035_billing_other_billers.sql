@@ -101,7 +101,7 @@ $$
         when exists (select from billing_live_daemons()) then '-infinity'
         when exists (select from billing_notices() n where n.halts) then 'infinity'
         else greatest(
-            (select max(r.started_at) from billing_runs r where billing_is_successful(r.outcome))
+            (select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_is_successful(r.outcome))
                 + coalesce(l.interval_minutes, 60) * interval '1 minute',
             l.bill_after,
             billing_resumed_at(),

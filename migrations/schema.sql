@@ -113,6 +113,14 @@ CREATE FUNCTION billing_epoch_microseconds(moment timestamp with time zone) RETU
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select round(extract(epoch from moment - timestamptz '1970-01-01 00:00:00+00') * 1000000)::numeric $$;
 
+CREATE FUNCTION billing_failed_before() RETURNS TABLE(organization_id uuid)
+    LANGUAGE sql STABLE
+    AS $$
+    select distinct c.organization_id
+    from vps_billing_cycles c
+    where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'reason' in ('error', 'locked')
+$$;
+
 CREATE FUNCTION billing_failure_reason(suspended text, wallets bigint, balance numeric, currency text, wanted_currency text, start_known boolean, hours bigint, monthly_price numeric) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$

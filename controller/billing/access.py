@@ -67,6 +67,7 @@ def check(connection: sql.Connection, accepted_columns: Collection[str]) -> None
     """
     with sql.transaction(connection):
         problems = [
+            *_not_tables(connection),
             *_missing_rights(connection),
             *_hidden_rows(connection),
             *_unfit_columns(connection),
@@ -81,9 +82,13 @@ def _missing_rights(connection: sql.Connection) -> list[str]:
     wanted = [(table, right, columns) for table, rights in RIGHTS.items() for right, columns in rights.items()]
     tables, privileges, columns = (list(each) for each in zip(*wanted, strict=True))
     rows = sql.rows(connection, "missing_rights", tables=tables, privileges=privileges, columns=columns)
+    return [f"this role lacks the right to {row['right']}; run manifests/role.sql as the owner" for row in rows]
+
+
+def _not_tables(connection: sql.Connection) -> list[str]:
     return [
-        f"this role lacks the right to {row['privilege']} on {row['object']}; run manifests/role.sql as the owner"
-        for row in rows
+        f"{row['table_name']} is not a table and may hide rows; billing needs the application's own table"
+        for row in sql.rows(connection, "not_tables", tables=list(RIGHTS))
     ]
 
 

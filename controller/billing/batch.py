@@ -182,9 +182,15 @@ class BatchWorker:
         )
 
     def _others_fail_alike(self, organization: UUID, failure: Exception) -> bool:
-        """Tries other organizations alone and rolls them back. Returns True if they all fail like this one."""
+        """Tries other organizations alone and rolls them back. Returns True if they fail like this one.
+
+        An organization that fails for a known reason, such as a missing wallet, proves nothing. If half of them do, too
+        few are left to blame the controller.
+        """
         context, alike = self._context, 0
-        others = self._with_retries(lambda ledger, _: ledger.trial_organizations(context.run, organization, TRIALS))
+        others = self._with_retries(
+            lambda ledger, _: ledger.sample_organizations(TRIALS, as_of=context.run.as_of, without=organization)
+        )
         if len(others) + 1 < FEWEST_ORGANIZATIONS:
             return False
 
@@ -203,7 +209,7 @@ class BatchWorker:
                 if result.totals.instances or result.totals.debts:
                     return False
         log.debug("failure.tried_others", organizations=len(others), alike=alike, error=one_line(failure))
-        return alike + 1 >= FEWEST_ORGANIZATIONS
+        return alike + 1 >= FEWEST_ORGANIZATIONS and 2 * alike > len(others)
 
     def _charge_with_retries(self, batch: Batch, results: list[BatchResult], limit: int | None) -> None:
         self._with_retries(

@@ -137,6 +137,7 @@ class Biller:
                 log.warning("schedule.failed", error=one_line(error))
             else:
                 if seconds > 0:
+                    failures = 0
                     self._wait(seconds)
                     continue
                 result = self._bill(leadership)

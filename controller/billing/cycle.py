@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from uuid import UUID
@@ -107,8 +108,9 @@ class Cycle:
                 ledger.check_access()
                 _require_no_halt(look(ledger, leadership.term, keep=not dry), dry=dry)
                 with ledger.fenced(leadership.term, keep=not dry):
-                    run = ledger.begin_run(leadership.term)
+                    begun = ledger.begin_run(leadership.term)
                     ledger.begin_heartbeat(require_fresh=not dry)
+                run = begun
                 plan = ledger.plan(run, self._settings.batch_size)
                 planned = sum(batch.instances for batch in plan)
                 if not dry:
@@ -136,6 +138,8 @@ class Cycle:
         except (psycopg.Error, BillingError) as failed:
             ending = _Ending(Outcome.FAILED, one_line(failed), Cause.CONTROLLER)
         totals = state.totals
+        if run is None and not dry and ending.outcome is Outcome.FAILED:
+            run = self._record_run(leadership)
         if run is not None and not dry and ending.outcome not in {Outcome.DEPOSED, Outcome.SUPERSEDED}:
             try:
                 totals = self._finish(run, ending)
@@ -153,6 +157,14 @@ class Cycle:
             dict(state.failures_by_reason),
             ending.cause,
         )
+
+    def _record_run(self, leadership: Leadership) -> Run | None:
+        """Adds the row of a cycle that failed before it had one. The history must show it. None if that fails too."""
+        with suppress(psycopg.Error, BillingError):
+            ledger = self._connect()
+            with ledger.connection, ledger.fenced(leadership.term):
+                return ledger.record_run(leadership.term)
+        return None
 
     def _count_missed(self, run: Run, state: "_CycleState") -> None:
         """Finds instances that the cycle should have charged and did not, and counts them as failures."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Never
 from uuid import UUID
@@ -123,6 +124,10 @@ class Ledger:
         """Closes the runs that lost leaders left open, records prices, and begins a run. Needs `fenced`."""
         sql.run(self.connection, "close_abandoned_runs", term=term)
         sql.run(self.connection, "record_prices")
+        return self.record_run(term)
+
+    def record_run(self, term: int) -> Run:
+        """Adds the row of a run that begins now. Needs `fenced`."""
         row = sql.row(self.connection, "begin_run", term=term, holder=self._holder)
         return Run(row["id"], term, row["started_at"])
 
@@ -232,11 +237,17 @@ class Ledger:
         )
         return [row["organization_id"] for row in rows]
 
-    def trial_organizations(self, run: Run, organization: UUID, number: int) -> list[UUID]:
-        """Returns up to `number` other due organizations, spread over the plan, without those that failed before."""
-        rows = sql.rows(
-            self.connection, "trial_organizations", organization_id=organization, as_of=run.as_of, number=number
-        )
+    def sample_organizations(
+        self, number: int, *, as_of: datetime | None = None, without: UUID | None = None
+    ) -> list[UUID]:
+        """Returns up to `number` due organizations, spread over the plan, to try if billing works.
+
+        Args:
+            number: the most organizations.
+            as_of: the start of the cycle; None for now.
+            without: an organization that has failed in this cycle.
+        """
+        rows = sql.rows(self.connection, "sample_organizations", number=number, as_of=as_of, without=without)
         return [row["organization_id"] for row in rows]
 
     def take_from_wallet(self, organization: UUID, amount: Decimal) -> None:
@@ -328,11 +339,6 @@ class Ledger:
         """
         sql.run(self.connection, "begin_takeover", delay_seconds=delay_seconds)
         self.begin_heartbeat()
-
-    def proof_organizations(self, number: int) -> list[UUID]:
-        """Returns up to `number` due organizations, spread over the plan; suspended ones are left out."""
-        rows = sql.rows(self.connection, "proof_organizations", number=number)
-        return [row["organization_id"] for row in rows]
 
     def seconds_until_due(self) -> float:
         """Seconds until the next cycle is due, by the database's clock; negative once it is due."""

@@ -10,19 +10,19 @@ from typing import Final
 import psycopg
 
 from controller.billing.errors import DeposedError, InconsistentError, StoppedError
+from controller.billing.evidence import TRIALS
 from controller.billing.ledger import Ledger
 from controller.billing.values import Batch, BatchResult, Leadership
 from controller.errors import one_line
 from controller.lifecycle.stop import StopToken
 
-#: How many organizations to try. One that can be charged, or would be with a higher balance, is enough.
-ORGANIZATIONS: Final = 8
 #: How many instances of each organization to try.
 INSTANCES: Final = 100
 
 
 def prove(connect: Callable[[], Ledger], leadership: Leadership, stop: StopToken) -> str | None:
-    """Charges a few due organizations and rolls each transaction back.
+    """Charges a few due organizations and rolls each transaction back. One that can be charged, or could be with a
+    higher balance, is enough.
 
     Returns:
         None if billing would work or nothing is due; otherwise why the first organization can't be charged.
@@ -37,7 +37,7 @@ def prove(connect: Callable[[], Ledger], leadership: Leadership, stop: StopToken
     reason: str | None = None
     with ledger.connection:
         ledger.check_access()
-        for organization in ledger.proof_organizations(ORGANIZATIONS):
+        for organization in ledger.sample_organizations(TRIALS):
             if not stop.may_start_batch():
                 raise StoppedError("stopped before billing had proven that it works")
             if not leadership.still_leads():

@@ -102,6 +102,18 @@ def test_missing_right_is_named_with_its_remedy(limited: World, right: str, tabl
     assert "manifests/role.sql" in found
 
 
+def test_missing_right_on_a_sequence_is_named(limited: World) -> None:
+    as_owner(limited, f"revoke usage on sequence billing_daemon_status_id_seq from {ROLE}")
+    assert "lacks the right to use the sequence public.billing_daemon_status_id_seq" in problem(limited)
+
+
+def test_view_in_the_place_of_a_table_is_refused(limited: World) -> None:
+    as_owner(limited, "alter table vps_instances rename to all_instances")
+    as_owner(limited, "create view vps_instances as select * from all_instances where status = 'active'")
+    as_owner(limited, f"grant select, update on vps_instances to {ROLE}")
+    assert "vps_instances is not a table" in problem(limited)
+
+
 @pytest.mark.parametrize(
     ("table", "column", "kind"),
     [

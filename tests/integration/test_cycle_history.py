@@ -5,11 +5,16 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
+from controller.billing.biller import Biller
+from controller.billing.guard import Guard
+from controller.billing.heartbeat import Heartbeat
+from controller.billing.ledger import Ledger
 from controller.billing.values import Outcome, Run, Totals
 from tests.integration.scripted_ledger import ScriptedLedger
-from tests.integration.world import Term, World
+from tests.integration.world import ScriptedStop, Term, World
 from tests.model import HOUR, NOON, Owed, settle
 
 D = Decimal
@@ -98,6 +103,44 @@ def test_takeover_delay_applies_if_the_newest_heartbeat_is_older_than_90_minutes
 def test_takeover_delay_of_zero_bills_at_once(world: World) -> None:
     begin_term(world, world.lead(), 0)
     assert seconds_until_due(world) <= 0
+
+
+def test_leader_steps_down_only_after_failures_in_a_row(world: World) -> None:
+    """The first session starts the term; the others read the schedule."""
+    world.bill()
+    works = [True, False, False, True, False, False, True]
+    stepped_down: list[float] = []
+
+    class Leader(Term):
+        def step_down(self, back_off_seconds: float) -> None:
+            stepped_down.append(back_off_seconds)
+
+    class Unwaiting(Biller):
+        def _wait(self, seconds: float) -> None:
+            pass
+
+    def connect() -> Ledger:
+        if not works.pop(0):
+            raise psycopg.OperationalError("the database is away")
+        return world.ledger()
+
+    stop = ScriptedStop(may_start_cycle=lambda: bool(works) and not stepped_down)
+    heartbeat = Heartbeat(
+        connect=world.database.connect, instance_id="test-1", metadata={}, interval_seconds=60, retention_days=30
+    )
+    biller = Unwaiting(
+        connect=connect,
+        cycle=world.cycle(),
+        guard=Guard(world.ledger, stop),
+        heartbeat=heartbeat,
+        stop=stop,
+        interval_minutes=60,
+        takeover_delay_seconds=0,
+        on_cycle_ended=lambda _result: None,
+    )
+    biller.elected(Leader(world.lead().term))
+    biller.run()
+    assert stepped_down == []
 
 
 def test_run_records_its_leader_times_and_totals(world: World) -> None:

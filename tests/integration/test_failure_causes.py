@@ -165,6 +165,32 @@ def test_organizations_that_failed_before_are_no_evidence_against_the_controller
     assert len(reasons(world)) == 5
 
 
+def test_failures_of_several_kinds_are_not_the_controllers(world: World) -> None:
+    refused = organizations(world, 3)
+    refuse(world, refused, "raise sqlstate 'AP001'")
+    for _ in range(6):
+        world.instance(world.organization(None), world.plan(CENT_AN_HOUR), NOON - 5 * HOUR)
+    result = world.cycle(NOON).run(world.lead())
+    assert (result.totals, result.cause) == (Totals(failures=9), Cause.ORGANIZATIONS)
+
+
+def test_few_failures_of_another_kind_do_not_excuse_the_controller(world: World) -> None:
+    organizations(world, 20)
+    world.instance(world.organization(None), world.plan(CENT_AN_HOUR), NOON - 5 * HOUR)
+    refuse(world, None, "raise sqlstate 'AP001'")
+    assert world.cycle(NOON).run(world.lead()).cause is Cause.CONTROLLER
+
+
+def test_proof_tries_organizations_that_did_not_fail_before(world: World) -> None:
+    made = organizations(world, 17)
+    refuse(world, made[:16], "raise exception 'not this one'")
+    world.bill(NOON)
+    leadership = world.lead()
+    assert world.cycle().prove(leadership) is None
+    world.run("delete from vps_instances where organization_id = %s", made[16])
+    assert world.cycle().prove(leadership) == "not this one"
+
+
 def test_large_organization_with_slow_rows_is_billed_in_shorter_steps(world: World) -> None:
     """3,000 rows of 2 ms each exceed the statement timeout of 5 s at the default batch size."""
     (slow,) = organizations(world, 1, balance="10000.00")

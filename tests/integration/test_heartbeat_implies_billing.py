@@ -181,7 +181,7 @@ def refused(world: World, result: CycleResult, text: str) -> None:
     assert result.outcome is Outcome.FAILED
     assert text in (result.error or ""), result.error
     assert world.one("select count(*) from payment_transactions") == 0
-    assert world.one("select count(*) from billing_runs where outcome = 'running'") == 0
+    assert world.one("select outcome from billing_runs order by id desc limit 1") == "failed"
 
 
 def test_cycle_begins_with_a_heartbeat(owing: World) -> None:

@@ -1,16 +1,28 @@
 -- Find what keeps this role from seeing or writing what billing needs. They read only catalogs.
 
 -- name: missing_rights
--- Where columns are listed, the right on these columns is enough.
-select w.relname as table_name, w.privilege,
-    case when w.columns = '' then w.relname else w.relname || ' (' || w.columns || ')' end as object
+-- Where columns are listed, the right on these columns is enough. An insert also needs the sequences of its columns' defaults.
+select w.privilege || ' on ' || case when w.columns = '' then w.relname else w.relname || ' (' || w.columns || ')' end as right
 from unnest(%(tables)s::text[], %(privileges)s::text[], %(columns)s::text[]) as w (relname, privilege, columns)
 where to_regclass(w.relname) is not null
     and not has_table_privilege(to_regclass(w.relname), w.privilege)
     and (w.columns = '' or not (
         select bool_and(has_column_privilege(to_regclass(w.relname), c.name, w.privilege))
         from unnest(string_to_array(w.columns, ', ')) as c (name)))
-order by 1, 2
+union all
+select 'use the sequence ' || s.name
+from unnest(%(tables)s::text[], %(privileges)s::text[]) as w (relname, privilege)
+join pg_attribute a on a.attrelid = to_regclass(w.relname) and a.attnum > 0 and a.attidentity = '' and not a.attisdropped
+cross join pg_get_serial_sequence(w.relname, a.attname) as s (name)
+where w.privilege = 'insert' and not has_sequence_privilege(s.name, 'usage')
+order by 1
+
+-- name: not_tables
+-- A view or a foreign table may hide rows without an error.
+select c.relname as table_name
+from pg_class c
+where c.oid = any (select to_regclass(t)::oid from unnest(%(tables)s::text[]) as t) and c.relkind not in ('r', 'p')
+order by 1
 
 -- name: hidden_rows
 -- Tables whose row-level security applies to this role and may hide rows from it. They lack a permissive policy that lets

@@ -27,19 +27,6 @@ set bill_after = greatest(
         case when takeover_delay_seconds is not null then bill_after end),
     takeover_delay_seconds = greatest(%(delay_seconds)s, takeover_delay_seconds)
 
--- name: proof_organizations
--- Up to `number` due organizations, spread evenly over the plan.
-with due as (
-    select organization_id, row_number() over (order by organization_id) - 1 as place, count(*) over () as organizations
-    from vps_instances i
-    where billing_due(last_billed_at, created_at, clock_timestamp()) and organization_id is not null
-        and not exists (select from billing_suspensions s where s.organization_id = i.organization_id)
-    group by organization_id
-)
-select distinct on (place * %(number)s / organizations) organization_id
-from due
-order by place * %(number)s / organizations, place
-
 -- name: seconds_until_due
 -- By the database's clock, and independent of the replica that led the last cycle. Negative once the cycle is due.
 select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as seconds
@@ -71,13 +58,9 @@ with due as (
     from vps_instances
     where billing_due(last_billed_at, created_at, %(as_of)s)
     group by organization_id
-), failed_before as materialized (
-    select distinct organization_id
-    from vps_billing_cycles
-    where status = 'failed' and billing_is_ours(metadata) and metadata ->> 'reason' in ('error', 'locked')
 ), marked as (
     select due.*, instances > %(batch_size)s as large, f.organization_id is not null as failed_before
-    from due left join failed_before f on f.organization_id = due.organization_id
+    from due left join billing_failed_before() f on f.organization_id = due.organization_id
 ), counted as (
     select *, count(*) filter (where large or failed_before) over (order by organization_id) as alone_so_far
     from marked

@@ -8,24 +8,27 @@ where organization_id between %(first_organization)s and %(last_organization)s
     and billing_due(last_billed_at, created_at, %(as_of)s)
 order by organization_id
 
--- name: trial_organizations
--- Other due organizations to try alone: a random one from each of `number` equal parts of the plan. The parts alternate between
--- odd and even places. If every other organization fails, some of those that work are tried.
-with other as (
-    select organization_id, row_number() over (order by organization_id) - 1 as place, count(*) over () as others
-    from vps_instances
-    where billing_due(last_billed_at, created_at, %(as_of)s)
-        and organization_id <> %(organization_id)s
-        and organization_id not in (
-            select organization_id
-            from vps_billing_cycles
-            where status = 'failed' and billing_is_ours(metadata) and metadata ->> 'reason' in ('error', 'locked')
-                and organization_id is not null)
-    group by organization_id
+-- name: sample_organizations
+-- Due organizations to try alone: a random one from each of `number` equal parts of the plan. The parts alternate between odd
+-- and even places, so that some that work are tried if every other organization fails. Suspended organizations are left out,
+-- and those that an earlier cycle could not charge. If no organization has failed in this cycle and no other is due, they are
+-- tried too.
+with due as materialized (
+    select i.organization_id, f.organization_id is not null as failed_before
+    from vps_instances i
+    left join billing_failed_before() f on f.organization_id = i.organization_id
+    where billing_due(i.last_billed_at, i.created_at, coalesce(%(as_of)s::timestamptz, clock_timestamp()))
+        and i.organization_id is distinct from %(without)s::uuid and i.organization_id is not null
+        and not exists (select from billing_suspensions s where s.organization_id = i.organization_id)
+    group by i.organization_id, f.organization_id
+), candidate as (
+    select organization_id, row_number() over (order by organization_id) - 1 as place, count(*) over () as candidates
+    from due
+    where not failed_before or (%(without)s::uuid is null and not exists (select from due where not failed_before))
 )
-select distinct on (place * %(number)s / others) organization_id
-from other
-order by place * %(number)s / others, mod(place, 2) <> mod(place * %(number)s / others, 2), random()
+select distinct on (place * %(number)s / candidates) organization_id
+from candidate
+order by place * %(number)s / candidates, mod(place, 2) <> mod(place * %(number)s / candidates, 2), random()
 
 -- name: record_failed_organization
 -- Writes the reason to the open rows of every due instance, and adds an open row without a price for the hours that they
