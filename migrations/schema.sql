@@ -73,7 +73,7 @@ CREATE FUNCTION billing_beats_until() RETURNS timestamp with time zone
         when exists (select from billing_live_daemons()) then '-infinity'
         when exists (select from billing_notices() n where n.halts) then 'infinity'
         else greatest(
-            (select max(r.started_at) from billing_runs r where billing_is_successful(r.outcome))
+            (select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_is_successful(r.outcome))
                 + coalesce(l.interval_minutes, 60) * interval '1 minute',
             l.bill_after,
             billing_resumed_at(),
@@ -153,7 +153,7 @@ $$;
 
 CREATE FUNCTION billing_got_through(outcome text, cause text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$ select coalesce(outcome in ('completed', 'completed_with_failures') or (outcome = 'failed' and cause = 'organizations'), false) $$;
+    AS $$ select coalesce(billing_is_successful(outcome) or (outcome = 'failed' and cause = 'organizations'), false) $$;
 
 CREATE FUNCTION billing_hours_until(since timestamp with time zone, moment timestamp with time zone) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -172,9 +172,26 @@ CREATE FUNCTION billing_is_due(last_billed_at timestamp with time zone, created_
         or (last_billed_at is null and (created_at is null or created_at <= as_of - interval '1 hour'))
 $$;
 
+CREATE FUNCTION billing_is_lawful_gap(instance_id uuid, starts_at timestamp with time zone, metadata jsonb) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select metadata ? 'moved_forward'
+        or exists (
+            select from vps_billing_cycles c
+            where c.vps_instance_id = instance_id and c.billing_period_end = starts_at and c.status in ('billed', 'refunded')
+                and not billing_is_ours(c.metadata))
+        or exists (
+            select from billing_wallet_baselines b
+            where not exists (select from organizations o where o.id = b.organization_id))
+$$;
+
 CREATE FUNCTION billing_is_moment(moment timestamp with time zone) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select coalesce(moment >= timestamptz '1970-01-01 00:00:00+00' and moment < 'infinity', false) $$;
+
+CREATE FUNCTION billing_is_of_wallet(status text, amount numeric, metadata jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select status = 'completed' and abs(amount) < 'infinity' and (metadata ->> 'wallet_type') is null $$;
 
 CREATE FUNCTION billing_is_our_status(metadata jsonb) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -414,8 +431,15 @@ begin
         from standing s
         join vps_billing_cycles c on c.vps_instance_id = s.id and c.status = 'failed' and billing_is_ours(c.metadata)
     ), recorded as materialized (
-        -- open rows that hold a price and at least one hour that is still unbilled
-        select * from open_row r where billing_is_price(r.monthly_price) and r.ends_at > r.starts_at
+        -- Open rows that hold a price and time that is still unbilled. If rows overlap, each hour is owed once: the earlier
+        -- row ends where the later one begins.
+        select * from (
+            select r.row_id, r.id, r.starts_at, r.monthly_price, r.price_source, r.since,
+                least(r.ends_at, lead(r.starts_at) over (partition by r.id order by r.starts_at, r.ends_at)) as ends_at
+            from open_row r
+            where billing_is_price(r.monthly_price) and r.ends_at > r.starts_at
+        ) cut
+        where cut.ends_at > cut.starts_at
     ), gap as (
         select s.id, s.starts_at as from_time, coalesce(min(r.starts_at), 'infinity') as to_time
         from standing s left join recorded r on r.id = s.id
@@ -489,10 +513,10 @@ CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading
         next.due_at, next.waiting_for,
         case when replica.leader is not null then (
             select r.started_at from billing_runs r where r.outcome = 'running' and r.term = l.term order by r.id desc limit 1) end,
-        (select max(r.started_at) from billing_runs r where r.outcome in ('completed', 'completed_with_failures')),
+        (select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_is_successful(r.outcome)),
         -- the amount as text, because JSON readers turn numbers into floats
         (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
-         from billing_history r where r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
+         from billing_history r where r.kind = 'cycle' and r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
         (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8
          from billing_daemon_status s where isfinite(s.heartbeat_at)),
         debt.instances, debt.owed, failure.instances,

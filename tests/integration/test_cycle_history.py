@@ -136,6 +136,7 @@ def test_leader_steps_down_only_after_failures_in_a_row(world: World) -> None:
         stop=stop,
         interval_minutes=60,
         takeover_delay_seconds=0,
+        other_billers="stop",
         on_cycle_ended=lambda _result: None,
     )
     biller.elected(Leader(world.lead().term))
