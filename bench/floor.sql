@@ -30,7 +30,7 @@ join (
     order by key, preference, active desc, created_at
 ) p on p.key = i.plan_id
 join wallets w on w.organization_id = i.organization_id
-where billing_is_due(i.last_billed_at, i.created_at, :'as_of'::timestamptz)
+where billing_due(i.last_billed_at, i.created_at, :'as_of'::timestamptz)
 order by i.id;
 
 update wallets w

@@ -40,57 +40,10 @@ create or replace function billing_whole_hours(since timestamptz, until timestam
 language sql immutable parallel safe as
 $$ select floor(extract(epoch from until - since) / 3600)::bigint $$;
 
--- True if at least one whole hour is unbilled. An instance without any start time counts as due, so that it is reported.
--- The disjunction lets an index on last_billed_at serve it.
-create or replace function billing_is_due(last_billed_at timestamptz, created_at timestamptz, as_of timestamptz)
-returns boolean
-language sql stable parallel safe as
-$$
-    select last_billed_at <= as_of - interval '1 hour'
-        or (last_billed_at is null and (created_at is null or created_at <= as_of - interval '1 hour'))
-$$;
-
 -- True if hours can be counted from this time: it is neither null nor infinite, and not before the price clock's epoch.
 create or replace function billing_is_moment(moment timestamptz) returns boolean
 language sql immutable parallel safe as
 $$ select coalesce(moment >= timestamptz '1970-01-01 00:00:00+00' and moment < 'infinity', false) $$;
-
--- Returns how many hours of each instance a short wallet can pay. Instances come in charging order; each gets as many of
--- its oldest hours as the remaining balance can pay. An hour that costs nothing is always paid.
--- Solves for the greatest k with F(start + k hours) <= F(start) + remaining instead of searching for it.
-create or replace function billing_affordable_hours(
-    balance numeric, monthly_prices numeric[], period_starts timestamptz[], hours bigint[]
-) returns bigint[]
-language plpgsql immutable parallel safe as
-$$
-declare
-    remaining numeric := greatest(balance, 0);
-    affordable bigint[] := '{}';
-    instance record;
-    cost numeric;
-    paid bigint;
-    a_month constant numeric := 2628000000000;  -- microseconds
-    bound numeric;
-    step numeric;
-begin
-    for instance in
-        select * from unnest(monthly_prices, period_starts, hours) as i (monthly_price, period_start, hours)
-    loop
-        paid := instance.hours;
-        cost := billing_charge(instance.monthly_price, instance.period_start, paid);
-        if cost > remaining then
-            bound := 2 * a_month * (100 * (billing_price_clock(instance.monthly_price, instance.period_start) + remaining) + 1)
-                - a_month - 200 * instance.monthly_price * billing_epoch_microseconds(instance.period_start);
-            step := 200 * instance.monthly_price * 3600000000;
-            paid := greatest(div(bound, step) - (mod(bound, step) = 0)::int, 0);
-            cost := billing_charge(instance.monthly_price, instance.period_start, paid);
-        end if;
-        remaining := remaining - cost;
-        affordable := affordable || paid;
-    end loop;
-    return affordable;
-end
-$$;
 
 -- A UUID whose first 48 bits are the time (the layout of version 7), so that new rows go to the right end of an index.
 create or replace function billing_time_ordered_uuid(moment timestamptz) returns uuid

@@ -3,12 +3,6 @@
 -- snapshot, so a concurrent top-up counts in both or in neither. Wallets created later are adopted when they are first
 -- charged (adopt_wallets). Wallets that are duplicates or have an unusable balance are adopted once they have been repaired.
 
--- True if a payment has changed the wallet that is charged. Later versions of the application have other wallets, which the
--- metadata names. A NaN or infinite amount would spoil every sum.
-create or replace function billing_is_of_wallet(status text, amount numeric, metadata jsonb) returns boolean
-language sql immutable parallel safe as
-$$ select status = 'completed' and abs(amount) < 'infinity' and (metadata ->> 'wallet_type') is null $$;
-
 create table if not exists billing_wallet_baselines (
     wallet_id uuid primary key,
     organization_id uuid not null,
@@ -23,7 +17,7 @@ from wallets w
 left join (
     select organization_id, sum(amount) as completed
     from payment_transactions
-    where billing_is_of_wallet(status, amount, metadata)
+    where status = 'completed' and abs(amount) < 'infinity' and (metadata ->> 'wallet_type') is null  -- billing_is_of_wallet
     group by organization_id
 ) t on t.organization_id = w.organization_id
 where abs(w.balance) < 'infinity'

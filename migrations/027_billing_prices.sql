@@ -23,6 +23,17 @@ create or replace function billing_is_price(monthly_price numeric) returns boole
 language sql immutable parallel safe as
 $$ select coalesce(monthly_price >= 0 and monthly_price < 'infinity', false) $$;
 
+-- True if a payment has changed the wallet that is charged. Later versions of the application have other wallets, which the
+-- metadata names. A NaN or infinite amount would spoil every sum. Migration 015 applies the same rule.
+create or replace function billing_is_of_wallet(status text, amount numeric, metadata jsonb) returns boolean
+language sql immutable parallel safe as
+$$ select status = 'completed' and abs(amount) < 'infinity' and (metadata ->> 'wallet_type') is null $$;
+
+-- Functions of earlier versions of 014 and 016.
+drop function if exists billing_is_due(timestamptz, timestamptz, timestamptz);
+drop function if exists billing_affordable_hours(numeric, numeric[], timestamptz[], bigint[]);
+drop function if exists billing_plan_prices();
+
 -- Plan lookup as of now: the plan's id first, else its provider_plan_id. Among several matches the active plan wins, then
 -- the oldest.
 create or replace function billing_plan_lookup()
@@ -43,7 +54,6 @@ $$
     where candidate.key is not null
     order by candidate.key, candidate.preference, candidate.active desc nulls last, candidate.created_at, candidate.id
 $$;
-drop function if exists billing_plan_prices();
 
 -- Changes of plan lookup that are not recorded yet. The first record of a key applies to all earlier hours too. A later change
 -- applies from the plan's updated_at if that lies after the previous check, else from now.

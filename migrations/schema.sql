@@ -1,37 +1,5 @@
 -- The controller's own tables, functions and indexes after all migrations. Written by `make schema`; never applied.
 
-CREATE FUNCTION billing_affordable_hours(balance numeric, monthly_prices numeric[], period_starts timestamp with time zone[], hours bigint[]) RETURNS bigint[]
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    AS $$
-declare
-    remaining numeric := greatest(balance, 0);
-    affordable bigint[] := '{}';
-    instance record;
-    cost numeric;
-    paid bigint;
-    a_month constant numeric := 2628000000000;  -- microseconds
-    bound numeric;
-    step numeric;
-begin
-    for instance in
-        select * from unnest(monthly_prices, period_starts, hours) as i (monthly_price, period_start, hours)
-    loop
-        paid := instance.hours;
-        cost := billing_charge(instance.monthly_price, instance.period_start, paid);
-        if cost > remaining then
-            bound := 2 * a_month * (100 * (billing_price_clock(instance.monthly_price, instance.period_start) + remaining) + 1)
-                - a_month - 200 * instance.monthly_price * billing_epoch_microseconds(instance.period_start);
-            step := 200 * instance.monthly_price * 3600000000;
-            paid := greatest(div(bound, step) - (mod(bound, step) = 0)::int, 0);
-            cost := billing_charge(instance.monthly_price, instance.period_start, paid);
-        end if;
-        remaining := remaining - cost;
-        affordable := affordable || paid;
-    end loop;
-    return affordable;
-end
-$$;
-
 CREATE FUNCTION billing_affordable_segments(balance numeric, instance_ids uuid[], monthly_prices numeric[], period_starts timestamp with time zone[], hours bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -163,13 +131,6 @@ CREATE FUNCTION billing_hours_until(since timestamp with time zone, moment times
         when moment = 'infinity' then 9223372036854775807
         else ceil(extract(epoch from moment - since) / 3600)::bigint
     end
-$$;
-
-CREATE FUNCTION billing_is_due(last_billed_at timestamp with time zone, created_at timestamp with time zone, as_of timestamp with time zone) RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    AS $$
-    select last_billed_at <= as_of - interval '1 hour'
-        or (last_billed_at is null and (created_at is null or created_at <= as_of - interval '1 hour'))
 $$;
 
 CREATE FUNCTION billing_is_lawful_gap(instance_id uuid, starts_at timestamp with time zone, metadata jsonb) RETURNS boolean

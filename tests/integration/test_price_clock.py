@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -163,7 +164,7 @@ def test_hours_are_whole_to_the_microsecond(conn: Connection, cases: list[tuple[
 
 def test_due_means_a_whole_unbilled_hour(conn: Connection) -> None:
     def due(last_billed_at: datetime | None, created_at: datetime | None) -> bool:
-        (is_due,) = column(conn, "select billing_is_due(%s, %s, %s)", last_billed_at, created_at, NOON)
+        (is_due,) = column(conn, "select billing_due(%s, %s, %s)", last_billed_at, created_at, NOON)
         return bool(is_due)
 
     short = timedelta(microseconds=1)
@@ -191,8 +192,9 @@ def test_new_ids_are_version_7_and_in_the_order_of_time(conn: Connection) -> Non
 def affordable(conn: Connection, balance: Decimal, owed: Sequence[Owed]) -> list[int]:
     (hours,) = column(
         conn,
-        "select billing_affordable_hours(%s, %s::numeric[], %s::timestamptz[], %s::bigint[])",
+        "select billing_affordable_segments(%s, %s::uuid[], %s::numeric[], %s::timestamptz[], %s::bigint[])",
         balance,
+        [UUID(int=number) for number in range(len(owed))],
         [each.monthly_price for each in owed],
         [each.start for each in owed],
         [each.hours for each in owed],

@@ -7,7 +7,8 @@
 -- row, one price for all hours, and a ledger that is not ahead of last_billed_at. Returns the wallets with the amount to take
 -- from each, and the organizations left over. Locks nothing; charge_wallets checks that the wallets can still pay.
 with due as materialized (
-    select id, organization_id, plan_id, label, created_at, last_billed_at, coalesce(last_billed_at, created_at) as period_start
+    select id, organization_id, plan_id, label, coalesce(created_at, 'infinity') as created_at, last_billed_at,
+        coalesce(last_billed_at, created_at) as period_start
     from vps_instances
     where organization_id between %(first_organization)s and %(last_organization)s
         and billing_due(last_billed_at, created_at, %(as_of)s)
@@ -16,8 +17,7 @@ with due as materialized (
     order by organization_id, coalesce(created_at, 'infinity'), id
     limit %(batch_size)s
 ), indebted as materialized (
-    select vps_instance_id
-    from vps_billing_cycles
+    select vps_instance_id from vps_billing_cycles
     where vps_instance_id = any (array(select id from due)) and status = 'failed' and billing_is_ours(metadata)
 ), price as materialized (
     select key, monthly_price, source, valid_from from billing_price_history() where valid_to = 'infinity'
@@ -42,16 +42,14 @@ with due as materialized (
     join billing_sound_wallets(%(currency)s) w on w.organization_id = o.organization_id and w.balance >= o.amount
 ), charge as materialized (
     select *, period_start + hours * interval '1 hour' as period_end, billing_time_ordered_uuid(clock_timestamp()) as charge_id
-    from costed where (organization_id in (select organization_id from covered)) is true
-    order by id
+    from costed where (organization_id in (select organization_id from covered)) is true order by id
 ), paid as (
     insert into payment_transactions
         (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata)
     select charge_id, organization_id, -amount, %(currency)s, 'wallet_debit', 'internal', 'completed',
         'VPS ' || coalesce(label, id::text) || ', ' || hours || ' h',
         %(origin)s::jsonb || jsonb_build_object('vps_instance_id', id, 'hours', hours)
-    from charge where amount > 0
-    returning amount
+    from charge where amount > 0 returning amount
 ), period as (
     -- a period and its payment are one charge and share its id
     insert into vps_billing_cycles (id, vps_instance_id, organization_id, billing_period_start, billing_period_end,
@@ -60,22 +58,18 @@ with due as materialized (
         case when amount > 0 then charge_id end,
         case when moved_forward then %(origin)s::jsonb || '{"moved_forward": true}' else %(origin)s::jsonb end
             || jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', price_source)
-    from charge
-    returning total_amount
+    from charge returning total_amount
 ), advanced as (
     -- compare and swap: another session may have moved last_billed_at
-    update vps_instances i set last_billed_at = c.period_end
-    from charge c
+    update vps_instances i set last_billed_at = c.period_end from charge c
     where i.id = c.id and i.last_billed_at is not distinct from c.last_billed_at
     returning i.last_billed_at = c.period_end as written
 ), total as (
     select count(*) as instances, coalesce(sum(hours), 0)::bigint as hours, coalesce(sum(amount), 0.00) as amount,
-        count(*) filter (where amount > 0) as payments
-    from charge
+        count(*) filter (where amount > 0) as payments from charge
 ), batch_recorded as (
     insert into billing_batches (run_id, term, written_at, instances, hours, amount)
-    select %(run_id)s, %(term)s, clock_timestamp(), instances, hours, amount from total where instances > 0
-    returning id
+    select %(run_id)s, %(term)s, clock_timestamp(), instances, hours, amount from total where instances > 0 returning id
 )
 select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended, (select count(*) from due) as due,
     -- a trigger or a rule may have dropped or changed a row
@@ -89,10 +83,7 @@ select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended
         as left_over,
     last_due.created_at::text as last_created_at, last_due.id as last_id
 from total t
-left join lateral (
-    select coalesce(created_at, 'infinity') as created_at, id from due
-    order by organization_id desc, coalesce(created_at, 'infinity') desc, id desc limit 1
-) last_due on true
+left join (select created_at, id from due order by organization_id desc, created_at desc, id desc limit 1) last_due on true
 
 -- name: charge_wallets
 -- Debits the wallets in the one global order. Counts those that could pay and whose balance fell by exactly their amount. If
