@@ -28,7 +28,8 @@ class Status:
         last_completed_at: start of the newest completed cycle.
         last_run: the newest run that has ended, as a row of `billing_runs`.
         heartbeat_age_seconds: age of the newest heartbeat in `billing_daemon_status`; None if there is none.
-        beats_until: until when the leader may write heartbeats unless a cycle succeeds; None before the first term.
+        beats_until: until when the leader may write heartbeats unless a cycle succeeds; None before the first term, and
+            while billing is halted.
         interval_minutes: from the start of a cycle to the start of the next, as the leader has it.
         debts: instances with a debt.
         owed: sum of all debts.

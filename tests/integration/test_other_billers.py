@@ -569,7 +569,7 @@ def test_controller_waits_for_a_live_daemon_and_says_who_it_is(
     assert owing.one("select count(*) from billing_daemon_status") == 1, "it writes no heartbeat"
     assert owing.one("select waiting_for from billing_status") == "halted"
     shown = run_command("status", folder=tmp_path, DATABASE_URL=owing.url)
-    assert f"halted another billing daemon is alive: {OTHER}" in " ".join(shown.stdout.split())
+    assert f"DOWN: billing is halted: another billing daemon is alive: {OTHER}" in " ".join(shown.stdout.split())
     billed = run_command("bill", "--dry-run", folder=tmp_path, DATABASE_URL=owing.url)
     assert (billed.returncode, OTHER in billed.stderr) == (0, True)
 

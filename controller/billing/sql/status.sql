@@ -1,7 +1,8 @@
 -- What `status`, the status page and the metrics show, from the views of migration 026.
 
 -- name: status
-select s.*, billing_beats_until() as beats_until,
+-- While billing is halted, the end of the heartbeats is infinite, which Python can't represent.
+select s.*, (select u from billing_beats_until() u where isfinite(u)) as beats_until,
     coalesce((select l.interval_minutes from billing_leadership l), 60) as interval_minutes,
     coalesce((
         select jsonb_agg(jsonb_build_object('instance_id', r.instance_id, 'role', r.role,
