@@ -28,9 +28,10 @@ from controller.billing.status import Status, read_history, read_status
 from controller.billing.values import Pricing
 from controller.election import LockSession, LockSessionError
 from controller.errors import BillingError, DatabaseUnreachableError, one_line
+from controller.generation import GENERATION
 from controller.k8s import Pod, find_pod
 from controller.lifecycle.stop import StopToken
-from controller.postgres import migrations
+from controller.postgres import migrations, state_tables
 from controller.postgres.certificates import use_system_certificates
 from controller.postgres.connections import (
     BILLER,
@@ -193,7 +194,10 @@ class Application:
     # --- one read or write for a command or a page
 
     def migrate(self, progress: Callable[[str], None], wait_seconds: float = 0) -> list[str]:
-        """Applies pending migrations and returns the names of those that this call applied.
+        """Applies pending migrations and repairs state tables that were emptied or doubled.
+
+        Returns:
+            What it has done, a line each; none if there was nothing to do.
 
         Args:
             progress: called with one line for each step that may take long.
@@ -202,7 +206,11 @@ class Application:
 
         def attempt() -> list[str]:
             with self.direct.connect(MIGRATION) as connection:
-                return migrations.migrate(connection, progress)
+                applied = migrations.migrate(connection, progress)
+                repaired = state_tables.repair(connection, generation=GENERATION, version=__version__)
+            return [
+                f"{done} {', '.join(names)}" for done, names in (("applied", applied), ("repaired", repaired)) if names
+            ]
 
         return patiently(attempt, wait_seconds, lambda line: progress(self.redact(line)))
 

@@ -117,8 +117,8 @@ def migrate(
         application.check_schema(output.note, wait)
         output.line("up to date")
         return
-    applied = application.migrate(output.note, wait)
-    output.line(f"applied {', '.join(applied)}" if applied else "up to date")
+    for line in application.migrate(output.note, wait) or ["up to date"]:
+        output.line(line)
 
 
 @app.command()

@@ -32,6 +32,10 @@ class UnprovenError(BillingError):
     """No heartbeat was written for 90 minutes, and a trial shows that billing would fail."""
 
 
+class LockHeldError(BillingError):
+    """A session that is not the leader's holds the lock."""
+
+
 class DryRunLeadership:
     """A dry run needs no leadership, because everything it writes is rolled back."""
 
@@ -120,6 +124,11 @@ def _refuse_if_led(application: Application) -> None:
         migrations.check(connection)
         refuse_other_controller(connection, application.lock.name, application.lock.key)
         holder = sql.optional_row(connection, "lock_holder", **application.lock.catalog_key)
+    if holder is not None and holder["without_term"]:
+        raise LockHeldError(
+            f"{holder['without_term']} holds the billing lock without a term, so no replica can lead; end that session,"
+            " or try again if it is a replica that has just been elected"
+        )
     if holder is not None:
         raise AnotherLeaderError(
             f"{holder['application_name'].rpartition(' ')[2]} leads and bills already;"

@@ -34,8 +34,8 @@ Settings = Mapping[str, str | None]
 _NAME: Final = re.compile(r"^-- name: (?P<name>\w+)$", re.MULTILINE)
 
 
-class NoRowError(BillingError):
-    """A statement that always returns one row returned none."""
+class NotOneRowError(BillingError):
+    """A statement that always returns one row did not: a table that holds one row was emptied or doubled."""
 
 
 class Session(psycopg.Connection[Row]):
@@ -127,13 +127,16 @@ def row(connection: Connection, name: str, /, **parameters: Any) -> Row:  # noqa
     """Executes a named statement and returns its only row.
 
     Raises:
-        NoRowError: there is none.
+        NotOneRowError: there is none, or there are several.
         psycopg.Error: as the server or libpq reports it.
     """
-    found = optional_row(connection, name, **parameters)
-    if found is None:
-        raise NoRowError(f"{name} returned no row; run `containerstacks-billing migrate --check`")
-    return found
+    found = rows(connection, name, **parameters)
+    if len(found) != 1:
+        raise NotOneRowError(
+            f"{name} returned {len(found)} rows instead of one, so a table that holds one row was emptied or doubled;"
+            " run `containerstacks-billing migrate`, which repairs it"
+        )
+    return found[0]
 
 
 def optional_row(connection: Connection, name: str, /, **parameters: Any) -> Row | None:  # noqa: ANN401 - as above

@@ -97,7 +97,7 @@ class Guard:
                 return False
 
     def _check(self, leadership: Leadership, ledger: Ledger) -> None:
-        (bounds,) = sql.rows(ledger.connection, "guard_begin")
+        bounds = sql.row(ledger.connection, "guard_begin")
         after_id, payments, paid, more = bounds["after_id"], 0, Decimal(0), True
         while more:
             if not self._may_continue(leadership):

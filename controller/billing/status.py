@@ -22,6 +22,7 @@ class Status:
         leading_since: when that term was minted; None if no replica leads.
         standbys: instance ids of the other connected replicas.
         replicas: every connected replica, the leader first: instance_id, role, and since when it is connected or leads.
+            The role `without term` is that of a session that holds the lock and has not minted the newest term.
         next_cycle_at: when the next cycle is due; None if no cycle has ever completed.
         waiting_for: what the next cycle waits for: leader, running, halted, takeover, interval or nothing.
         running_since: start of the cycle in progress.
@@ -60,6 +61,11 @@ class Status:
     replicas: tuple[dict[str, Any], ...] = ()
     beats_until: datetime | None = None
     interval_minutes: float = 60.0
+
+    @property
+    def lock_held_without_term(self) -> str | None:
+        """The session that holds the lock without the newest term, so that no replica can lead; None if there is none."""
+        return next((each["instance_id"] for each in self.replicas if each["role"] == "without term"), None)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields for JSON, which writes times and amounts as text."""

@@ -50,7 +50,9 @@ def verdict(status: Status) -> Verdict:
 
 def _why_down(status: Status) -> tuple[str, ...]:
     reasons = [f"billing is halted: {notice.message}" for notice in status.notices if notice.halts]
-    if status.leader is None:
+    if intruder := status.lock_held_without_term:
+        reasons.append(f"no replica can lead: {intruder} holds the lock without a term; end that session")
+    elif status.leader is None:
         reasons.append("no replica leads")
     elif (
         status.waiting_for == "nothing"

@@ -76,6 +76,8 @@ class Elector:
         self._contend_again_at = clock()
         self._failures = WarnOnce(log, "session.failed")
         self._other_role_holds = False
+        self._without_term: tuple[str | None, float] = None, 0.0
+        self._intruders = WarnOnce(log, "lock.held_without_term", level="error")
         self.role = Role.CONNECTING
         #: Why this replica has not joined the election, or has dropped out of it; one line.
         self.trouble: str | None = None
@@ -134,14 +136,35 @@ class Elector:
                 silence.observe(None)
             elif (attempt := session.try_lock()).taken:
                 return self._win(session, self.alive_at)
-            elif self._evicts:
-                silence.observe(attempt.holder)
-                self._report_other_role(other_role=attempt.other_role)
-            self._joined()
+            else:
+                if self._evicts:
+                    silence.observe(attempt.holder)
+                    self._report_other_role(other_role=attempt.other_role)
+                self._observe_without_term(attempt.without_term)
+            if not self._is_shut_out:
+                self._joined()
             retry_seconds = EVICTION_RETRY_SECONDS if self._evict(session, silence) else retry_seconds * 2
             poll_seconds = self._bounds.poll_interval_seconds * (0.8 + 0.4 * self._jitter())
             session.wait(max(min(poll_seconds, retry_seconds, silence.remaining_seconds), EVICTION_RETRY_SECONDS))
         return None
+
+    @property
+    def _is_shut_out(self) -> bool:
+        """True if one session has held the lock without a term for longer than an election can take."""
+        holder, since = self._without_term
+        return holder is not None and self._clock() - since > self._bounds.session_timeout_seconds
+
+    def _observe_without_term(self, holder: str | None) -> None:
+        """Reports a session that keeps every replica from leading. Until it has gone, this replica is not ready."""
+        if holder != self._without_term[0]:
+            self._without_term = holder, self._clock()
+            self._intruders.worked()
+        if self._is_shut_out:
+            self.role = Role.CONNECTING
+            self.trouble = f"{holder} holds the billing lock without a term, so no replica can lead; end that session"
+            self._intruders.failed(
+                holder=holder, remedy="end that session: no replica can lead while it holds the lock"
+            )
 
     def _joined(self) -> None:
         if self.role is not Role.STANDBY:

@@ -44,11 +44,14 @@ class Attempt:
         taken: True if this session now holds the lock.
         holder: the session that holds it, if it can be watched and is not executing a statement.
         other_role: True if a session of another database role holds it, which this one may neither watch nor end.
+        without_term: the session that holds it, if that session has not minted the newest term. A replica that has just
+            been elected is in this state until it has minted its term.
     """
 
     taken: bool
     holder: Holder | None = None
     other_role: bool = False
+    without_term: str | None = None
 
 
 class LockSession(Protocol):

@@ -24,7 +24,7 @@ from psycopg import errors
 from controller import sql
 from controller.errors import BillingError, DatabaseUnreachableError, one_line
 from controller.generation import refuse_other_generation
-from controller.postgres import index_builds
+from controller.postgres import index_builds, state_tables
 from controller.postgres.connections import BoundedConnection
 from controller.postgres.index_builds import LOCK_TIMEOUT, Progress
 
@@ -118,6 +118,7 @@ def check(connection: sql.Connection) -> None:
     Raises:
         ForeignDatabaseError: it is not a ContainerStacks database.
         PendingMigrationsError: it is not migrated.
+        StateTableError: a table that holds one row was emptied or doubled.
         GenerationError: it follows the rules of another generation.
     """
     _refuse_foreign_database(connection)
@@ -125,6 +126,7 @@ def check(connection: sql.Connection) -> None:
         raise PendingMigrationsError(
             f"migrations not applied: {', '.join(names)}; run `containerstacks-billing migrate`"
         )
+    state_tables.check(connection)
     refuse_other_generation(connection)
 
 

@@ -100,8 +100,10 @@ def _cards(status: Status, identity: Mapping[str, Any]) -> str:
     since = f", since {time(status.leading_since)}" if status.leading_since else ""
     standbys = ", ".join(status.standbys)
     cycle = next_cycle(status)
+    intruder = status.lock_held_without_term
+    detail = f"{intruder} holds the lock without a term" if intruder else f"term {status.term}{since}"
     cards = [
-        _card("Leader", status.leader or "none", f"term {status.term}{since}", "good" if status.leader else "bad"),
+        _card("Leader", status.leader or "none", detail, "good" if status.leader else "bad"),
         _card(
             "Standbys", f"{len(status.standbys)}", standbys or "no replica can take over", "" if standbys else "wait"
         ),

@@ -297,6 +297,27 @@ def test_log_says_why_a_holder_of_another_role_is_not_evicted() -> None:
     assert told["reason"].startswith("another database role holds the lock")
 
 
+def test_session_that_keeps_the_lock_without_a_term_is_reported_and_makes_the_replica_unready() -> None:
+    seen: list[tuple[Role, str | None]] = []
+
+    def look(world: World) -> None:
+        seen.append((world.elector.role, world.elector.trouble))
+        world.now += 1
+
+    held = Attempt(taken=False, without_term="psql (pid 7, role app)")
+    with capture_logs() as logs:
+        World().run(Session(try_lock=[*[held] * 20, False], wait=[look] * 21))
+    roles = [role for role, _ in seen]
+    assert roles[:5] == [Role.STANDBY] * 5, "a replica that has just been elected has no term either"
+    assert (roles[15], roles[20]) == (Role.CONNECTING, Role.STANDBY)
+    assert seen[15][1] == (
+        "psql (pid 7, role app) holds the billing lock without a term, so no replica can lead; end that session"
+    )
+    assert [line["log_level"] for line in logs if line["event"] == "lock.held_without_term"] == ["error"] + [
+        "debug"
+    ] * (roles.count(Role.CONNECTING) - 1)
+
+
 def test_late_mint_is_reported_as_such() -> None:
     with capture_logs() as logs:
         World().run(Session(mint=[later(7.0, 1)]), Session(wait=[stop]))

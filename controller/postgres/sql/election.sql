@@ -9,7 +9,8 @@ select pg_try_advisory_lock(%(lock_key)s) as locked, pg_is_in_recovery() as in_r
     a.application_name, starts_with(a.state, 'idle') as idle, a.state_change,
     a.usesysid = (select oid from pg_roles where rolname = session_user) and pg_has_role(a.usesysid, 'usage') as ours,
     substring(a.query from '^/[*] leads for ([0-9]+[.]?[0-9]*) s')::float8 as deadline_seconds,
-    (select generation from billing_leadership) as generation
+    (select generation from billing_leadership) as generation,
+    billing_leads(a.pid, a.backend_start, a.application_name) as leads
 from (select) as always
 left join pg_stat_activity a on a.pid = %(watched_pid)s
 
@@ -23,7 +24,8 @@ lock table billing_leadership in exclusive mode
 -- No row: the database follows the rules of another generation.
 with minted as (
     update billing_leadership
-    set term = term + 1, holder = %(holder)s, lock_name = %(lock_name)s, elected_at = clock_timestamp()
+    set term = term + 1, holder = %(holder)s, lock_name = %(lock_name)s, elected_at = clock_timestamp(),
+        backend_pid = pg_backend_pid()
     where generation = %(generation)s
     returning term, holder, elected_at, generation
 ), recorded as (
@@ -75,7 +77,11 @@ select pg_advisory_unlock(%(space)s, to_regclass('vps_instances')::oid::bigint::
     pg_advisory_unlock(%(lock_key)s) as unlocked, pg_notify('billing_resigned', '')
 
 -- name: lock_holder
-select pid, backend_start, application_name, client_addr::text as client_addr
+-- `without_term` is not null if the session is not the newest term's. It may be a replica that has just been elected.
+select pid, application_name,
+    case when not billing_leads(pid, backend_start, application_name)
+        then coalesce(nullif(application_name, ''), 'a session without a name') || ' (pid ' || pid || ', role ' || usename || ')'
+    end as without_term
 from pg_locks l
 join pg_stat_activity a using (pid)
 where l.locktype = 'advisory' and l.granted

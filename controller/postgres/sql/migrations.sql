@@ -46,3 +46,54 @@ from pg_partition_tree(to_regclass(%(table)s::text)) p
 join pg_class c on c.oid = p.relid
 where p.level > 0 and p.isleaf and c.relkind = 'r'
 order by c.oid
+
+-- name: wrong_state_tables
+-- Tables that should hold exactly one row and don't. The price check has none before the first cycle.
+select name, found
+from (values
+    ('billing_leadership', (select count(*) from billing_leadership), 1),
+    ('billing_guard', (select count(*) from billing_guard), 1),
+    ('billing_price_check', (select count(*) from billing_price_check), 0)
+) as t (name, found, least)
+where found not between least and 1
+
+-- name: lock_state_tables
+lock table billing_leadership, billing_guard, billing_price_check in access exclusive mode
+
+-- name: remove_doubled_leadership
+delete from billing_leadership
+where ctid <> (select ctid from billing_leadership order by generation desc, term desc limit 1)
+
+-- name: remove_doubled_guard
+-- The earlier row remains, so that no charge stays unchecked.
+delete from billing_guard where ctid <> (select ctid from billing_guard order by checked_until limit 1)
+
+-- name: remove_doubled_price_check
+delete from billing_price_check where ctid <> (select ctid from billing_price_check order by checked_at desc limit 1)
+
+-- name: restore_leadership
+-- The newest term of which there is a trace. billing_terms may have been emptied too, so the runs and the charges count as well.
+with newest as (
+    select greatest(
+        (select max(term) from billing_terms),
+        (select max(term) from billing_runs),
+        (select max((metadata ->> 'term')::bigint) from vps_billing_cycles
+         where billing_is_ours(metadata) and jsonb_typeof(metadata -> 'term') = 'number'),
+        0) as term
+)
+insert into billing_leadership (term, holder, elected_at, generation, needs_version)
+select n.term, t.holder, t.minted_at, coalesce((select max(generation) from billing_terms), %(generation)s), %(version)s
+from newest n left join billing_terms t on t.term = n.term
+where not exists (select from billing_leadership)
+
+-- name: restore_guard
+-- The next guard checks every charge since the first term.
+insert into billing_guard (checked_until)
+select coalesce(min(minted_at), now()) from billing_terms
+having not exists (select from billing_guard)
+
+-- name: state_tables_without_key
+select c.relname as name
+from pg_class c
+where c.oid in (to_regclass('billing_leadership'), to_regclass('billing_guard'), to_regclass('billing_price_check'))
+    and not exists (select from pg_index x where x.indrelid = c.oid and x.indisprimary)
