@@ -6,12 +6,14 @@ PID 1 ignores signals until it catches them, and a probe is refused until the ad
 import os
 import sys
 
+from controller import terminal
 from controller.lifecycle.signals import Signals
 from controller.listener import listen_early
 
 
 def main() -> None:
     """Runs the command line and exits with its status."""
+    terminal.prepare()
     signals = Signals()
     listen_early(sys.argv[1:], os.environ)
     from controller import cli  # noqa: PLC0415 - the signals must be caught first

@@ -178,6 +178,9 @@ class Application:
             text = text.replace(secret, "***")
         return text
 
+    def _redacted(self, run: dict[str, Any]) -> dict[str, Any]:
+        return {**run, "error": run["error"] and self.redact(run["error"])}
+
     # --- sessions
 
     def connect(self, kind: SessionSettings = FOREGROUND) -> BoundedConnection:
@@ -227,7 +230,8 @@ class Application:
         """Reads what `status` shows."""
         with self.connect() as connection:
             migrations.check(connection)
-            return read_status(connection)
+            status = read_status(connection)
+        return replace(status, last_run=status.last_run and self._redacted(status.last_run))
 
     def read_for_web(self) -> tuple[Status, list[dict[str, Any]]]:
         """Reads the status and the newest runs, for the status page and the metrics. Bounded in time.
@@ -258,7 +262,7 @@ class Application:
         """Reads the newest runs, newest first."""
         with self.connect() as connection:
             migrations.check(connection)
-            return read_history(connection, limit)
+            return [self._redacted(run) for run in read_history(connection, limit)]
 
     def audit(self) -> AuditReport:
         with self.connect() as connection:

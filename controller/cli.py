@@ -2,13 +2,14 @@
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Annotated, Any
 
 import psycopg
 import typer
 from typer.core import TyperGroup
 
-from controller import __version__, answers, foreground, output, settings, settings_help
+from controller import __version__, answers, foreground, log, output, settings, settings_help
 from controller.billing.values import CycleResult, Outcome
 from controller.commands import AsJson
 from controller.commands import application as _application
@@ -66,6 +67,8 @@ def main(signals: Signals) -> int:
         return 130
     except BillingError as error:
         return _fail(str(error), error.exit_status)
+    except OSError as error:  # standard output is full, and typer writes the help
+        return _fail(one_line(error), 1)
     except psycopg.Error as error:
         what, status = explain(error)
         return _fail(f"{what}: {one_line(error, with_detail=True)}", status)
@@ -150,7 +153,8 @@ def bill(
         result: CycleResult = foreground.bill(
             application, context.obj, dry=dry_run, on_planned=progress.planned, on_result=progress.charged
         )
-    output.cycle(result, dry=dry_run, as_json=as_json)
+    redacted = replace(result, error=result.error and application.redact(result.error))
+    output.cycle(redacted, dry=dry_run, as_json=as_json)
     raise typer.Exit(OUTCOME_STATUS[result.outcome])
 
 
@@ -238,5 +242,5 @@ def run_demo() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one place that does
+    output.note(f"error: {log.redacted(message)}")
     return status

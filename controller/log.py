@@ -12,8 +12,13 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
+from controller.terminal import printable
+
 #: Keys that may hold text from elsewhere, which can contain a secret. All other keys hold our own words and numbers.
 FOREIGN_TEXT = {"error", "exception", "reason"}
+
+#: The secrets that were ever read in this process.
+_known: set[str] = set()
 
 LEVELS = {
     "error": logging.ERROR,
@@ -40,7 +45,8 @@ def configure(
             because a password file may have changed.
         stream: where the lines go.
     """
-    known = set(read_secrets())
+    known = _known
+    known.update(read_secrets())
     # psycopg also logs the errors that it raises, over several lines. Without a handler, Python would print them.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
@@ -57,8 +63,18 @@ def configure(
         return event
 
     console = style == "console" or (style is None and stream.isatty())
+
+    def escape(_logger: Any, _method: str, event: EventDict) -> EventDict:  # noqa: ANN401
+        for key, value in event.items():
+            if isinstance(value, str):  # others are printed by repr(), which escapes
+                event[key] = "\n".join(map(printable, value.split("\n"))) if key == "exception" else printable(value)
+        return event
+
     render: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        [
+            escape,
+            structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback),
+        ]
         if console
         else [structlog.processors.JSONRenderer(default=str)]
     )
@@ -77,6 +93,11 @@ def configure(
         logger_factory=lambda *_arguments: _Line(stream),
         cache_logger_on_first_use=False,
     )
+
+
+def redacted(text: str) -> str:
+    """Masks every secret that was configured, in text from outside."""
+    return _without(text, _known)
 
 
 class WarnOnce:

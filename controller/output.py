@@ -1,40 +1,54 @@
-"""Prints the results of commands: tables for people, JSON for programs. Computes nothing."""
+"""Prints the results of commands: text for people, JSON for programs. Computes nothing.
+
+In a pipe, lines are as long as their content. On a terminal, long lines are wrapped, and a table that is too wide is
+printed as one block per row.
+"""
 
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from controller.billing.audit import AuditReport
 from controller.billing.other_billers import Notice
 from controller.billing.status import Status
 from controller.billing.values import BatchResult, CycleResult
+from controller.terminal import note, printable, width, write
 from controller.wording import json_value, time
 
-OUT = Console(highlight=False, soft_wrap=True)
+#: What a line begins with: a name, and the blanks before its value.
+_NAME: Final = re.compile(r" *\S+(?: \S+)* {2,}")
+
+__all__ = ["Progress", "audit", "clear", "cycle", "history", "json_line", "line", "note", "resumed"]
 
 
 def line(text: str) -> None:
-    """Prints one line on standard output."""
-    OUT.print(text, markup=False)
+    """Prints a line on standard output. On a terminal, a long one continues below the value that it begins with."""
+    shown, columns = printable(text), width(sys.stdout)
+    if columns is not None and len(shown) > columns:
+        name = _NAME.match(shown)
+        indent = " " * min(name.end() if name else 0, columns // 2)
+        shown = "\n".join(textwrap.wrap(shown, columns, subsequent_indent=indent, break_on_hyphens=False))
+    write(shown)
 
 
 def clear() -> None:
     """Clears a terminal, before something is shown again. Writes nothing in a pipe."""
-    if OUT.is_terminal:
-        OUT.clear()
+    if sys.stdout.isatty():
+        write("\x1b[H\x1b[2J")
 
 
-def note(text: str) -> None:
-    """Prints one line on standard error: progress that is not part of the result."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+#: The columns of `history`, and which of them hold numbers.
+COLUMNS: Final = ("cycle", "term", "leader", "started", "seconds", "outcome")
+NUMBERS: Final = ("instances", "hours", "amount", "debts", "failures")
 
 
 def resumed(accepted: Sequence[Notice], after: Status) -> None:
@@ -54,21 +68,15 @@ def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         json_line(list(rows))
         return
-    table = Table(box=None, header_style="bold")
-    for heading in ("cycle", "term", "leader", "started", "seconds", "outcome"):
-        table.add_column(heading)
-    for heading in ("instances", "hours", "amount", "debts", "failures"):
-        table.add_column(heading, justify="right")
-    table.add_column("error")
+    table = [[*COLUMNS, *NUMBERS, "error"]]
     for row in rows:
         finished = row["finished_at"]
-        table.add_row(
+        table.append([
             str(row["id"]), str(row["term"]), row["holder"], time(row["started_at"]),
             f"{(finished - row['started_at']).total_seconds():.1f}" if finished else "",
-            row["outcome"], str(row["instances"]), str(row["hours"]), str(row["amount"]),
-            str(row["debts"]), str(row["failures"]), row["error"] or "",
-        )  # fmt: skip
-    OUT.print(table)
+            row["outcome"], *(str(row[number]) for number in NUMBERS), row["error"] or "",
+        ])  # fmt: skip
+    _print_table([[printable(cell) for cell in cells] for cells in table])
 
 
 def audit(report: AuditReport, *, as_json: bool) -> None:
@@ -100,22 +108,18 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
             }
         )  # fmt: skip
         return
-    would = "would charge" if dry else "charged"
-    table = _facts()
-    table.add_row("outcome", f"{result.outcome}{' (dry run: rolled back)' if dry else ''}")
+    facts = {"outcome": f"{result.outcome}{' (dry run: rolled back)' if dry else ''}"}
     if result.error:
-        table.add_row("error", result.error)
-    table.add_row(would, f"{totals.amount} for {totals.hours} hours of {totals.instances} instances")
-    table.add_row("debts", f"{totals.debts} instances")
-    failures_by_reason = ", ".join(
-        f"{reason} {count}" for reason, count in sorted((result.failures_by_reason or {}).items())
+        facts["error"] = result.error
+    facts["would charge" if dry else "charged"] = (
+        f"{totals.amount} for {totals.hours} hours of {totals.instances} instances"
     )
-    table.add_row(
-        "failures", f"{totals.failures} instances" + (f" ({failures_by_reason})" if failures_by_reason else "")
-    )
-    table.add_row("suspended", f"{totals.suspended} instances")
-    table.add_row("time", f"{result.seconds:.2f} s")
-    OUT.print(table)
+    facts["debts"] = f"{totals.debts} instances"
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted((result.failures_by_reason or {}).items()))
+    facts["failures"] = f"{totals.failures} instances" + (f" ({reasons})" if reasons else "")
+    facts["suspended"] = f"{totals.suspended} instances"
+    facts["time"] = f"{result.seconds:.2f} s"
+    _print_facts(list(facts.items()))
 
 
 class Progress:
@@ -124,7 +128,7 @@ class Progress:
     def __init__(self) -> None:
         self._bar = Bar(
             TextColumn("billing"), BarColumn(), MofNCompleteColumn(), TextColumn("instances"), TimeRemainingColumn(),
-            console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+            console=Console(stderr=True, width=width(sys.stderr)), transient=True, disable=not sys.stderr.isatty(),
         )  # fmt: skip
         self._task = self._bar.add_task("billing", total=None)
 
@@ -144,13 +148,36 @@ class Progress:
         self._bar.advance(self._task, result.due)
 
 
-def _facts() -> Table:
-    table = Table(box=None, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    return table
+def _print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Prints a line for each fact."""
+    indent = max(cell_len(name) for name, _ in facts) + 2
+    for name, value in facts:
+        line(_padded(name, indent) + value)
+
+
+def _print_table(table: Sequence[Sequence[str]]) -> None:
+    """Prints rows below their headings, or one block for each row if the terminal is narrower than the table."""
+    headings, *rows = table
+    widths = [max(cell_len(cells[column]) for cells in table) for column in range(len(headings))]
+    columns = width(sys.stdout)
+    if columns is not None and sum(widths) + 2 * len(widths) > columns:
+        for row in rows:
+            _print_facts([(heading, cell) for heading, cell in zip(headings, row, strict=True) if cell])
+            line("")
+        return
+    for cells in table:
+        aligned = [
+            _padded(cell, wide, right=heading in NUMBERS)
+            for cell, wide, heading in zip(cells, widths, headings, strict=True)
+        ]
+        write("  ".join(aligned).rstrip())
+
+
+def _padded(text: str, columns: int, *, right: bool = False) -> str:
+    blanks = " " * (columns - cell_len(text))
+    return blanks + text if right else text + blanks
 
 
 def json_line(value: object) -> None:
     """Prints a value as one line of JSON."""
-    sys.stdout.write(json.dumps(value, default=json_value) + "\n")
+    write(json.dumps(value, default=json_value))

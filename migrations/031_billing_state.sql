@@ -4,12 +4,15 @@
 alter table billing_leadership add column if not exists backend_pid integer;
 comment on column billing_leadership.backend_pid is 'pg_backend_pid() of the lock session that minted the term';
 
--- True if this session, which holds the lock, minted the newest term. The session's start tells it from a later session with
--- the same pid. Without a recorded pid, the session's name decides; PostgreSQL cuts session names to 63 bytes.
-create or replace function billing_leads(pid integer, began_at timestamptz, application_name text) returns boolean
+-- Describes a session that holds the lock and has not minted the newest term; null for the leader's session. The session's
+-- start tells it from a later session with the same pid. Without a recorded pid, the session's name decides; PostgreSQL cuts
+-- session names to 63 bytes.
+create or replace function billing_without_term(pid integer, began_at timestamptz, application_name text, role name)
+returns text
 language sql stable as
 $$
-    select coalesce((
+    select coalesce(nullif(application_name, ''), 'a session without a name') || ' (pid ' || pid || ', role ' || role || ')'
+    where not coalesce((
         select case
             when l.backend_pid is not null then l.backend_pid = pid and began_at <= l.elected_at
             else starts_with(application_name, 'billing elector ')
@@ -23,11 +26,9 @@ create or replace function billing_replicas() returns table (instance_id text, r
 language sql stable as
 $$
     select
-        case when session.role = 'leader' then l.holder
-            when session.role = 'standby' then regexp_replace(a.application_name, '^billing elector ', '')
-            else coalesce(nullif(a.application_name, ''), 'a session without a name') || ' (pid ' || a.pid || ', role ' || a.usename || ')'
-        end,
-        session.role, a.backend_start
+        case when holds.pid is null then regexp_replace(a.application_name, '^billing elector ', '') else coalesce(without_term, l.holder) end,
+        case when holds.pid is null then 'standby' when without_term is null then 'leader' else 'without term' end,
+        a.backend_start
     from billing_leadership l
     cross join pg_stat_activity a
     left join (
@@ -36,11 +37,7 @@ $$
         where k.locktype = 'advisory' and k.granted and k.objsubid = 1
             and k.database = (select oid from pg_database where datname = current_database())
     ) holds on holds.pid = a.pid and holds.lock_key = billing_lock_key(l.lock_name)
-    cross join lateral (
-        select case when holds.pid is null then 'standby'
-            when billing_leads(a.pid, a.backend_start, a.application_name) then 'leader'
-            else 'without term' end as role
-    ) session
+    cross join lateral billing_without_term(a.pid, a.backend_start, a.application_name, a.usename) as without_term
     where a.datname = current_database()
         and (holds.pid is not null or starts_with(a.application_name, 'billing elector '))
     order by holds.pid is null, a.backend_start

@@ -64,7 +64,7 @@ class Status:
 
     @property
     def lock_held_without_term(self) -> str | None:
-        """The session that holds the lock without the newest term, so that no replica can lead; None if there is none."""
+        """The session that holds the lock without the newest term, so that no replica can lead; else None."""
         return next((each["instance_id"] for each in self.replicas if each["role"] == "without term"), None)
 
     def as_dict(self) -> dict[str, Any]:

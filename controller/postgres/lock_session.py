@@ -116,15 +116,21 @@ class PostgresLockSession:
             raise LockSessionError("the server is in recovery: a standby server can't elect a leader")
         if row["locked"]:
             return Attempt(taken=True)
-        if row["pid"] is not None and row["leads"] and not row["ours"]:
-            return Attempt(taken=False, other_role=True)
-        if row["deadline_seconds"] is None or not row["leads"]:  # the holder is unknown, has gone, or does not lead
+        if row["pid"] is None or row["without_term"] or (row["ours"] and row["deadline_seconds"] is None):
+            # the holder is unknown, has gone, or does not lead
             found = self._optional_row("lock_holder", **self._lock.catalog_key)
             before, self._watched_pid = self._watched_pid, found["pid"] if found else None
-            if found and found["without_term"]:
-                return Attempt(taken=False, without_term=found["without_term"])
-            return Attempt(taken=False) if self._watched_pid in {None, before} else self.try_lock()
-        return Attempt(taken=False, holder=_holder(row) if row["idle"] else None)
+            if self._watched_pid is None:
+                return Attempt(taken=False)
+            if self._watched_pid != before:
+                return self.try_lock()
+        watchable = row["ours"] and row["idle"] and row["deadline_seconds"] is not None
+        return Attempt(
+            taken=False,
+            holder=_holder(row) if watchable else None,
+            other_role=not row["ours"],
+            without_term=row["without_term"],
+        )
 
     def evict(self, holder: Holder) -> bool:
         row = self._optional_row(

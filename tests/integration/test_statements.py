@@ -13,7 +13,12 @@ from controller.billing.audit import INVARIANTS
 from tests.support.statements import numbered
 
 STATEMENTS = sql.load()
-UTILITY = {"close_leadership", "lock_state_tables", "listen_for_resignations", "check_constraints_now"}  # can't be prepared
+UTILITY = {
+    "close_leadership",
+    "lock_state_tables",
+    "listen_for_resignations",
+    "check_constraints_now",
+}  # can't be prepared
 TEMPLATES = {"audit_summary"}
 
 #: The functions and methods that take a statement's name.

@@ -10,7 +10,7 @@ select pg_try_advisory_lock(%(lock_key)s) as locked, pg_is_in_recovery() as in_r
     a.usesysid = (select oid from pg_roles where rolname = session_user) and pg_has_role(a.usesysid, 'usage') as ours,
     substring(a.query from '^/[*] leads for ([0-9]+[.]?[0-9]*) s')::float8 as deadline_seconds,
     (select generation from billing_leadership) as generation,
-    billing_leads(a.pid, a.backend_start, a.application_name) as leads
+    billing_without_term(a.pid, a.backend_start, a.application_name, a.usename) as without_term
 from (select) as always
 left join pg_stat_activity a on a.pid = %(watched_pid)s
 
@@ -79,9 +79,7 @@ select pg_advisory_unlock(%(space)s, to_regclass('vps_instances')::oid::bigint::
 -- name: lock_holder
 -- `without_term` is not null if the session is not the newest term's. It may be a replica that has just been elected.
 select pid, application_name,
-    case when not billing_leads(pid, backend_start, application_name)
-        then coalesce(nullif(application_name, ''), 'a session without a name') || ' (pid ' || pid || ', role ' || usename || ')'
-    end as without_term
+    billing_without_term(pid, backend_start, application_name, usename) as without_term
 from pg_locks l
 join pg_stat_activity a using (pid)
 where l.locktype = 'advisory' and l.granted

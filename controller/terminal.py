@@ -1,0 +1,65 @@
+"""Standard output and standard error, whatever they are: a terminal, a pipe, a full disk, another encoding, or closed.
+
+Data from the database may hold any character. On its way to a terminal it is neither markup nor a control sequence.
+"""
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TextIO
+
+from controller.errors import BillingError
+
+#: A terminal may claim to be narrower than what a person can read.
+NARROWEST: Final = 40
+
+
+class OutputError(BillingError):
+    """A result can't be written. Exit status 1."""
+
+
+def prepare() -> None:
+    """Makes both streams usable. Runs before anything opens a file, which could take a closed stream's place."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        else:
+            stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Replaces control characters, and characters that change the direction of writing, by their escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def width(stream: TextIO) -> int | None:
+    """Returns the columns of a terminal; None if the stream is not one, so that nothing has to fit."""
+    return max(shutil.get_terminal_size().columns, NARROWEST) if stream.isatty() else None
+
+
+def write(text: str) -> None:
+    """Writes text and a line break on standard output. A reader that has closed its pipe has seen enough.
+
+    Raises:
+        OutputError: the stream is closed or full.
+    """
+    if sys.__stdout__ is None:
+        raise OutputError("can't write to standard output: it is closed")
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # what is still buffered must not fail again when the process exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(f"can't write to standard output: {error.strerror}") from None
+
+
+def note(text: str) -> None:
+    """Writes a line on standard error. If that fails, nobody can be told."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.flush()
