@@ -20,6 +20,8 @@ from controller.replica import Replica
 
 EXIT_STATUS = """Exit status: 0 done; 1 the command failed or found a problem; 2 wrong usage or settings;
 3 the database can't be reached; 4 another replica leads."""
+#: How typer ends a command that was interrupted.
+INTERRUPTED = 130
 #: SQLSTATEs of a session that has ended: connection errors, shutdowns and timeouts of the session.
 LOST = ("08", "57P", "25P03", "25P04")
 OUTCOME_STATUS = {
@@ -62,17 +64,22 @@ def main(signals: Signals) -> int:
     try:
         app(obj=signals)
     except SystemExit as end:  # typer ends this way, also after a usage error (2) or an interruption (130)
-        return end.code if isinstance(end.code, int) else 0
+        if end.code != INTERRUPTED:
+            return end.code if isinstance(end.code, int) else 0
+        failure = _interruption(signals)
     except KeyboardInterrupt:
-        return 130
+        failure = _interruption(signals)
     except BillingError as error:
-        return _fail(str(error), error.exit_status)
+        failure = str(error), error.exit_status
     except OSError as error:  # standard output is full, and typer writes the help
-        return _fail(one_line(error), 1)
+        failure = one_line(error), 1
     except psycopg.Error as error:
         what, status = explain(error)
-        return _fail(f"{what}: {one_line(error, with_detail=True)}", status)
-    return 0
+        failure = f"{what}: {one_line(error, with_detail=True)}", status
+    else:
+        return 0
+    output.note(f"error: {log.redacted(failure[0])}")
+    return failure[1]
 
 
 def explain(error: psycopg.Error) -> tuple[str, int]:
@@ -241,6 +248,6 @@ def run_demo() -> None:
         raise typer.Exit(Replica(application, Signals()).run())
 
 
-def _fail(message: str, status: int) -> int:
-    output.note(f"error: {log.redacted(message)}")
-    return status
+def _interruption(signals: Signals) -> tuple[str, int]:
+    number = signals.interrupted_by
+    return f"interrupted by {number.name} before the command had finished", 128 + number

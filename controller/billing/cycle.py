@@ -188,7 +188,7 @@ class Cycle:
         if not leadership.still_leads():
             raise DeposedError(f"term {leadership.term} is over: the lock session is lost")
         if not self._stop.may_start_batch():
-            raise StoppedError("stopped at the drain's deadline; the next cycle continues from here")
+            raise StoppedError("stopped after the batch in hand; the next cycle continues from here")
         if watch is not None:
             watch.check()
 

@@ -1,8 +1,8 @@
 """The control socket, through which `containerstacks-billing drain` (run by a preStop hook) reaches the controller.
 
 It is a Unix socket in a directory that only this user can enter. Unlike an HTTP path, no other pod can reach it. The
-protocol is one line of JSON in each direction: the request `{"drain": {"timeout_seconds": 270}}` and, once the drain
-is over, the answer `{"outcome": "completed"}`.
+protocol is lines of JSON: the request `{"drain": {"timeout_seconds": 270}}`; at once, `{"accepted": {"bound_seconds":
+300}}`; and, once the drain is over, `{"outcome": "completed"}`. A frozen controller does not accept, so `drain` ends.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ from pathlib import Path
 import structlog
 
 from controller.errors import BillingError
-from controller.lifecycle.drain import GRACE_SECONDS, Drain
+from controller.lifecycle.drain import Drain
+from controller.log import WarnOnce
 
 #: The reason given for a drain that was requested here.
 DRAIN_COMMAND = "drain command"
 MAX_LINE_BYTES = 4096
 CONNECT_TIMEOUT_SECONDS = 5.0
+ACCEPT_RETRY_SECONDS = 0.5
 
 log = structlog.get_logger(part="lifecycle")
 
@@ -37,6 +39,7 @@ class ControlSocket:
         self._drain = drain
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
+        self._refusals = WarnOnce(log, "control.failed")
 
     def run(self) -> None:
         """Serves requests until `stop` is called. If the socket can't be created, logs a warning and returns."""
@@ -53,9 +56,16 @@ class ControlSocket:
         own_inode = self._path.stat().st_ino
         with self._listener:
             while not self._stopping.is_set():
-                with contextlib.suppress(TimeoutError, ConnectionError):
+                try:
                     peer, _ = self._listener.accept()
-                    threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True).start()
+                except (TimeoutError, ConnectionError):
+                    continue
+                except OSError as error:  # no file descriptor is free
+                    self._refusals.failed(error=str(error))
+                    self._stopping.wait(ACCEPT_RETRY_SECONDS)
+                    continue
+                self._refusals.worked()
+                threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True).start()
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == own_inode:  # by now it may belong to a successor
                 self._path.unlink()
@@ -66,6 +76,7 @@ class ControlSocket:
 
     def _listen(self) -> socket.socket:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_others(self._path.parent)
         if self._path.exists():
             if not self._path.is_socket():
                 raise OSError("a file that is not a socket exists at this path")
@@ -95,6 +106,7 @@ class ControlSocket:
                 peer.sendall(json.dumps({"error": f"not understood: {error}"}).encode() + b"\n")
                 return
             self._drain.request(DRAIN_COMMAND, timeout_seconds)
+            peer.sendall(json.dumps({"accepted": {"bound_seconds": self._drain.bound_seconds}}).encode() + b"\n")
             while not self._drain.wait_until_done(1.0):
                 pass
             peer.sendall(json.dumps({"outcome": str(self._drain.outcome)}).encode() + b"\n")
@@ -105,25 +117,31 @@ def request_drain(path: Path, timeout_seconds: float | None) -> str:
 
     Args:
         path: of the control socket.
-        timeout_seconds: allowed for the work in hand; None takes the controller's own setting, and waits for ever.
+        timeout_seconds: allowed for the work in hand; None takes the controller's own setting.
 
     Raises:
-        ControlError: no controller listens there, it refused, or it did not answer in time.
+        ControlError: no controller listens there, it refused, it did not answer in time, or the socket is not ours.
     """
+    bound_seconds = CONNECT_TIMEOUT_SECONDS
     try:
+        _refuse_others(path.parent)
+        _refuse_others(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-            peer.settimeout(CONNECT_TIMEOUT_SECONDS)
+            peer.settimeout(bound_seconds)
             peer.connect(str(path))
             peer.sendall(json.dumps({"drain": {"timeout_seconds": timeout_seconds}}).encode() + b"\n")
-            peer.settimeout(None if timeout_seconds is None else timeout_seconds + 2 * GRACE_SECONDS)
-            answer = json.loads(_read_line(peer))
+            with peer.makefile("rb") as answers:
+                answer = json.loads(answers.readline(MAX_LINE_BYTES))
+                if "accepted" in answer:
+                    bound_seconds = float(answer["accepted"]["bound_seconds"]) + CONNECT_TIMEOUT_SECONDS
+                    peer.settimeout(bound_seconds)
+                    answer = json.loads(answers.readline(MAX_LINE_BYTES))
     except TimeoutError:
-        raise ControlError(
-            f"the controller did not finish its drain within {timeout_seconds:g} s and its grace period"
-        ) from None
+        raise ControlError(f"the controller at {path} did not answer within {bound_seconds:g} s") from None
     except (OSError, AttributeError) as error:
+        why = error if isinstance(error, PermissionError) and not error.errno else type(error).__name__
         raise ControlError(
-            f"no controller listens at {path} ({error.__class__.__name__});"
+            f"no controller listens at {path} ({why});"
             " check that one is running here with the same BILLING_CONTROL_SOCKET"
         ) from None
     except ValueError:
@@ -131,6 +149,12 @@ def request_drain(path: Path, timeout_seconds: float | None) -> str:
     if "error" in answer:
         raise ControlError(f"the controller refused: {answer['error']}")
     return str(answer["outcome"])
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises PermissionError if somebody else owns the path, who could answer in the controller's place."""
+    if hasattr(os, "getuid") and path.exists() and path.stat().st_uid not in {os.getuid(), 0}:
+        raise PermissionError(f"{path} belongs to another user")
 
 
 def _seconds(value: float | str | None) -> float | None:

@@ -86,6 +86,11 @@ class Drain:
         self._requested.set()
         self._on_requested()
 
+    @property
+    def bound_seconds(self) -> float:
+        """The longest time from now until the drain is over."""
+        return max(self._deadline - self._clock(), 0.0) + 2 * GRACE_SECONDS
+
     def cut_short(self) -> None:
         """Ends the time for the work in hand: it stops after its current batch. A second signal does this."""
         self._bring_forward(self._clock())

@@ -6,12 +6,22 @@ writes each signal's number to a socket, and the main thread reads it from there
 
 import contextlib
 import os
-import select
 import signal
 import socket
 from typing import Final, NoReturn
 
-STOPPING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name))
+from controller.readable import readable
+
+
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    """Returns the signals that this system has."""
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+#: Each of them drains a controller, and interrupts a one-off command.
+STOPPING: Final = _known("SIGTERM", "SIGINT", "SIGBREAK", "SIGHUP", "SIGQUIT")
+#: By default they end the process without a drain. They have no meaning here.
+IGNORED: Final = _known("SIGUSR1", "SIGUSR2")
 _WAKE: Final = 0
 
 
@@ -24,8 +34,13 @@ class Signals:
         self._writer.setblocking(False)
         self._previous = [(number, signal.getsignal(number)) for number in STOPPING]
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number in STOPPING:
-            signal.signal(number, lambda _number, _frame: None)
+        #: The signal that interrupted a one-off command.
+        self.interrupted_by = signal.SIGINT
+        for number, previous in self._previous:
+            if number.name != "SIGHUP" or previous is not signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, lambda _number, _frame: None)
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
 
     def wait(self, timeout_seconds: float | None) -> list[signal.Signals]:
         """Blocks until a signal arrives, `wake` is called, or the time is over.
@@ -33,7 +48,7 @@ class Signals:
         Returns:
             The signals, in the order in which they arrived.
         """
-        select.select([self._reader], [], [], timeout_seconds)
+        readable([self._reader.fileno()], timeout_seconds)
         numbers = b""
         with contextlib.suppress(BlockingIOError):
             numbers = self._reader.recv(4096)
@@ -53,7 +68,7 @@ class Signals:
             signal.signal(number, signal.SIG_IGN)
 
     def restore(self) -> None:
-        """Restores the previous handlers and raises what has arrived. For commands that a signal may simply end.
+        """Lets a signal raise KeyboardInterrupt, also one that has arrived. For commands that a signal may simply end.
 
         The kernel never ends PID 1 by a signal without a handler, and a handler runs only between two instructions of
         Python. As PID 1, the command therefore continues in a child, and this process passes signals on to it.
@@ -61,10 +76,14 @@ class Signals:
         if os.getpid() == 1 and hasattr(os, "fork") and (child := os.fork()):
             self._stand_in_for(child)
         for number, handler in self._previous:
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if handler is signal.SIG_IGN else self._interrupt)
         signal.set_wakeup_fd(-1)
         for number in self.wait(0):
             signal.raise_signal(number)
+
+    def _interrupt(self, number: int, _frame: object) -> NoReturn:
+        self.interrupted_by = signal.Signals(number)
+        raise KeyboardInterrupt
 
     def _stand_in_for(self, child: int) -> NoReturn:
         """Passes signals on to the child and ends with its exit status, as a shell would state it."""

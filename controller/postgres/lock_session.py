@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import select
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from controller.postgres.connections import (
     application_name,
     lock_session_settings,
 )
+from controller.readable import readable
 
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
 
@@ -90,10 +90,10 @@ class PostgresLockSession:
             raise LockSessionError(str(error)) from None
         try:
             sql.run(connection, "listen_for_resignations")
-        except psycopg.Error as error:
+            return cls(connection, lock, database.instance_id, bounds, pod)
+        except (psycopg.Error, OSError) as error:  # OSError: no file descriptor is free
             connection.close()
             raise LockSessionError(one_line(error)) from None
-        return cls(connection, lock, database.instance_id, bounds, pod)
 
     def check_schema(self) -> None:
         """Checks that this replica may contend on this database.
@@ -168,7 +168,7 @@ class PostgresLockSession:
     def wait(self, timeout_seconds: float) -> None:
         try:
             server, awake = self._connection.fileno(), self._awake.fileno()
-            ready, _, _ = select.select([server, awake], [], [], timeout_seconds)
+            ready = readable([server, awake], timeout_seconds)
             if awake in ready:
                 self._awake.recv(4096)
             if server in ready:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -16,9 +17,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from controller.lifecycle import control
 from controller.lifecycle.control import MAX_LINE_BYTES, ControlError, ControlSocket, request_drain
 from controller.lifecycle.drain import Drain, DrainSteps
 from controller.lifecycle.stop import StopToken
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
 
@@ -175,7 +178,10 @@ def test_request_may_arrive_in_pieces(path: Path, served: Served) -> None:
         peer.connect(str(path))
         for byte in b'{"drain": {"timeout_seconds": null}}\n':
             peer.sendall(bytes([byte]))
-        assert json.loads(peer.recv(4096)) == {"outcome": "completed"}
+        with peer.makefile("rb") as lines:
+            accepted, outcome = map(json.loads, lines)
+    assert accepted == {"accepted": {"bound_seconds": 60.0}}
+    assert outcome == {"outcome": "completed"}
 
 
 def test_only_this_user_can_enter_the_sockets_directory(path: Path, served: Served) -> None:
@@ -253,3 +259,66 @@ def test_controller_that_ends_without_answering_is_an_error(path: Path) -> None:
         peer.close()
         with pytest.raises(ControlError, match="ended before it answered"):
             asking.result(10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "bound"), [(b"", "0.2 s"), (b'{"accepted": {"bound_seconds": 0.1}}\n', "0.3 s")], ids=["frozen", "late"]
+)
+def test_drain_of_a_frozen_controller_ends_within_its_bound(
+    path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, bound: str
+) -> None:
+    monkeypatch.setattr(control, "CONNECT_TIMEOUT_SECONDS", 0.2)
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        asking = ThreadPoolExecutor(1).submit(request_drain, path, None)
+        peer, _ = listener.accept()
+        peer.sendall(answer)
+        with peer, pytest.raises(ControlError, match=f"did not answer within {re.escape(bound)}"):
+            asking.result(10)
+
+
+@pytest.mark.skipif(not hasattr(os, "chown"), reason="files have no owners here")
+@pytest.mark.parametrize("foreign", ["folder", "socket"])
+def test_impostor_in_somebody_elses_folder_is_refused(
+    path: Path, served: Served, monkeypatch: pytest.MonkeyPatch, foreign: str
+) -> None:
+    if os.geteuid() == 0:
+        os.chown(path.parent if foreign == "folder" else path, 4711, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(ControlError, match="belongs to another user"):
+        request_drain(path, 1.0)
+    assert not served.drain.requested
+
+
+@pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="only root can give a folder away")
+def test_controller_opens_no_socket_in_somebody_elses_folder(path: Path, served: Served) -> None:
+    os.chown(path.parent, 4711, -1)
+    with capture_logs() as logs:
+        ControlSocket(path, served.drain).run()
+    assert [line["event"] for line in logs] == ["control.unavailable"]
+
+
+def test_lack_of_descriptors_delays_a_request_and_ends_no_thread(path: Path, served: Served) -> None:
+    import resource  # noqa: PLC0415 - not on Windows
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    with socket.socket(socket.AF_UNIX) as peer, capture_logs() as logs:
+        peer.settimeout(10)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(os.dup(0), 64) + 50, limits[1]))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            peer.connect(str(path))
+            eventually(lambda: any(line["event"] == "control.failed" for line in logs), "a failed accept")
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        peer.sendall(b'{"drain": {"timeout_seconds": null}}\n')
+        with peer.makefile("rb") as answer:
+            assert b"completed" in answer.read()

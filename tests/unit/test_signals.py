@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from controller.lifecycle.signals import Signals
+from controller.readable import readable
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 
@@ -86,10 +87,56 @@ def test_many_wakes_neither_block_nor_hide_a_signal(signals: Signals) -> None:
     assert signals.wait(10) == [signal.SIGTERM]
 
 
-def test_restored_handler_interrupts(signals: Signals) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"])
+def test_signal_interrupts_a_one_off_command(signals: Signals, name: str) -> None:
+    number = signal.Signals[name]
     signals.restore()
     with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
+    assert signals.interrupted_by == number
+
+
+def test_hangup_and_quit_drain_and_user_signals_do_nothing(signals: Signals) -> None:
+    for name in ("SIGUSR1", "SIGHUP", "SIGUSR2", "SIGQUIT"):
+        signal.raise_signal(signal.Signals[name])
+    assert signals.wait(10) == [signal.SIGHUP, signal.SIGQUIT]
+
+
+def test_hangup_that_the_parent_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        made = Signals()
+        signal.raise_signal(signal.SIGHUP)
+        assert made.wait(0) == []
+        made.restore()
+        made._reader.close()
+        made._writer.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_more_than_1024_descriptors_do_not_stop_a_wait(signals: Signals) -> None:
+    import resource  # noqa: PLC0415 - not on Windows
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 1200:
+        pytest.skip("no more than 1,024 descriptors are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1200, limits[1]))
+    taken = []
+    try:
+        while (descriptor := os.dup(0)) < 1100:
+            taken.append(descriptor)
+        taken.append(descriptor)
+        high = os.dup(signals._reader.fileno())
+        taken.append(high)
+        assert high > 1024
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert readable([high], 10) == {high}
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert signals.wait(10) == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
