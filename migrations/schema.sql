@@ -333,18 +333,18 @@ CREATE FUNCTION billing_replicas() RETURNS TABLE(instance_id text, role text, co
     LANGUAGE sql STABLE
     AS $$
     select
-        case when holds.pid is not null and right(l.holder, length(name.instance_id)) = name.instance_id then l.holder else name.instance_id end,
-        case when holds.pid is not null then 'leader' else 'standby' end,
+        case when holds.pid is null then regexp_replace(a.application_name, '^billing elector ', '') else coalesce(without_term, l.holder) end,
+        case when holds.pid is null then 'standby' when without_term is null then 'leader' else 'without term' end,
         a.backend_start
     from billing_leadership l
     cross join pg_stat_activity a
-    cross join lateral (select regexp_replace(a.application_name, '^billing elector ', '') as instance_id) name
     left join (
         select k.pid, (k.classid::bigint << 32) | k.objid::bigint as lock_key
         from pg_locks k
         where k.locktype = 'advisory' and k.granted and k.objsubid = 1
             and k.database = (select oid from pg_database where datname = current_database())
     ) holds on holds.pid = a.pid and holds.lock_key = billing_lock_key(l.lock_name)
+    cross join lateral billing_without_term(a.pid, a.backend_start, a.application_name, a.usename) as without_term
     where a.datname = current_database()
         and (holds.pid is not null or starts_with(a.application_name, 'billing elector '))
     order by holds.pid is null, a.backend_start
@@ -511,6 +511,19 @@ $$;
 CREATE FUNCTION billing_whole_hours(since timestamp with time zone, until timestamp with time zone) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select floor(extract(epoch from until - since) / 3600)::bigint $$;
+
+CREATE FUNCTION billing_without_term(pid integer, began_at timestamp with time zone, application_name text, role name) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select coalesce(nullif(application_name, ''), 'a session without a name') || ' (pid ' || pid || ', role ' || role || ')'
+    where not coalesce((
+        select case
+            when l.backend_pid is not null then l.backend_pid = pid and began_at <= l.elected_at
+            else starts_with(application_name, 'billing elector ')
+                and right(l.holder, length(application_name) - 16) = substr(application_name, 17)
+        end
+        from billing_leadership l), false)
+$$;
 
 CREATE TABLE billing_batches (
     id bigint NOT NULL,
@@ -691,6 +704,7 @@ CREATE TABLE billing_leadership (
     interval_minutes double precision,
     generation integer DEFAULT 1 NOT NULL,
     needs_version text,
+    backend_pid integer,
     takeover_delay_seconds double precision,
     other_billers text DEFAULT 'stop'::text NOT NULL,
     CONSTRAINT billing_leadership_only_row_check CHECK (only_row),
@@ -704,6 +718,8 @@ COMMENT ON COLUMN billing_leadership.interval_minutes IS 'BILLING_INTERVAL_MINUT
 COMMENT ON COLUMN billing_leadership.generation IS 'the rules of billing that this database follows; a program of another generation does not contend';
 
 COMMENT ON COLUMN billing_leadership.needs_version IS 'the oldest version of containerstacks-billing that follows these rules';
+
+COMMENT ON COLUMN billing_leadership.backend_pid IS 'pg_backend_pid() of the lock session that minted the term';
 
 COMMENT ON COLUMN billing_leadership.takeover_delay_seconds IS 'while a takeover waits: the time that must have passed since the newest period of another program; else null';
 
