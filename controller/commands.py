@@ -1,7 +1,6 @@
 """What the modules with commands share: the application that a command works with, and common options."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import structlog
@@ -33,6 +32,6 @@ def application(
     level = "warn" if one_off and loaded.log_level == "info" else loaded.log_level
     stream = sys.stderr if one_off else sys.stdout
     log.configure(level, loaded.log_format, instance_id(loaded.pod_name), loaded.secrets, stream)
-    if warning := settings.env_file_warning(Path(".env")):
-        structlog.get_logger(part="settings").warning("settings.exposed", remedy=warning)
+    for warning in settings.warnings():
+        structlog.get_logger(part="settings").warning(**warning)
     return Application(loaded)

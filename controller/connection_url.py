@@ -20,11 +20,23 @@ def check_url(url: str, setting: str) -> None:
         _check_parts(url, setting)
     try:
         conninfo_to_dict(url)
-    except (ProgrammingError, UnicodeError):
+    except (ProgrammingError, UnicodeError) as error:
+        if unknown := _unknown_parameter(url, str(error)):
+            raise SettingsError(
+                f"{setting} has the parameter {unknown}, which belongs to another client; remove it"
+                + (" (options=-csearch_path%3Dname chooses a schema)" if unknown == "schema" else "")
+            ) from None
         raise SettingsError(
             f"{setting} can't be read as a PostgreSQL URL or connection string:"
             " postgresql://user:password@host:5432/database, with the password percent-encoded"
         ) from None
+
+
+def _unknown_parameter(url: str, error: str) -> str | None:
+    """Returns the name of a URL's parameter that libpq does not know. The part before it can't hold it as a secret."""
+    query = url.rpartition("@")[2].partition("?")[2] if "://" in url else ""
+    names = (part.partition("=")[0] for part in query.split("&") if "=" in part)
+    return next((name for name in names if re.fullmatch(r"\w{1,40}", name) and f'"{name}"' in error), None)
 
 
 def _check_parts(url: str, setting: str) -> None:

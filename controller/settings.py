@@ -7,11 +7,10 @@ generated from the descriptions of the fields below.
 
 import os
 import re
-import stat
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -25,6 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from controller import env_file as env_files
 from controller.connection_url import check_url
 from controller.election import Bounds
 from controller.errors import SecretFileError, SettingsError
@@ -77,7 +77,6 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file_encoding="utf-8",
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
@@ -474,7 +473,9 @@ def load(env_file: Path | None = ENV_FILE) -> Settings:
         SettingsError: one line with every wrong value, the first one first.
     """
     try:
-        return Settings(_env_file=env_file if env_file and env_file.is_file() else None)
+        given = {name.upper() for name, value in os.environ.items() if value}
+        from_file = {name: value for name, value in env_files.read(env_file).items() if name not in given}
+        return Settings(**cast("dict[str, Any]", from_file))
     except UnicodeDecodeError:
         raise SettingsError(f"{env_file} is not UTF-8 text: save it as UTF-8") from None
     except ValidationError as error:
@@ -483,13 +484,17 @@ def load(env_file: Path | None = ENV_FILE) -> Settings:
         raise SettingsError(messages[0] + more) from None
 
 
-def env_file_warning(env_file: Path = ENV_FILE) -> str | None:
-    """A warning if users other than its owner can read `env_file`."""
-    if os.name == "nt" or not env_file.is_file():
-        return None
-    if env_file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        return f"{env_file} holds a password and other users can read it: chmod 600 {env_file}"
-    return None
+def warnings(env_file: Path = ENV_FILE) -> list[dict[str, str]]:
+    """What is wrong with the settings, but not wrong enough to refuse them: an event with key-values each."""
+    found = []
+    if remedy := env_files.exposed(env_file):
+        found.append({"event": "settings.exposed", "remedy": remedy})
+    fields: list[Any] = list(Settings.model_fields.values())
+    known = {str(field.validation_alias.choices[0]) for field in fields}
+    for name, similar in env_files.misspelled({*os.environ, *env_files.read(env_file)}, known):
+        remedy = f"set {similar} instead" if similar else "remove it"
+        found.append({"event": "settings.unknown", "variable": name, "remedy": f"{name} is no setting: {remedy}"})
+    return found
 
 
 def default_control_socket() -> Path:
@@ -515,6 +520,11 @@ def _read(setting: str, url: SecretStr | None, file: Path | None) -> str:
 
 
 def _read_text(setting: str, file: Path) -> str:
+    if file.exists() and not file.is_file():
+        raise SettingsError(
+            f"{setting}={file} is not a regular file, so it can't be read again for each connection:"
+            " write the URL to a file"
+        )
     try:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

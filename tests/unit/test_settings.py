@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from controller import env_file
 from controller import settings as controller_settings
 from controller.errors import SecretFileError, SettingsError
 
@@ -200,14 +201,61 @@ def test_env_file_that_is_not_utf_8_is_refused_in_one_line(tmp_path: Path, conte
     assert ".env" in refusal()
 
 
+@pytest.mark.parametrize("password", ["a${b}c", "a$bc", "${HOME}", "a%24%7Bb%7D", "$$"])
+def test_password_in_an_env_file_is_literal(tmp_path: Path, password: str) -> None:
+    url = f"postgresql://user:{password}@db.example/app"
+    for written in (url, f"'{url}'", f'"{url}"'):
+        (tmp_path / ".env").write_text(f"b=interpolated\nDATABASE_URL={written}\n")
+        assert load(b="environment").read_url() == url
+
+
+@pytest.mark.parametrize(
+    ("name", "similar"),
+    [
+        ("BILLING_INTERVALL_MINUTES", "BILLING_INTERVAL_MINUTES"),
+        ("BILING_WORKERS", "BILLING_WORKERS"),
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("BILLING_ENTIRELY_NEW", None),
+    ],
+)
+def test_variable_that_looks_like_a_setting_causes_a_warning(tmp_path: Path, name: str, similar: str | None) -> None:
+    (tmp_path / ".env").write_text(f"DATABASE_URL={URL}\n{name}=hunter2\n")
+    (warning,) = [each for each in controller_settings.warnings() if each["event"] == "settings.unknown"]
+    assert warning["variable"] == name
+    assert (f"set {similar} instead" if similar else "remove it") in warning["remedy"] or similar is None
+    assert "hunter2" not in str(warning)
+
+
+def test_variables_of_others_cause_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        *("BILLING_SERVICE_HOST", "BILLING_SERVICE_PORT_HTTP", "BILLING_PORT", "BILLING_PORT_8080_TCP_ADDR"),
+        *("DATABASE_HOST", "DATABASE_NAME", "LOG_DIR", "POD_IP", "PGHOST"),
+    ):
+        monkeypatch.setenv(name, "x")
+    assert [each["variable"] for each in controller_settings.warnings() if each["event"] == "settings.unknown"] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_file_that_can_be_read_only_once_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert "is not a regular file" in refusal(DATABASE_URL_FILE=str(tmp_path / "fifo"))
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, URL.encode())
+        assert "is not a regular file" in refusal(DATABASE_URL_FILE=f"/dev/fd/{reader}")
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True), (0o644, True)])
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no file modes")
 def test_env_file_that_others_can_read_causes_a_warning(tmp_path: Path, mode: int, *, warned: bool) -> None:
     file = tmp_path / ".env"
-    assert controller_settings.env_file_warning(file) is None
+    assert env_file.exposed(file) is None
     file.write_text("DATABASE_URL=x")
     file.chmod(mode)
-    warning = controller_settings.env_file_warning(file)
+    warning = env_file.exposed(file)
     assert (warning is not None) is warned
     assert warning is None or "chmod 600" in warning
 

@@ -165,3 +165,26 @@ def reported(url: str) -> str:
                 return "DATABASE_URL works"
     except (SettingsError, DatabaseUnreachableError) as error:
         return str(error)
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("schema=public", "schema"),
+        ("sslmode=require&pgbouncer=true&x=hunter2", "pgbouncer"),
+        ("currentSchema=a", "currentSchema"),
+    ],
+)
+def test_parameter_of_another_client_is_named_without_a_secret(query: str, named: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(DATABASE_URL=f"postgresql://user:hunter2@db.example/app?{query}")
+    assert f"has the parameter {named}," in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+    assert "encoded" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql://db.example/app?hunter2", "host=db.example password=a hunter2=b"])
+def test_what_may_be_a_part_of_a_password_is_not_named(url: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(DATABASE_URL=url)
+    assert "hunter2" not in str(refused.value)
