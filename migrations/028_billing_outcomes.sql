@@ -139,13 +139,20 @@ $$
     group by c.organization_id, c.metadata ->> 'reason'
 $$;
 
--- Every cycle, newest first.
+-- Every run, newest first.
 drop view if exists billing_history;
 create view billing_history as
 select id, kind, term, holder, started_at, finished_at, extract(epoch from finished_at - started_at) as seconds, outcome, cause,
     planned, instances, charged_in_part, hours, amount, debts, failures, failures_by_reason, suspended, vanished, error
 from billing_runs
 order by started_at desc, id desc;
+
+-- The newest cycle that has ended; no row if there is none.
+create or replace function billing_last_cycle() returns setof billing_runs
+language sql stable as
+$$
+    select * from billing_runs r where r.outcome <> 'running' and r.kind = 'cycle' order by r.started_at desc, r.id desc limit 1
+$$;
 
 -- One row: who leads, when the next cycle is due, and the state of billing.
 create or replace function billing_status()
@@ -166,7 +173,7 @@ $$
         (select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_is_successful(r.outcome)),
         -- the amount as text, because JSON readers turn numbers into floats
         (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
-         from billing_history r where r.kind = 'cycle' and r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
+         from billing_history r where r.id = (select c.id from billing_last_cycle() c)),
         (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8
          from billing_daemon_status s where isfinite(s.heartbeat_at)),
         debt.instances, debt.owed, failure.instances,

@@ -32,17 +32,22 @@ $$;
 create or replace trigger billing_refuse_other_generation before insert on billing_terms
     for each row execute function billing_refuse_other_generation();
 
--- If no replica has led on this database, there is no leader to depose.
-with raised as (
-    update billing_leadership
-    set generation = 2, needs_version = '0.1.0',
-        term = case when term > 0 then term + 1 else term end,
-        holder = case when term > 0 then 'migration 029' end,
-        elected_at = case when term > 0 then clock_timestamp() end
-    where generation < 2
-    returning *
-)
-insert into billing_terms (term, holder, minted_at, generation)
-select term, holder, elected_at, 2 from raised where term > 0;
+-- If no replica has led on this database, there is no leader to depose. Like a mint, the new term waits for batches in hand.
+do $$
+begin
+    lock table billing_leadership in exclusive mode;
+    with raised as (
+        update billing_leadership
+        set generation = 2, needs_version = '0.1.0',
+            term = case when term > 0 then term + 1 else term end,
+            holder = case when term > 0 then 'migration 029' end,
+            elected_at = case when term > 0 then clock_timestamp() end
+        where generation < 2
+        returning *
+    )
+    insert into billing_terms (term, holder, minted_at, generation)
+    select term, holder, elected_at, 2 from raised where term > 0;
+end
+$$;
 
 insert into billing_schema_migrations (name) values ('029_billing_generation') on conflict do nothing;

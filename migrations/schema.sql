@@ -174,6 +174,59 @@ CREATE FUNCTION billing_is_successful(outcome text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select outcome in ('completed', 'completed_with_failures') $$;
 
+CREATE FUNCTION billing_next_run() RETURNS bigint
+    LANGUAGE sql
+    AS $$ select coalesce(max(r.id), 0) + 1 from billing_runs r $$;
+
+CREATE TABLE billing_runs (
+    id bigint DEFAULT billing_next_run() NOT NULL,
+    term bigint NOT NULL,
+    holder text NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone,
+    outcome text DEFAULT 'running'::text NOT NULL,
+    instances bigint DEFAULT 0 NOT NULL,
+    hours bigint DEFAULT 0 NOT NULL,
+    amount numeric DEFAULT 0 NOT NULL,
+    debts bigint DEFAULT 0 NOT NULL,
+    failures bigint DEFAULT 0 NOT NULL,
+    error text,
+    kind text DEFAULT 'cycle'::text NOT NULL,
+    cause text,
+    planned bigint,
+    charged_in_part bigint DEFAULT 0 NOT NULL,
+    suspended bigint DEFAULT 0 NOT NULL,
+    vanished bigint,
+    failures_by_reason jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT billing_runs_cause_check CHECK ((cause = ANY (ARRAY['controller'::text, 'organizations'::text]))),
+    CONSTRAINT billing_runs_kind_check CHECK ((kind = ANY (ARRAY['cycle'::text, 'collection'::text]))),
+    CONSTRAINT billing_runs_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'completed'::text, 'completed_with_failures'::text, 'failed'::text, 'stopped'::text, 'abandoned'::text])))
+);
+
+COMMENT ON COLUMN billing_runs.started_at IS 'by the database''s clock; the cycle charges everything due at this moment';
+
+COMMENT ON COLUMN billing_runs.outcome IS 'stopped: a drain''s deadline passed first; abandoned: its leader was lost. The next cycle continues from what was committed';
+
+COMMENT ON COLUMN billing_runs.debts IS 'instances whose wallet could not pay all their hours';
+
+COMMENT ON COLUMN billing_runs.failures IS 'instances that could not be charged for another reason';
+
+COMMENT ON COLUMN billing_runs.kind IS 'cycle: charges everything due; collection: collects debts between two cycles';
+
+COMMENT ON COLUMN billing_runs.cause IS 'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own';
+
+COMMENT ON COLUMN billing_runs.planned IS 'instances due at the start, with those that the plan missed; null if the cycle ended before it had a plan';
+
+COMMENT ON COLUMN billing_runs.charged_in_part IS 'counted both in instances and in debts';
+
+COMMENT ON COLUMN billing_runs.vanished IS 'planned, and no longer due when their turn came: deleted, or charged by another program. Negative if more instances became due after the plan; null if the cycle did not get through its plan';
+
+CREATE FUNCTION billing_last_cycle() RETURNS SETOF billing_runs
+    LANGUAGE sql STABLE
+    AS $$
+    select * from billing_runs r where r.outcome <> 'running' and r.kind = 'cycle' order by r.started_at desc, r.id desc limit 1
+$$;
+
 CREATE FUNCTION billing_live_daemons() RETURNS TABLE(daemon_instance_id text, since timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
@@ -208,10 +261,6 @@ CREATE FUNCTION billing_next_cycle() RETURNS TABLE(due_at timestamp with time zo
         where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause)
     ) schedule
 $$;
-
-CREATE FUNCTION billing_next_run() RETURNS bigint
-    LANGUAGE sql
-    AS $$ select coalesce(max(r.id), 0) + 1 from billing_runs r $$;
 
 CREATE FUNCTION billing_notices() RETURNS TABLE(kind text, halts boolean, since timestamp with time zone, message text)
     LANGUAGE sql STABLE
@@ -477,7 +526,7 @@ CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading
         (select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_is_successful(r.outcome)),
         -- the amount as text, because JSON readers turn numbers into floats
         (select to_jsonb(r) || jsonb_build_object('amount', r.amount::text)
-         from billing_history r where r.kind = 'cycle' and r.outcome <> 'running' order by r.started_at desc, r.id desc limit 1),
+         from billing_history r where r.id = (select c.id from billing_last_cycle() c)),
         (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8
          from billing_daemon_status s where isfinite(s.heartbeat_at)),
         debt.instances, debt.owed, failure.instances,
@@ -626,49 +675,6 @@ CREATE TABLE billing_guard (
     checked_until timestamp with time zone NOT NULL,
     CONSTRAINT billing_guard_only_row_check CHECK (only_row)
 );
-
-CREATE TABLE billing_runs (
-    id bigint DEFAULT billing_next_run() NOT NULL,
-    term bigint NOT NULL,
-    holder text NOT NULL,
-    started_at timestamp with time zone NOT NULL,
-    finished_at timestamp with time zone,
-    outcome text DEFAULT 'running'::text NOT NULL,
-    instances bigint DEFAULT 0 NOT NULL,
-    hours bigint DEFAULT 0 NOT NULL,
-    amount numeric DEFAULT 0 NOT NULL,
-    debts bigint DEFAULT 0 NOT NULL,
-    failures bigint DEFAULT 0 NOT NULL,
-    error text,
-    kind text DEFAULT 'cycle'::text NOT NULL,
-    cause text,
-    planned bigint,
-    charged_in_part bigint DEFAULT 0 NOT NULL,
-    suspended bigint DEFAULT 0 NOT NULL,
-    vanished bigint,
-    failures_by_reason jsonb DEFAULT '{}'::jsonb NOT NULL,
-    CONSTRAINT billing_runs_cause_check CHECK ((cause = ANY (ARRAY['controller'::text, 'organizations'::text]))),
-    CONSTRAINT billing_runs_kind_check CHECK ((kind = ANY (ARRAY['cycle'::text, 'collection'::text]))),
-    CONSTRAINT billing_runs_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'completed'::text, 'completed_with_failures'::text, 'failed'::text, 'stopped'::text, 'abandoned'::text])))
-);
-
-COMMENT ON COLUMN billing_runs.started_at IS 'by the database''s clock; the cycle charges everything due at this moment';
-
-COMMENT ON COLUMN billing_runs.outcome IS 'stopped: a drain''s deadline passed first; abandoned: its leader was lost. The next cycle continues from what was committed';
-
-COMMENT ON COLUMN billing_runs.debts IS 'instances whose wallet could not pay all their hours';
-
-COMMENT ON COLUMN billing_runs.failures IS 'instances that could not be charged for another reason';
-
-COMMENT ON COLUMN billing_runs.kind IS 'cycle: charges everything due; collection: collects debts between two cycles';
-
-COMMENT ON COLUMN billing_runs.cause IS 'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own';
-
-COMMENT ON COLUMN billing_runs.planned IS 'instances due at the start, with those that the plan missed; null if the cycle ended before it had a plan';
-
-COMMENT ON COLUMN billing_runs.charged_in_part IS 'counted both in instances and in debts';
-
-COMMENT ON COLUMN billing_runs.vanished IS 'planned, and no longer due when their turn came: deleted, or charged by another program. Negative if more instances became due after the plan; null if the cycle did not get through its plan';
 
 CREATE VIEW billing_history AS
  SELECT id,

@@ -208,9 +208,3 @@ class CycleResult:
     error: str | None = None
     failures_by_reason: dict[str, int] | None = None
     cause: Cause | None = None
-
-    @property
-    def got_through(self) -> bool:
-        """True if each due instance was charged, or the reason why not was recorded."""
-        completed = self.outcome in {Outcome.COMPLETED, Outcome.COMPLETED_WITH_FAILURES}
-        return completed or self.cause is Cause.ORGANIZATIONS

@@ -10,7 +10,7 @@ import pytest
 from controller.billing.values import CycleResult, Totals
 from controller.demo.sample import Size, create_data
 from tests.integration.scripted_ledger import ScriptedLedger, script_of
-from tests.integration.world import World
+from tests.integration.world import World, got_through
 from tests.model import HOUR, NOON
 
 
@@ -18,7 +18,7 @@ def dry(world: World, as_of: datetime | None, **settings: Any) -> CycleResult:  
     """A dry run under the newest term. It has to complete."""
     leadership = world.term()
     result = world.cycle(as_of, **settings).run(leadership, dry=True)
-    assert result.got_through, result.error
+    assert got_through(result), result.error
     return result
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from controller.billing.values import Cause, CycleResult, Outcome, Totals
 from tests.integration.scripted_ledger import ScriptedLedger, script_of
-from tests.integration.world import World
+from tests.integration.world import World, got_through
 from tests.model import HOUR, NOON
 
 D = Decimal
@@ -38,7 +38,7 @@ def expect(world: World, result: CycleResult, outcome: Outcome, cause: Cause | N
     assert run["failures_by_reason"] == result.failures_by_reason
     assert sum(run["failures_by_reason"].values()) == run["failures"]
     assert Totals.from_row(run) == result.totals
-    if result.got_through:
+    if got_through(result):
         seen = run["instances"] + run["debts"] - run["charged_in_part"] + run["failures"] + run["suspended"]
         assert run["planned"] == seen + run["vanished"]
     return run

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 
 from controller.billing.values import Outcome
 from tests.integration.scripted_ledger import CommitScriptedLedger, ScriptedLedger
-from tests.integration.world import MONEY, Term, World
+from tests.integration.world import MONEY, Term, World, got_through
 from tests.model import DEFAULT_PRICE, EPOCH, HOUR, NOON, Owed, whole_hours
 
 PRICES = ("0.00", "0.01", "3.65", "5.00", "7.30", "73.00", "2400.00")
@@ -142,8 +142,8 @@ class Money(RuleBasedStateMachine):
         self._begin_cycle()
         cycle = self.world.cycle(self.now, batch_size=batch_size, may_start_batch=lambda: bool(left and left.pop()))
         result = cycle.run(self.leader)
-        assert result.outcome is Outcome.STOPPED or result.got_through
-        self._follow(complete=result.got_through, batch_size=batch_size)
+        assert result.outcome is Outcome.STOPPED or got_through(result)
+        self._follow(complete=got_through(result), batch_size=batch_size)
 
     @rule(batch_size=BATCH_SIZES, statement=st.integers(0, 24), elect=st.booleans())
     def crash(self, batch_size: int, statement: int, elect: bool) -> None:  # noqa: FBT001 - drawn
@@ -220,7 +220,7 @@ class Money(RuleBasedStateMachine):
         result = None
         with suppress(CrashError):
             result = self.world.cycle(self.now, batch_size=batch_size).run(self.leader)
-        self._follow(complete=result is not None and result.got_through, batch_size=batch_size)
+        self._follow(complete=result is not None and got_through(result), batch_size=batch_size)
 
     def _follow(self, *, complete: bool, batch_size: int) -> None:
         """Updates the model to the state of the database, and checks that a cycle may leave that state."""

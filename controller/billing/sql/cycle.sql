@@ -33,10 +33,10 @@ select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as s
 from billing_next_cycle()
 
 -- name: close_abandoned_runs
--- Runs of leaders that are gone: their figures are what their batches committed.
+-- Runs whose leader has not recorded their end, mostly because it was lost. Their figures are what their batches committed.
 update billing_runs r
 set outcome = 'abandoned', finished_at = clock_timestamp(),
-    error = 'leader of term ' || r.term || ' was lost before the cycle ended',
+    error = 'the leader of term ' || r.term || ' did not record the end of the cycle: it was lost, or could not write',
     instances = b.instances, charged_in_part = b.charged_in_part, hours = b.hours, amount = b.amount, debts = b.debts,
     failures = b.failures, failures_by_reason = b.failures_by_reason, suspended = b.suspended
 from billing_runs running

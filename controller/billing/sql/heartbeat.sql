@@ -10,9 +10,7 @@ select %(instance_id)s::text, case when n.message is not null or r.outcome = 'fa
     r.started_at, billing_is_successful(r.outcome), coalesce(r.instances, 0), coalesce(r.amount, 0), coalesce(r.hours, 0),
     coalesce(n.message, r.error), %(started_at)s, clock_timestamp(), %(metadata)s, clock_timestamp()
 from billing_leadership l
-left join lateral (
-    select * from billing_runs where outcome <> 'running' and kind = 'cycle' order by started_at desc, id desc limit 1
-) r on true
+left join billing_last_cycle() r on true
 left join lateral (select message from billing_notices() where halts limit 1) n on true
 where l.term = %(term)s and l.holder = %(instance_id)s::text and l.generation = %(generation)s
     and clock_timestamp() < billing_beats_until()
@@ -57,9 +55,7 @@ set status = 'stopped', updated_at = clock_timestamp(), last_run_at = coalesce(r
     instances_billed = coalesce(r.instances, s.instances_billed), total_amount = coalesce(r.amount, s.total_amount),
     total_hours = coalesce(r.hours, s.total_hours), error_message = case when r.id is null then s.error_message else r.error end
 from billing_leadership l
-left join lateral (
-    select * from billing_runs where outcome <> 'running' and kind = 'cycle' order by started_at desc, id desc limit 1
-) r on true
+left join billing_last_cycle() r on true
 where s.daemon_instance_id = %(instance_id)s::text and l.term = %(term)s and l.holder = %(instance_id)s::text
     and billing_is_our_status(s.metadata)
 

@@ -21,7 +21,7 @@ create temporary view totals as
 select (select sum(balance) from wallets) as wallets,
     (select -sum(amount) from payment_transactions where payment_method = 'wallet_debit') as debits,
     (select sum(floor(extract(epoch from moment - since) / 3600))::bigint from instance,
-        (select max(started_at) as moment from billing_runs where outcome in ('completed', 'completed_with_failures')) r where since <= moment) due,
+        (select max(started_at) as moment from billing_runs where kind = 'cycle' and billing_is_successful(outcome)) r where since <= moment) due,
     sum(amount) filter (where status = 'billed') as charges, count(*) filter (where status = 'billed') as periods,
     count(*) filter (where status = 'billed' and abs(amount - by_hand) >= 0.01) as off_price,
     sum(hours) filter (where status = 'billed') as charged, sum(hours) filter (where status = 'failed') as unpaid,
