@@ -52,7 +52,7 @@ CHARGING = {
     "settle_wallets",
 }
 #: Statements that read between the transactions of a cycle.
-READING = {"count_missed", "hidden_rows", "missing_rights", "unfit_columns", "unknown_price_columns"}
+READING = {"count_missed", "hidden_rows", "missing_rights", "not_tables", "unfit_columns", "unknown_price_columns"}
 
 
 def reset_billing(world: World) -> None:
