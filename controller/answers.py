@@ -1,19 +1,31 @@
 """Commands that answer questions. They read, and change nothing."""
 
+import re
 import time
-from collections.abc import Callable, Iterable
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Annotated, Final
+from uuid import UUID
 
 import psycopg
 import typer
 
-from controller import output, report
+from controller import output, report, sql
+from controller.billing.answers import explain as explanation
+from controller.billing.answers import find, read_debts, read_lost_debts
 from controller.billing.status import Status
+from controller.billing.values import Pricing
 from controller.billing.verdict import Level, verdict
 from controller.commands import AsJson, application
 from controller.errors import DatabaseUnreachableError, one_line
+from controller.postgres import migrations
 
-WATCH_SECONDS = 2.0
+WATCH_SECONDS: Final = 2.0
+
+OlderThan = Annotated[
+    str | None, typer.Option(help="Only debts whose oldest hour is older, such as 90m, 24h or 7d.", metavar="AGE")
+]
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -60,6 +72,74 @@ def _show_status(shown: Status, *, as_json: bool, check: bool) -> None:
         output.line(judged.line)
     else:
         _print(report.status(shown))
+
+
+@app.command()
+def debts(
+    organization: Annotated[
+        str | None, typer.Argument(help="Only this one: its id or slug.", show_default=False)
+    ] = None,
+    older_than: OlderThan = None,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="Show debts that ended because their instance or organization was deleted.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Lists what instances owe, and if the wallet could pay the oldest hour. Exit status 1 if there are any."""
+    age = parse_age(older_than) if older_than else None
+    with _database() as (connection, _):
+        wanted = organization_id(connection, organization, lost=lost)
+        rows = (read_lost_debts if lost else read_debts)(connection, wanted, age)
+    if as_json:
+        output.json_line(rows)
+    else:
+        _print(report.lost_debts(rows) if lost else report.debts(rows))
+    raise typer.Exit(1 if rows else 0)
+
+
+def organization_id(connection: sql.Connection, name: str | None, *, lost: bool = False) -> UUID | None:
+    """Returns the id of the organization with this id or slug. With `lost`, an id may be a deleted organization's."""
+    if name is None:
+        return None
+    if lost:
+        with suppress(ValueError):
+            return UUID(name)
+    return find(connection, name, organizations_only=True).organization_id
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="An organization or instance: its id, slug or label.", metavar="NAME")],
+    as_json: AsJson = False,
+) -> None:
+    """Explains why an organization or an instance was or was not charged, and what the next cycle will do."""
+    with _database() as (connection, pricing):
+        explained = explanation(connection, find(connection, name), pricing)
+    if as_json:
+        output.json_line(explained.as_dict())
+    else:
+        _print(report.explanation(explained))
+
+
+def parse_age(text: str) -> timedelta:
+    """Reads an age such as 90m, 24h or 7d.
+
+    Raises:
+        typer.BadParameter: it isn't one.
+    """
+    match = re.fullmatch(r"(\d{1,6})([mhd])", text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a number with m, h or d, such as 24h", param_hint="--older-than")
+    unit = {"m": "minutes", "h": "hours", "d": "days"}[match[2]]
+    return timedelta(**{unit: int(match[1])})
+
+
+@contextmanager
+def _database() -> Iterator[tuple[sql.Connection, Pricing]]:
+    built = application()
+    with built.connect() as connection:
+        migrations.check(connection)
+        yield connection, built.pricing
 
 
 def _print(lines: Iterable[str]) -> None:

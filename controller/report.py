@@ -1,13 +1,19 @@
 """Writes the answers to people's questions as lines of text that fit 80 columns. Computes nothing."""
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
 
+from controller.billing.answers import REMEDIES, Explanation, Subject, not_charged_because
 from controller.billing.status import Status
 from controller.billing.verdict import FALLBACK_SECONDS, verdict
 from controller.wording import duration, next_cycle, time
 
-Facts = Sequence[tuple[str, str]]
+Row = dict[str, Any]
+Facts = list[tuple[str, str]]
+#: `explain` lists so many instances of an organization.
+LISTED_INSTANCES: Final = 20
 
 
 def facts(rows: Facts) -> Iterator[str]:
@@ -87,3 +93,176 @@ def _customers(status: Status) -> Facts:
         ("failures", f"{status.failures} instances"),
         ("suspended", f"{status.suspended} organizations"),
     ]
+
+
+def debts(rows: Sequence[Row]) -> Iterator[str]:
+    """The result of `debts`: a block for each organization."""
+    if not rows:
+        yield "no debts"
+        return
+    total = sum((row["owed"] for row in rows), Decimal(0))
+    yield f"{counted(len(rows), 'instance')} {'owes' if len(rows) == 1 else 'owe'} {total}"
+    for organization, group in _grouped(rows, "organization_id"):
+        first = group[0]
+        yield ""
+        yield f"{first['organization']} ({first['slug']}, {organization})"
+        balance = first["balance"]
+        yield f"  owes {sum(row['owed'] for row in group)}, wallet {'unusable' if balance is None else balance}"
+        lines = [
+            (
+                row["label"] or "", row["provider_instance_id"] or "", str(row["hours"]), str(row["owed"]),
+                day(row["since"]), "yes" if row["pays_next_hour"] else "no",
+            )
+            for row in group
+        ]  # fmt: skip
+        headings = ("instance", "provider id", "hours", "owed", "since", "pays next")
+        yield from (f"  {line}" for line in table(headings, lines, numbers=(2, 3)))
+
+
+def lost_debts(rows: Sequence[Row]) -> Iterator[str]:
+    """The result of `debts --lost`."""
+    if not rows:
+        yield "no debts were lost"
+        return
+    yield f"{counted(len(rows), 'debt')} of {sum((row['owed'] for row in rows), Decimal(0))} written off by deletion"
+    for row in rows:
+        yield ""
+        yield f"instance {row['instance_id']}{_in_brackets(row['label'])}"
+        yield f"  of organization {row['organization_id']}"
+        yield f"  {row['owed']} for {row['hours']} hours since {time(row['since'])}, {row['reason']}"
+        yield f"  deleted {time(row['lost_at'])} by {row['deleted_by']}"
+
+
+def explanation(explained: Explanation) -> Iterator[str]:
+    """The result of `explain`."""
+    subject = explained.subject
+    if subject.instance_id is None:
+        yield f"organization {subject.organization}"
+    else:
+        yield f"instance {subject.label or subject.instance_id}"
+    yield from facts([*_ids(subject), *_wallet(explained.organization)])
+    segments = dict(_grouped(explained.outlook, "instance_id"))
+    if subject.instance_id is None:
+        yield ""
+        yield from _instances(explained, segments)
+    else:
+        for instance in explained.instances:
+            yield from facts(_instance(instance))
+            yield ""
+            yield from _segments(explained, segments.get(instance["instance_id"], []))
+    for reason in explained.reasons():
+        yield ""
+        yield f"{reason}:"
+        yield f"  {REMEDIES.get(reason, 'see docs/money.md')}"
+
+
+def _ids(subject: Subject) -> Facts:
+    rows = [("id", str(subject.instance_id))] if subject.instance_id else []
+    return [*rows, ("organization", f"{subject.slug}, {subject.organization_id}")]
+
+
+def _wallet(organization: Row) -> Facts:
+    match organization["wallets"]:
+        case 0:
+            wallet = "none"
+        case 1:
+            wallet = f"{organization['balance']} {organization['currency']}"
+        case number:
+            wallet = f"{number} wallets, and there may be only one"
+    rows = [("wallet", wallet)]
+    if organization["suspended"]:
+        rows.append(("suspended", f"{time(organization['suspended_at'])}: {organization['suspended']}"))
+        rows.append(("", organization["suspended_detail"]))
+    return rows
+
+
+def _instance(instance: Row) -> Facts:
+    until = instance["billed_until"]
+    price = instance["monthly_price"]
+    since = instance["price_since"]
+    rows = [
+        ("provider id", instance["provider_instance_id"] or "none"),
+        ("plan", f"{instance['plan_id'] or 'none'}"),
+        ("price", "none" if price is None else f"{price} a month ({instance['price_source']})"),
+        ("", f"since {time(since)}" if since else "since before the first recorded price"),
+        ("billed until", time(until) if until else "unknown"),
+    ]
+    if instance["charged_from"]:
+        rows += [
+            (
+                "last charge",
+                f"{instance['charged_amount']} for {instance['charged_hours']} hours, run {instance['charged_run']}",
+            ),
+            ("", f"{time(instance['charged_from'])} to {time(instance['charged_until'])}"),
+        ]
+    else:
+        rows.append(("last charge", "none"))
+    if instance["open_reason"]:
+        rows.append(("not charged", f"{instance['open_hours']} hours: {instance['open_reason']}"))
+        rows.append(("", f"since {time(instance['open_since'])}"))
+    if instance["open_error"]:
+        rows.append(("error", instance["open_error"]))
+    return rows
+
+
+def _segments(explained: Explanation, segments: Sequence[Row]) -> Iterator[str]:
+    yield f"next cycle, as of {time(explained.as_of)}:"
+    if not segments:
+        yield "  nothing is due"
+        return
+    lines = [
+        (
+            time(row["starts_at"]), str(row["hours"]),
+            "none" if row["monthly_price"] is None else str(row["monthly_price"]),
+            "?" if row["cost"] is None else str(row["cost"]), str(row["amount"]),
+            not_charged_because(row) or "charged",
+        )
+        for row in segments
+    ]  # fmt: skip
+    headings = ("hours from", "hours", "a month", "cost", "paid", "result")
+    yield from (f"  {line}" for line in table(headings, lines, numbers=(1, 2, 3, 4)))
+
+
+def _instances(explained: Explanation, segments: dict[Any, list[Row]]) -> Iterator[str]:
+    """Counts what the next cycle will do, then lists the instances that it won't charge in full."""
+    short: list[tuple[str, ...]] = []
+    amount = sum((row["amount"] for row in explained.outlook), Decimal(0))
+    for instance in explained.instances:
+        rows = segments.get(instance["instance_id"], [])
+        reasons = sorted({reason for row in rows if (reason := not_charged_because(row))})
+        if not reasons and instance["open_reason"] in {"error", "locked"}:
+            reasons = [f"{instance['open_reason']}: tried again"]
+        if rows and reasons:
+            hours = sum(row["hours"] - row["paid_hours"] for row in rows)
+            cost = sum((row["cost"] or 0) - row["amount"] for row in rows)
+            label = instance["label"] or str(instance["instance_id"])
+            short.append((label, day(rows[0]["starts_at"]), str(hours), str(cost), ", ".join(reasons)))
+    yield f"next cycle, as of {time(explained.as_of)}:"
+    yield f"  {counted(len(segments), 'instance')} of {len(explained.instances)} due, {amount} will be charged"
+    if short:
+        yield f"  {counted(len(short), 'instance')} can't be charged in full:"
+        headings = ("instance", "unpaid from", "hours", "cost", "reason")
+        yield from (f"  {line}" for line in table(headings, short[:LISTED_INSTANCES], numbers=(2, 3)))
+        if len(short) > LISTED_INSTANCES:
+            yield f"  and {len(short) - LISTED_INSTANCES} more: see --json"
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def day(moment: datetime) -> str:
+    """Returns a time in UTC, to the minute, for a column."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _in_brackets(text: str | None) -> str:
+    return f" ({text})" if text else ""
+
+
+def _grouped(rows: Iterable[Row], key: str) -> Iterator[tuple[Any, list[Row]]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    yield from groups.items()

@@ -47,7 +47,8 @@ grant select, insert, update, delete on billing_daemon_sightings to containersta
 grant select, insert, delete on billing_foreign_periods to containerstacks_billing;
 grant select, insert on billing_commands to containerstacks_billing;
 
--- What `status`, the status page and the metrics read.
+-- What the commands, the status page and the metrics read. A trigger of the owner writes billing_lost_debts.
+grant select on billing_lost_debts, billing_instance_debts to containerstacks_billing;
 grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history, billing_notices
     to containerstacks_billing;
 

@@ -119,6 +119,33 @@ CREATE FUNCTION billing_failures() RETURNS TABLE(organization_id uuid, reason te
     group by c.organization_id, c.metadata ->> 'reason'
 $$;
 
+CREATE FUNCTION billing_find(wanted text) RETURNS TABLE(kind text, organization_id uuid, organization text, slug text, instance_id uuid, label text)
+    LANGUAGE plpgsql STABLE
+    AS $_$
+#variable_conflict use_column
+begin
+    if wanted ~* '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' then
+        return query
+        select 'organization', o.id, o.name::text, o.slug::text, null::uuid, null::text
+        from organizations o where o.id = wanted::uuid
+        union all
+        select 'instance', o.id, o.name::text, o.slug::text, i.id, i.label::text
+        from vps_instances i left join organizations o on o.id = i.organization_id where i.id = wanted::uuid;
+        return;
+    end if;
+    return query
+    select 'organization', o.id, o.name::text, o.slug::text, null::uuid, null::text from organizations o where o.slug = wanted;
+    if found then
+        return;
+    end if;
+    return query
+    select 'instance', o.id, o.name::text, o.slug::text, i.id, i.label::text
+    from vps_instances i left join organizations o on o.id = i.organization_id
+    where i.label = wanted or i.provider_instance_id::text = wanted
+    order by i.created_at, i.id;
+end
+$_$;
+
 CREATE FUNCTION billing_got_through(outcome text, cause text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select coalesce(billing_is_successful(outcome) or (outcome = 'failed' and cause = 'organizations'), false) $$;
@@ -131,6 +158,66 @@ CREATE FUNCTION billing_hours_until(since timestamp with time zone, moment times
         when moment = 'infinity' then 9223372036854775807
         else ceil(extract(epoch from moment - since) / 3600)::bigint
     end
+$$;
+
+CREATE FUNCTION billing_instance_debts(of_organization uuid DEFAULT NULL::uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, instance_id uuid, label text, provider_instance_id text, hours bigint, owed numeric, since timestamp with time zone, next_hour numeric, balance numeric, pays_next_hour boolean)
+    LANGUAGE sql STABLE
+    AS $$
+    select debt.organization_id, o.name, o.slug, debt.id, debt.label, debt.provider_instance_id, debt.hours, debt.owed,
+        debt.since, next.price, wallet.balance, coalesce(wallet.balance >= next.price, false)
+    from (
+        select i.organization_id, i.id, i.label, i.provider_instance_id::text as provider_instance_id,
+            sum(billing_whole_hours(c.billing_period_start, c.billing_period_end))::bigint as hours,
+            sum(billing_owed(c.metadata, c.total_amount)) as owed, min(c.billing_period_start) as since,
+            (array_agg(c.metadata -> 'monthly_price' order by c.billing_period_start))[1] as monthly_price
+        from vps_billing_cycles c
+        join vps_instances i on i.id = c.vps_instance_id
+        where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'reason' = 'insufficient_balance'
+            and (of_organization is null or i.organization_id = of_organization)
+        group by i.id
+    ) debt
+    join organizations o on o.id = debt.organization_id
+    cross join lateral (
+        select case when jsonb_typeof(debt.monthly_price) = 'number'
+            then billing_charge((debt.monthly_price #>> '{}')::numeric, debt.since, 1) end as price
+    ) next
+    left join lateral (
+        select min(w.balance) as balance from wallets w where w.organization_id = debt.organization_id having count(*) = 1
+    ) wallet on true
+    order by debt.since, debt.organization_id, debt.id
+$$;
+
+CREATE FUNCTION billing_instances(of_organization uuid, default_monthly_price numeric) RETURNS TABLE(instance_id uuid, label text, provider_instance_id text, plan_id text, billed_until timestamp with time zone, monthly_price numeric, price_source text, price_since timestamp with time zone, charged_from timestamp with time zone, charged_until timestamp with time zone, charged_hours bigint, charged_price numeric, charged_amount numeric, charged_run bigint, open_reason text, open_since timestamp with time zone, open_hours bigint, open_error text)
+    LANGUAGE sql STABLE
+    AS $$
+    select i.id, i.label, i.provider_instance_id::text, i.plan_id, case when billing_is_moment(position.starts_at) then position.starts_at end,
+        coalesce(price.monthly_price, default_monthly_price),
+        case when price.monthly_price is null and default_monthly_price is not null then 'default' else coalesce(price.source, 'none') end,
+        nullif(price.valid_from, '-infinity'), charge.billing_period_start, charge.billing_period_end, charge.hours, charge.monthly_price,
+        charge.total_amount, charge.run, open.reason, open.since, open.hours, open.error
+    from vps_instances i
+    cross join lateral billing_position(i.id, i.last_billed_at, i.created_at) position
+    left join billing_price_history() price on price.key = i.plan_id and price.valid_from <= now() and price.valid_to > now()
+    left join lateral (
+        select c.billing_period_start, c.billing_period_end, c.total_amount,
+            billing_whole_hours(c.billing_period_start, c.billing_period_end) as hours,
+            case when jsonb_typeof(c.metadata -> 'monthly_price') = 'number' then (c.metadata ->> 'monthly_price')::numeric end
+                as monthly_price,
+            case when jsonb_typeof(c.metadata -> 'run') = 'number' then (c.metadata ->> 'run')::bigint end as run
+        from vps_billing_cycles c
+        where c.vps_instance_id = i.id and c.status in ('billed', 'refunded') and billing_is_ours(c.metadata)
+        order by c.billing_period_start desc
+        limit 1
+    ) charge on true
+    cross join lateral (
+        select min(c.metadata ->> 'reason') as reason, min(c.billing_period_start) as since,
+            sum(billing_whole_hours(c.billing_period_start, c.billing_period_end))::bigint as hours,
+            min(c.metadata ->> 'error') as error
+        from vps_billing_cycles c
+        where c.vps_instance_id = i.id and c.status = 'failed' and billing_is_ours(c.metadata)
+    ) open
+    where i.organization_id = of_organization
+    order by coalesce(i.created_at, 'infinity'), i.id
 $$;
 
 CREATE FUNCTION billing_is_lawful_gap(instance_id uuid, starts_at timestamp with time zone, metadata jsonb) RETURNS boolean
@@ -173,6 +260,27 @@ CREATE FUNCTION billing_is_price(monthly_price numeric) RETURNS boolean
 CREATE FUNCTION billing_is_successful(outcome text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select outcome in ('completed', 'completed_with_failures') $$;
+
+CREATE FUNCTION billing_keep_lost_debts() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+begin
+    insert into billing_lost_debts (organization_id, instance_id, label, reason, since, hours, owed)
+    select g.organization_id, g.vps_instance_id, min(g.metadata ->> 'vps_label'), min(g.metadata ->> 'reason'),
+        min(g.billing_period_start), sum(billing_whole_hours(g.billing_period_start, g.billing_period_end)),
+        sum(billing_owed(g.metadata, g.total_amount))
+    from gone g
+    where g.status = 'failed' and billing_is_ours(g.metadata)
+        and (not exists (select from vps_instances i where i.id = g.vps_instance_id)
+            or not exists (select from organizations o where o.id = g.organization_id))
+    group by g.organization_id, g.vps_instance_id;
+    return null;
+exception when others then
+    raise warning 'billing could not keep a lost debt: %', sqlerrm;
+    return null;
+end
+$$;
 
 CREATE FUNCTION billing_next_run() RETURNS bigint
     LANGUAGE sql
@@ -288,6 +396,59 @@ CREATE FUNCTION billing_notices() RETURNS TABLE(kind text, halts boolean, since 
         where f.created_at > coalesce(billing_resumed_at(), '-infinity')
     ) p
     where p.periods > 0
+$$;
+
+CREATE FUNCTION billing_organization(of_organization uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, wallets bigint, balance numeric, currency text, suspended text, suspended_detail text, suspended_at timestamp with time zone, instances bigint)
+    LANGUAGE sql STABLE
+    AS $$
+    select o.id, o.name, o.slug, wallet.wallets, wallet.balance, wallet.currency, s.reason, s.detail, s.suspended_at,
+        (select count(*) from vps_instances i where i.organization_id = o.id)
+    from organizations o
+    cross join lateral (
+        select count(*) as wallets, case when count(*) = 1 then min(w.balance) end as balance,
+            case when count(*) = 1 then min(w.currency::text) end as currency
+        from wallets w where w.organization_id = o.id
+    ) wallet
+    left join billing_suspensions s on s.organization_id = o.id
+    where o.id = of_organization
+$$;
+
+CREATE FUNCTION billing_outlook(of_organization uuid, as_of timestamp with time zone, default_monthly_price numeric, wanted_currency text) RETURNS TABLE(instance_id uuid, starts_at timestamp with time zone, hours bigint, monthly_price numeric, price_source text, recorded boolean, cost numeric, failure_reason text, paid_hours bigint, amount numeric)
+    LANGUAGE sql STABLE
+    AS $$
+    with due as materialized (
+        select i.id, coalesce(i.created_at, 'infinity') as created_at
+        from vps_instances i
+        where i.organization_id = of_organization and billing_due(i.last_billed_at, i.created_at, as_of)
+    ), segment as materialized (
+        select due.created_at, s.*, o.balance,
+            min(billing_failure_reason(o.suspended, nullif(o.wallets, 0), o.balance, o.currency, wanted_currency, s.start_known,
+                s.hours, s.monthly_price)) over (partition by s.instance_id) as failure_reason
+        from billing_segments(array(select due.id from due), as_of, default_monthly_price) s
+        join due on due.id = s.instance_id
+        cross join billing_organization(of_organization) o
+    ), allotted as (
+        select a.instance_id, a.starts_at, a.paid_hours
+        from (
+            select array_agg(s.instance_id order by s.created_at, s.instance_id, s.starts_at) as ids,
+                array_agg(s.starts_at order by s.created_at, s.instance_id, s.starts_at) as starts,
+                billing_affordable_segments(min(s.balance),
+                    array_agg(s.instance_id order by s.created_at, s.instance_id, s.starts_at),
+                    array_agg(s.monthly_price order by s.created_at, s.instance_id, s.starts_at),
+                    array_agg(s.starts_at order by s.created_at, s.instance_id, s.starts_at),
+                    array_agg(s.hours order by s.created_at, s.instance_id, s.starts_at)) as affordable
+            from segment s
+            where s.failure_reason is null
+        ) payable
+        cross join lateral unnest(payable.ids, payable.starts, payable.affordable) as a (instance_id, starts_at, paid_hours)
+    )
+    select s.instance_id, s.starts_at, s.hours, s.monthly_price, s.price_source, s.row_id is not null,
+        case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) end,
+        s.failure_reason, coalesce(a.paid_hours, 0),
+        case when a.paid_hours > 0 then billing_charge(s.monthly_price, s.starts_at, a.paid_hours) else 0.00 end
+    from segment s
+    left join allotted a on a.instance_id = s.instance_id and a.starts_at = s.starts_at
+    order by s.created_at, s.instance_id, s.starts_at
 $$;
 
 CREATE FUNCTION billing_owed(metadata jsonb, total_amount numeric) RETURNS numeric
@@ -700,6 +861,21 @@ CREATE VIEW billing_history AS
    FROM billing_runs
   ORDER BY started_at DESC, id DESC;
 
+CREATE VIEW billing_instance_debts AS
+ SELECT organization_id,
+    organization,
+    slug,
+    instance_id,
+    label,
+    provider_instance_id,
+    hours,
+    owed,
+    since,
+    next_hour,
+    balance,
+    pays_next_hour
+   FROM billing_instance_debts() billing_instance_debts(organization_id, organization, slug, instance_id, label, provider_instance_id, hours, owed, since, next_hour, balance, pays_next_hour);
+
 CREATE TABLE billing_leadership (
     only_row boolean DEFAULT true NOT NULL,
     term bigint DEFAULT 0 NOT NULL,
@@ -730,6 +906,25 @@ COMMENT ON COLUMN billing_leadership.backend_pid IS 'pg_backend_pid() of the loc
 COMMENT ON COLUMN billing_leadership.takeover_delay_seconds IS 'while a takeover waits: the time that must have passed since the newest period of another program; else null';
 
 COMMENT ON COLUMN billing_leadership.other_billers IS 'BILLING_OTHER_BILLERS of the leader of this term';
+
+CREATE TABLE billing_lost_debts (
+    id bigint NOT NULL,
+    lost_at timestamp with time zone DEFAULT now() NOT NULL,
+    deleted_by text DEFAULT SESSION_USER NOT NULL,
+    organization_id uuid NOT NULL,
+    instance_id uuid NOT NULL,
+    label text,
+    reason text,
+    since timestamp with time zone NOT NULL,
+    hours bigint NOT NULL,
+    owed numeric NOT NULL
+);
+
+COMMENT ON TABLE billing_lost_debts IS 'open rows that were deleted together with their instance or organization';
+
+ALTER TABLE billing_lost_debts ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME billing_lost_debts_id_seq
+);
 
 CREATE VIEW billing_notices AS
  SELECT kind,
@@ -839,6 +1034,9 @@ ALTER TABLE ONLY billing_guard
 ALTER TABLE ONLY billing_leadership
     ADD CONSTRAINT billing_leadership_pkey PRIMARY KEY (only_row);
 
+ALTER TABLE ONLY billing_lost_debts
+    ADD CONSTRAINT billing_lost_debts_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY billing_price_check
     ADD CONSTRAINT billing_price_check_pkey PRIMARY KEY (only_row);
 
@@ -866,6 +1064,8 @@ CREATE INDEX billing_foreign_periods_created_at ON vps_billing_cycles USING btre
 
 CREATE UNIQUE INDEX billing_ledger ON vps_billing_cycles USING btree (vps_instance_id, billing_period_start) WHERE (((status)::text = ANY ((ARRAY['billed'::character varying, 'refunded'::character varying])::text[])) AND billing_is_ours(metadata));
 
+CREATE INDEX billing_lost_debts_organization ON billing_lost_debts USING btree (organization_id);
+
 CREATE UNIQUE INDEX billing_open_rows ON vps_billing_cycles USING btree (vps_instance_id, billing_period_start) WHERE (((status)::text = 'failed'::text) AND billing_is_ours(metadata));
 
 CREATE INDEX billing_payments ON payment_transactions USING btree (id) WHERE billing_is_ours(metadata);
@@ -877,5 +1077,7 @@ CREATE INDEX billing_runs_started_at ON billing_runs USING btree (started_at);
 CREATE INDEX idx_billing_daemon_status_heartbeat ON billing_daemon_status USING btree (heartbeat_at);
 
 CREATE INDEX idx_billing_daemon_status_instance ON billing_daemon_status USING btree (daemon_instance_id);
+
+CREATE TRIGGER billing_keep_lost_debts AFTER DELETE ON vps_billing_cycles REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION billing_keep_lost_debts();
 
 CREATE TRIGGER billing_refuse_other_generation BEFORE INSERT ON billing_terms FOR EACH ROW EXECUTE FUNCTION billing_refuse_other_generation();

@@ -25,3 +25,25 @@ def test_status_check_is_0_only_while_everyone_is_billed(
     replica.kill()
     done = program("status", "--check")
     assert (done.status, done.out) == (1, "DOWN: no replica leads\n")
+
+
+def test_debts_and_explain_answer_for_one_customer(program: Program, database: str) -> None:
+    program("bill")
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("update vps_instances set label = '[/b]' where label = 'vps-5'")
+    done = program("debts")
+    assert done.status == 1
+    assert "Organization 4 (organization-4, " in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    rows = program("debts", "organization-4", "--json").json
+    assert {row["slug"] for row in rows} == {"organization-4"}
+    assert program("debts", "organization-4", "--older-than", "900d").status == 0
+    assert program("debts", "--lost").out == "no debts were lost\n"
+    assert "such as 24h" in program("debts", "--older-than", "soon").err
+    done = program("explain", "[/b]")
+    assert (done.status, done.out.splitlines()[0]) == (0, "instance [/b]")
+    assert "top up the wallet; the next cycle collects the debt" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "can't be charged in full" in program("explain", "organization-4").out
+    assert program("explain", "organization-4", "--json").json["organization"]["wallets"] == 1
+    assert "no id, slug or label is nobody" in program("explain", "nobody").failed_with(2)

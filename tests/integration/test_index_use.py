@@ -85,3 +85,23 @@ def test_debts_are_read_from_the_open_rows(billed: World) -> None:
         lines = connection.execute("explain select * from billing_debts()").fetchall()
     shown = "\n".join(line["QUERY PLAN"] for line in lines)
     assert "billing_open_rows" in shown, shown
+
+
+def test_answers_about_one_organization_read_it_by_index(billed: World) -> None:
+    """However many instances others have. The server counts the sequential scans of this transaction."""
+    organization = billed.one("select organization_id from vps_instances group by 1 order by count(*) desc limit 1")
+    tables = ["vps_instances", "vps_billing_cycles", "payment_transactions"]  # all wallets of this test fit on a page
+    for fact, parameters in (
+        ("billing_find((select slug from organizations where id = %s))", (organization,)),
+        ("billing_instance_debts(%s)", (organization,)),
+        ("billing_organization(%s)", (organization,)),
+        ("billing_instances(%s, 19.71)", (organization,)),
+        ("billing_outlook(%s, now(), 19.71, 'USD')", (organization,)),
+    ):
+        with billed.conn.transaction():
+            billed.rows(f"select count(*) from {fact}", *parameters)  # noqa: S608 - ours
+            scans = billed.rows(
+                "select relname, seq_scan from pg_stat_xact_user_tables where seq_scan > 0 and relname = any (%s)",
+                tables,
+            )
+        assert scans == [], fact

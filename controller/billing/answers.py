@@ -1,0 +1,170 @@
+"""Reads the answers to questions about customers: who owes what, why an instance was not charged, what happens next.
+
+The facts are SQL functions of the migrations from 050 on, so `psql` shows the same answers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from controller import sql
+from controller.billing.values import Pricing
+from controller.errors import BillingError
+
+#: How many candidates a message lists.
+LISTED: Final = 5
+
+#: What to do about hours that can't be charged, by failure reason.
+REMEDIES: Final = {
+    "insufficient_balance": "top up the wallet; the next cycle collects the debt",
+    "wallet_missing": "give the organization a wallet",
+    "wallet_duplicate": "leave the organization exactly one wallet",
+    "balance_null": "correct the wallet's balance",
+    "balance_nan": "correct the wallet's balance",
+    "balance_infinite": "correct the wallet's balance",
+    "currency_mismatch": "the wallet's currency must be BILLING_CURRENCY",
+    "price_missing": "give the plan a price, or set BILLING_DEFAULT_HOURLY_RATE",
+    "price_negative": "correct the price of the plan",
+    "price_nan": "correct the price of the plan",
+    "price_infinite": "correct the price of the plan",
+    "start_unknown": "give the instance a created_at",
+    "audit_violation": "run `containerstacks-billing audit --organization ID`; a clean audit ends the suspension",
+    "locked": "find the transaction that keeps the organization's rows locked; the next cycle tries again",
+    "error": "the database refused the rows: see the error",
+}
+
+
+class NameNotFoundError(BillingError):
+    """A name fits nothing, or several things. Exit status 2."""
+
+    exit_status = 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a name stands for: an organization, or one of its instances."""
+
+    organization_id: UUID
+    organization: str
+    slug: str
+    instance_id: UUID | None = None
+    label: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Names it for people."""
+        organization = f"organization {self.organization} ({self.slug}, {self.organization_id})"
+        if self.instance_id is None:
+            return organization
+        return f"instance {self.label or 'without a label'} ({self.instance_id}) of {self.slug}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a subject was or was not charged, and what the next cycle will do.
+
+    Attributes:
+        subject: what was asked about.
+        organization: the row of `billing_organization`.
+        instances: rows of `billing_instances`.
+        as_of: when the next cycle is due; now if it is due already.
+        outlook: rows of `billing_outlook` as of then.
+    """
+
+    subject: Subject
+    organization: dict[str, Any]
+    instances: tuple[dict[str, Any], ...]
+    as_of: datetime
+    outlook: tuple[dict[str, Any], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the facts for JSON, with the remedy of each reason."""
+        return {
+            "organization": self.organization,
+            "as_of": self.as_of,
+            "instances": [
+                {
+                    **instance,
+                    "next_cycle": [row for row in self.outlook if row["instance_id"] == instance["instance_id"]],
+                }
+                for instance in self.instances
+            ],
+            "remedies": {reason: REMEDIES.get(reason) for reason in self.reasons()},
+        }
+
+    def reasons(self) -> list[str]:
+        """Returns why something can't be charged, without repetition."""
+        expected = {reason for row in self.outlook if (reason := not_charged_because(row))}
+        # the database refused these rows last time, which the next cycle finds out again
+        recorded = {row["open_reason"] for row in self.instances if row["open_reason"] in {"error", "locked"}}
+        return sorted(expected | recorded)
+
+
+def not_charged_because(segment: dict[str, Any]) -> str | None:
+    """Returns why a segment of the outlook isn't charged in full; None if it is."""
+    reason: str | None = segment["failure_reason"]
+    return reason or ("insufficient_balance" if segment["paid_hours"] < segment["hours"] else None)
+
+
+def find(connection: sql.Connection, name: str, *, organizations_only: bool = False) -> Subject:
+    """Finds the only organization or instance with an id, slug or label.
+
+    Raises:
+        NameNotFoundError: there is none, or there are several.
+        psycopg.Error: the database can't be reached, or is not migrated.
+    """
+    rows = sql.rows(connection, "find", wanted=name.replace("\0", ""))
+    found = [Subject(**{key: row[key] for key in Subject.__dataclass_fields__}) for row in rows]
+    if organizations_only:
+        found = [subject for subject in found if subject.instance_id is None]
+    match found:
+        case [subject]:
+            return subject
+        case []:
+            kinds = "organization has the id or slug" if organizations_only else "id, slug or label is"
+            raise NameNotFoundError(f"no {kinds} {name}")
+    raise NameNotFoundError(f"{name} may be {_listed(subject.title for subject in found)}: name one by its id")
+
+
+def _listed(titles: Iterable[str]) -> str:
+    titles = list(titles)
+    more = len(titles) - LISTED
+    return ", or ".join(titles[:LISTED]) + (f", and {more} more" if more > 0 else "")
+
+
+def read_debts(
+    connection: sql.Connection, organization: UUID | None, older_than: timedelta | None
+) -> list[dict[str, Any]]:
+    """Reads the debts by instance, the oldest first."""
+    return sql.rows(connection, "instance_debts", organization=organization, older_than=older_than)
+
+
+def read_lost_debts(
+    connection: sql.Connection, organization: UUID | None, older_than: timedelta | None
+) -> list[dict[str, Any]]:
+    """Reads the debts that were written off by the deletion of their instance or organization."""
+    return sql.rows(connection, "lost_debts", organization=organization, older_than=older_than)
+
+
+def explain(connection: sql.Connection, subject: Subject, pricing: Pricing) -> Explanation:
+    """Reads in one snapshot what is known about a subject.
+
+    Raises:
+        NameNotFoundError: it has been deleted.
+        psycopg.Error: the database can't be reached, or is not migrated.
+    """
+    price: dict[str, Decimal | None] = {"default_monthly_price": pricing.default_monthly_price}
+    one = {"organization": subject.organization_id}
+    with sql.transaction(connection, isolation="repeatable read", access="read only"):
+        organization = sql.optional_row(connection, "organization", **one)
+        if organization is None:
+            raise NameNotFoundError(f"{subject.title} has been deleted")
+        as_of = sql.row(connection, "next_cycle_at")["as_of"]
+        instances = sql.rows(connection, "instances", **one, **price, instance=subject.instance_id)
+        outlook = sql.rows(
+            connection, "outlook", **one, **price, instance=subject.instance_id, as_of=as_of, currency=pricing.currency
+        )
+    return Explanation(subject, organization, tuple(instances), as_of, tuple(outlook))

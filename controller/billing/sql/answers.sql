@@ -1,0 +1,31 @@
+-- What the commands that answer questions read: the facts of the migrations from 050 on.
+
+-- name: find
+select * from billing_find(%(wanted)s) limit 1000
+
+-- name: instance_debts
+select *, extract(epoch from now() - since)::float8 as seconds
+from billing_instance_debts(%(organization)s::uuid)
+where %(older_than)s::interval is null or since <= now() - %(older_than)s::interval
+
+-- name: lost_debts
+select lost_at, deleted_by, organization_id, instance_id, label, reason, since, hours, owed
+from billing_lost_debts
+where (%(organization)s::uuid is null or organization_id = %(organization)s)
+    and (%(older_than)s::interval is null or since <= now() - %(older_than)s::interval)
+order by lost_at, id
+
+-- name: organization
+select * from billing_organization(%(organization)s)
+
+-- name: instances
+select * from billing_instances(%(organization)s, %(default_monthly_price)s)
+where %(instance)s::uuid is null or instance_id = %(instance)s
+
+-- name: next_cycle_at
+-- An overdue cycle, or one that waits for something, is shown as if it ran now.
+select greatest(coalesce((select due_at from billing_next_cycle()), now()), now()) as as_of
+
+-- name: outlook
+select * from billing_outlook(%(organization)s, %(as_of)s, %(default_monthly_price)s, %(currency)s)
+where %(instance)s::uuid is null or instance_id = %(instance)s

@@ -1,0 +1,48 @@
+-- Debts that ended because their instance or organization was deleted: written off by deletion. The deletion takes the open
+-- rows with it, so a trigger keeps what they said. It never keeps the application from deleting.
+create table if not exists billing_lost_debts (
+    id bigint generated always as identity primary key,
+    lost_at timestamptz not null default now(),
+    deleted_by text not null default session_user,
+    organization_id uuid not null,
+    instance_id uuid not null,
+    label text,
+    reason text,
+    since timestamptz not null,
+    hours bigint not null,
+    owed numeric not null
+);
+create index if not exists billing_lost_debts_organization on billing_lost_debts (organization_id);
+comment on table billing_lost_debts is 'open rows that were deleted together with their instance or organization';
+
+-- The controller deletes open rows too, but only of instances that exist. It runs as its owner, because the role that deletes
+-- may have no right on the table above.
+create or replace function billing_keep_lost_debts() returns trigger
+language plpgsql security definer as
+$$
+begin
+    insert into billing_lost_debts (organization_id, instance_id, label, reason, since, hours, owed)
+    select g.organization_id, g.vps_instance_id, min(g.metadata ->> 'vps_label'), min(g.metadata ->> 'reason'),
+        min(g.billing_period_start), sum(billing_whole_hours(g.billing_period_start, g.billing_period_end)),
+        sum(billing_owed(g.metadata, g.total_amount))
+    from gone g
+    where g.status = 'failed' and billing_is_ours(g.metadata)
+        and (not exists (select from vps_instances i where i.id = g.vps_instance_id)
+            or not exists (select from organizations o where o.id = g.organization_id))
+    group by g.organization_id, g.vps_instance_id;
+    return null;
+exception when others then
+    raise warning 'billing could not keep a lost debt: %', sqlerrm;
+    return null;
+end
+$$;
+do $$
+begin
+    execute format('alter function billing_keep_lost_debts() set search_path = %I, pg_temp', current_schema());
+end
+$$;
+revoke all on function billing_keep_lost_debts() from public;
+create or replace trigger billing_keep_lost_debts after delete on vps_billing_cycles
+    referencing old table as gone for each statement execute function billing_keep_lost_debts();
+
+insert into billing_schema_migrations (name) values ('051_billing_lost_debts') on conflict do nothing;
