@@ -94,8 +94,8 @@ def transaction(
     """
     stated = (isinstance(connection, Session) and connection.local_settings) or {}
     begin = _begin(isolation, access, tuple({**stated, **settings}.items()))
-    connection.execute(begin, prepare=False)  # several statements can't be prepared
     try:
+        connection.execute(begin, prepare=False)  # several statements can't be prepared
         yield
         if keep:
             connection.commit()
@@ -111,6 +111,7 @@ def _begin(isolation: str, access: str, settings: tuple[tuple[str, str | None], 
     if not settings:
         return begin.encode()
     state = load()["state_settings"].replace("%(local)s", "true")
+    begin += "; SET LOCAL statement_timeout = 0"  # of the role, which the next statement might exceed
     return f"{begin};\n{state.replace('%(settings)s', Literal(json.dumps(dict(settings))).as_string())}".encode()
 
 

@@ -18,7 +18,7 @@ from controller.app import Application
 from controller.billing.values import Outcome
 from controller.foreground import bill
 from controller.lifecycle.signals import Signals
-from controller.postgres.connections import FOREGROUND, STATED, WORKER, PoolerError
+from controller.postgres.connections import FOREGROUND, STATED, WORKER, Database, PoolerError
 from controller.settings import load
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.integration.world import World
@@ -190,6 +190,32 @@ class TestBehindAPoolerInTransactionMode:
                 application.migrate(lambda _line: None)
             assert _backend(neighbour) == before
             assert company.world.one("select count(*) from pg_locks where locktype = 'advisory'") == 0
+
+    def test_failed_cancelled_or_abandoned_use_leaves_nothing(self, pooled: str) -> None:
+        database = Database(lambda: pooled, "DATABASE_URL", "test-1")
+        with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as neighbour:
+            _pid, before = _backend(neighbour)
+            connection = database.connect(WORKER)
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                sql.execute(connection, "select 1 / 0")
+            assert _backend(neighbour)[1] == before
+            cancelled = sql.transaction(connection, settings={"statement_timeout": "20ms"})
+            with pytest.raises(psycopg.errors.QueryCanceled), cancelled:
+                sql.execute(connection, "select pg_sleep(20)")
+            assert _backend(neighbour)[1] == before
+            transaction = sql.transaction(connection)
+            transaction.__enter__()
+            connection.pgconn.finish()  # as if the process had been killed
+            assert _backend(neighbour)[1] == before
+
+
+def test_session_survives_a_transaction_that_could_not_begin(world: World) -> None:
+    with world.database.connect(WORKER) as connection:
+        connection.local_settings = {**STATED, "work_mem": "no amount"}
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            sql.execute(connection, "select 1")
+        connection.local_settings = STATED
+        assert sql.execute(connection, "select 1 as one") == [{"one": 1}]
 
 
 def _backend(neighbour: psycopg.Connection[Any]) -> tuple[int, list[tuple[str, str]]]:
