@@ -1,7 +1,12 @@
 """The tables that hold one row. If one was emptied or doubled, no replica leads until `migrate` has repaired it."""
 
+from typing import Final
+
 from controller import sql
 from controller.errors import BillingError
+
+#: A repair waits for batches in flight, which are short, and blocks later ones meanwhile.
+LOCK_TIMEOUT: Final = "5s"
 
 
 class StateTableError(BillingError):
@@ -27,7 +32,7 @@ def repair(connection: sql.Connection, *, generation: int, version: str) -> list
         generation: of this program, if no term has recorded one.
         version: of this program.
     """
-    with sql.transaction(connection):
+    with sql.transaction(connection, settings={"lock_timeout": LOCK_TIMEOUT}):
         wrong = [row["name"] for row in sql.rows(connection, "wrong_state_tables")]
         if wrong:
             sql.run(connection, "lock_state_tables")

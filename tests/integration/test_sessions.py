@@ -16,9 +16,19 @@ from psycopg.conninfo import make_conninfo
 from controller import sql
 from controller.app import Application
 from controller.billing.values import Outcome
+from controller.election import Bounds
 from controller.foreground import bill
 from controller.lifecycle.signals import Signals
-from controller.postgres.connections import FOREGROUND, STATED, WORKER, Database, PoolerError
+from controller.postgres.connections import (
+    FOREGROUND,
+    MIGRATION,
+    STATED,
+    WORKER,
+    Database,
+    PoolerError,
+    SessionSettings,
+    lock_session_settings,
+)
 from controller.settings import load
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.integration.world import World
@@ -132,6 +142,24 @@ def test_no_setting_of_others_changes_what_a_command_does(
             world.run(f"alter {target} set {name} = '{value}'")
         url = make_conninfo(url, user=role)
     company.use_every_command(monkeypatch, DATABASE_URL=url)
+
+
+@pytest.mark.parametrize("kind", [WORKER, MIGRATION, lock_session_settings(Bounds())], ids=lambda kind: kind.purpose)
+def test_session_of_each_kind_has_the_same_settings_in_a_hostile_database(
+    company: Company, kind: SessionSettings
+) -> None:
+    world = company.world
+    stated = [name for name, value in {**STATED, **kind.server}.items() if value is not None]
+
+    def in_effect() -> list[dict[str, Any]]:
+        query = "select name, setting from pg_settings where name = any (%(stated)s) order by name"
+        with world.database.connect(kind) as connection:
+            return sql.execute(connection, query, {"stated": stated})
+
+    expected = in_effect()
+    for name, value in company.hostile.items():
+        world.run(f"alter database {world.conn.info.dbname} set {name} = '{value}'")
+    assert in_effect() == expected
 
 
 def test_session_settings_of_a_command_end_with_its_transaction(world: World) -> None:
