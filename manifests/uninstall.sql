@@ -1,0 +1,75 @@
+-- Takes containerstacks-billing out of the database. Stop every replica first, then run it as the owner of the tables:
+--
+--   psql "$OWNER_URL" --file manifests/uninstall.sql
+--
+-- It refuses while a controller leads, or has written a heartbeat in the last 3 minutes. It removes the controller's own tables,
+-- views, functions and indexes, and its rows of billing_daemon_status, so that the application's built-in billing starts within
+-- the hour. It leaves what the application uses: the table billing_daemon_status, the types of all columns, and every payment
+-- and period. Hours that are recorded as owed stay due, because last_billed_at stands before them.
+\set ON_ERROR_STOP on
+begin;
+set local lock_timeout = '10s';
+
+do $$
+declare
+    name text;
+    signature text;
+begin
+    if to_regclass('billing_leadership') is null then
+        raise exception 'containerstacks-billing is not installed in schema %', current_schema();
+    end if;
+    -- no replica can become leader from here on
+    lock table billing_leadership in access exclusive mode;
+    if exists (
+        select from pg_locks l cross join billing_leadership b
+        where l.locktype = 'advisory' and l.granted and l.database = (select oid from pg_database where datname = current_database())
+            and (l.objsubid = 2 and l.classid = 6517602 and l.objid = to_regclass('vps_instances')::oid
+                or l.objsubid = 1 and (l.classid::bigint << 32 | l.objid::bigint) = billing_lock_key(b.lock_name))
+    ) then
+        raise exception 'a controller holds the lock: stop every replica first';
+    end if;
+    if exists (
+        select from billing_daemon_status
+        where billing_is_our_status(metadata) and heartbeat_at > clock_timestamp() - interval '3 minutes'
+            and status <> 'stopped'
+    ) then
+        raise exception 'a controller wrote a heartbeat in the last 3 minutes: stop every replica, and wait';
+    end if;
+    delete from billing_daemon_status where billing_is_our_status(metadata);
+
+    foreach name in array array[
+        'billing_foreign_periods_created_at', 'billing_ledger', 'billing_open_rows', 'billing_payments',
+        'billing_vps_instances_organization', 'billing_wallets_organization', 'billing_payment_transactions_organization'
+    ] loop
+        execute format('drop index if exists %I', name);
+    end loop;
+    foreach name in array array[
+        'billing_debts', 'billing_failures', 'billing_history', 'billing_notices', 'billing_replicas', 'billing_status'
+    ] loop
+        execute format('drop view if exists %I', name);
+    end loop;
+    foreach name in array array[
+        'billing_batches', 'billing_commands', 'billing_daemon_sightings', 'billing_foreign_periods', 'billing_guard',
+        'billing_leadership', 'billing_price_check', 'billing_prices', 'billing_runs', 'billing_schema_migrations',
+        'billing_suspensions', 'billing_terms', 'billing_wallet_baselines'
+    ] loop
+        execute format('drop table if exists %I', name);
+    end loop;
+    for signature in
+        select p.oid::regprocedure::text from pg_proc p
+        where p.pronamespace = current_schema()::regnamespace and p.proname = any (array[
+            'billing_affordable_hours', 'billing_affordable_segments', 'billing_beats_until', 'billing_charge', 'billing_debts',
+            'billing_due', 'billing_epoch_microseconds', 'billing_failed_before', 'billing_failure_reason', 'billing_failures',
+            'billing_got_through', 'billing_hours_until', 'billing_is_lawful_gap', 'billing_is_moment', 'billing_is_of_wallet',
+            'billing_is_our_status', 'billing_is_ours', 'billing_is_price', 'billing_is_successful', 'billing_live_daemons',
+            'billing_lock_key', 'billing_next_cycle', 'billing_next_run', 'billing_notices', 'billing_owed',
+            'billing_plan_lookup', 'billing_position', 'billing_price_changes', 'billing_price_clock', 'billing_price_history',
+            'billing_refuse_other_generation', 'billing_replicas', 'billing_resumed_at', 'billing_run_totals',
+            'billing_segments', 'billing_sound_wallets', 'billing_status', 'billing_time_ordered_uuid', 'billing_whole_hours'])
+    loop
+        execute 'drop function ' || signature;
+    end loop;
+end
+$$;
+
+commit;
