@@ -14,6 +14,11 @@ do $$
 declare
     name text;
     signature text;
+    triggers text[];
+    indexes text[];
+    views text[];
+    tables text[];
+    functions text[];
 begin
     if to_regclass('billing_leadership') is null then
         raise exception 'containerstacks-billing is not installed in schema %', current_schema();
@@ -37,37 +42,63 @@ begin
     end if;
     delete from billing_daemon_status where billing_is_our_status(metadata);
 
-    foreach name in array array[
-        'billing_foreign_periods_created_at', 'billing_ledger', 'billing_open_rows', 'billing_payments',
-        'billing_vps_instances_organization', 'billing_wallets_organization', 'billing_payment_transactions_organization'
-    ] loop
+    -- Lists from migrations/schema.sql. `make schema` writes them.
+    triggers := array[
+        'billing_keep_lost_debts vps_billing_cycles'
+    ];
+    indexes := array[
+        'billing_foreign_periods_created_at', 'billing_ledger', 'billing_open_rows',
+        'billing_payment_transactions_organization', 'billing_payments', 'billing_vps_instances_organization',
+        'billing_wallets_organization'
+    ];
+    views := array[
+        'billing_debts', 'billing_failures', 'billing_history', 'billing_instance_debts', 'billing_notices',
+        'billing_replicas', 'billing_status'
+    ];
+    tables := array[
+        'billing_batches', 'billing_commands', 'billing_daemon_sightings', 'billing_foreign_periods', 'billing_guard',
+        'billing_leadership', 'billing_lost_debts', 'billing_price_check', 'billing_prices', 'billing_runs',
+        'billing_schema_migrations', 'billing_suspensions', 'billing_terms', 'billing_wallet_baselines'
+    ];
+    functions := array[
+        'billing_affordable_segments', 'billing_beats_until', 'billing_charge', 'billing_debts', 'billing_due',
+        'billing_epoch_microseconds', 'billing_failed_before', 'billing_failure_reason', 'billing_failures', 'billing_find',
+        'billing_got_through', 'billing_hours_until', 'billing_instance_debts', 'billing_instances',
+        'billing_is_lawful_gap', 'billing_is_moment', 'billing_is_of_wallet', 'billing_is_our_status', 'billing_is_ours',
+        'billing_is_price', 'billing_is_successful', 'billing_keep_lost_debts', 'billing_last_cycle',
+        'billing_live_daemons', 'billing_lock_key', 'billing_next_cycle', 'billing_next_run', 'billing_notices',
+        'billing_organization', 'billing_outlook', 'billing_owed', 'billing_plan_lookup', 'billing_position',
+        'billing_price_changes', 'billing_price_clock', 'billing_price_history', 'billing_refuse_other_generation',
+        'billing_replicas', 'billing_resumed_at', 'billing_run_totals', 'billing_segments', 'billing_sound_wallets',
+        'billing_status', 'billing_time_ordered_uuid', 'billing_whole_hours', 'billing_without_term'
+    ];
+
+    foreach name in array triggers loop
+        execute format('drop trigger if exists %I on %I', split_part(name, ' ', 1), split_part(name, ' ', 2));
+    end loop;
+    foreach name in array indexes loop
         execute format('drop index if exists %I', name);
     end loop;
-    foreach name in array array[
-        'billing_debts', 'billing_failures', 'billing_history', 'billing_notices', 'billing_replicas', 'billing_status'
-    ] loop
+    foreach name in array views loop
         execute format('drop view if exists %I', name);
     end loop;
-    foreach name in array array[
-        'billing_batches', 'billing_commands', 'billing_daemon_sightings', 'billing_foreign_periods', 'billing_guard',
-        'billing_leadership', 'billing_price_check', 'billing_prices', 'billing_runs', 'billing_schema_migrations',
-        'billing_suspensions', 'billing_terms', 'billing_wallet_baselines'
-    ] loop
-        execute format('drop table if exists %I', name);
-    end loop;
-    for signature in
-        select p.oid::regprocedure::text from pg_proc p
-        where p.pronamespace = current_schema()::regnamespace and p.proname = any (array[
-            'billing_affordable_hours', 'billing_affordable_segments', 'billing_beats_until', 'billing_charge', 'billing_debts',
-            'billing_due', 'billing_epoch_microseconds', 'billing_failed_before', 'billing_failure_reason', 'billing_failures',
-            'billing_got_through', 'billing_hours_until', 'billing_is_lawful_gap', 'billing_is_moment', 'billing_is_of_wallet',
-            'billing_is_our_status', 'billing_is_ours', 'billing_is_price', 'billing_is_successful', 'billing_live_daemons',
-            'billing_lock_key', 'billing_next_cycle', 'billing_next_run', 'billing_notices', 'billing_owed',
-            'billing_plan_lookup', 'billing_position', 'billing_price_changes', 'billing_price_clock', 'billing_price_history',
-            'billing_refuse_other_generation', 'billing_replicas', 'billing_resumed_at', 'billing_run_totals',
-            'billing_segments', 'billing_sound_wallets', 'billing_status', 'billing_time_ordered_uuid', 'billing_whole_hours'])
-    loop
-        execute 'drop function ' || signature;
+    -- Some functions return the rows of a table, and some tables use a function. Nothing is dropped that others depend on.
+    for pass in 1..2 loop
+        for signature in
+            select p.oid::regprocedure::text from pg_proc p
+            where p.pronamespace = current_schema()::regnamespace and p.proname = any (functions)
+        loop
+            begin
+                execute 'drop function ' || signature;
+            exception when dependent_objects_still_exist then
+                if pass = 2 then
+                    raise;
+                end if;
+            end;
+        end loop;
+        foreach name in array tables loop
+            execute format('drop table if exists %I', name);
+        end loop;
     end loop;
 end
 $$;

@@ -3,12 +3,17 @@
 import pytest
 
 from controller.postgres.migrations import available
+from tests.support import uninstall
 from tests.support.schema import FILE, current, normalized
 from tests.support.servers import Server
 
 
 def test_schema_file_is_current(server: Server) -> None:
     assert FILE.read_text("utf-8") == current(server), "run `make schema`"
+
+
+def test_uninstall_lists_everything_in_the_schema_file() -> None:
+    assert uninstall.FILE.read_text("utf-8") == uninstall.current(), "run `make schema`"
 
 
 def test_schema_file_is_not_a_migration() -> None:

@@ -86,3 +86,6 @@ def _unqualified(view: str) -> str:
 if __name__ == "__main__":
     with Server() as running:
         FILE.write_text(current(running), "utf-8")
+    from tests.support import uninstall
+
+    uninstall.write()
