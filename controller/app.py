@@ -240,7 +240,8 @@ class Application:
             DatabaseUnreachableError: it can't be read; one line.
         """
         try:
-            with self.connect(STATUS) as connection:
+            with self.connect(STATUS) as connection, sql.transaction(connection):
+                state_tables.check(connection)
                 return read_status(connection), read_history(connection, SHOWN_RUNS)
         except psycopg.Error as error:
             raise DatabaseUnreachableError(one_line(error)) from None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from controller.app import Application
 from controller.billing.guard import Guard
 from controller.billing.status import read_status
 from controller.billing.values import Outcome
@@ -17,6 +18,7 @@ from controller.postgres import migrations, state_tables
 from controller.postgres.connections import GUARD, MIGRATION
 from controller.postgres.lock_session import LockName, PostgresLockSession
 from controller.postgres.state_tables import StateTableError
+from controller.settings import load
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 from tests.support.waiting import eventually
@@ -50,6 +52,15 @@ def migrate(world: World) -> list[str]:
     with world.database.connect(MIGRATION) as connection:
         applied = migrations.migrate(connection)
         return applied + state_tables.repair(connection, generation=GENERATION, version="0.1.0")
+
+
+def test_page_names_a_doubled_table(billed: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", billed.url)
+    application = Application(load(None))
+    assert application.read_for_web()[0].term == 3
+    billed.run(UPSETS["billing_guard"][1])
+    with pytest.raises(StateTableError, match=r"^billing_guard has 2 rows"):
+        application.read_for_web()
 
 
 @pytest.mark.parametrize(("table", "upset"), [(name, each) for name, all_ in UPSETS.items() for each in all_])
