@@ -226,6 +226,7 @@ class Database:
         except SecretFileError as error:
             raise DatabaseUnreachableError(str(error)) from None
         try:
+            given = conninfo_to_dict(url)
             connection = BoundedConnection.connect(
                 url,
                 autocommit=True,
@@ -233,7 +234,8 @@ class Database:
                 application_name=application_name(settings.purpose, self.instance_id),
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 client_encoding="utf8",
-                options=conninfo_to_dict(url).get("options", ""),  # keeps PGOPTIONS out
+                # keeps PGOPTIONS out, but not the options of a service file
+                options=given.get("options", None if "service" in given else ""),
                 keepalives_idle=2,
                 keepalives_interval=1,
                 keepalives_count=4,
