@@ -1,5 +1,7 @@
 """Commands that answer questions. They read, and change nothing."""
 
+import csv
+import io
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +16,7 @@ import typer
 from controller import output, report, sql
 from controller.billing.answers import explain as explanation
 from controller.billing.answers import find, read_debts, read_lost_debts
+from controller.billing.statement import read_statement
 from controller.billing.status import Status
 from controller.billing.values import Pricing
 from controller.billing.verdict import Level, verdict
@@ -119,6 +122,35 @@ def explain(
         output.json_line(explained.as_dict())
     else:
         _print(report.explanation(explained))
+
+
+@app.command()
+def statement(
+    organization: Annotated[str, typer.Argument(help="An organization's id or slug.")],
+    from_time: Annotated[
+        str, typer.Option("--from", help="A date, or a time in UTC; or today or yesterday.", metavar="TIME")
+    ],
+    to_time: Annotated[
+        str | None, typer.Option("--to", help="The end, which is not included.", show_default="now", metavar="TIME")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prints an organization's balances, top-ups and charges. Exit status 1 if they don't add up."""
+    if as_csv and as_json:
+        raise typer.BadParameter("choose one of --csv and --json")
+    with _database() as (connection, _):
+        wanted = find(connection, organization, organizations_only=True)
+        shown = read_statement(connection, wanted, from_time, to_time)
+    if as_json:
+        output.json_line(shown.as_dict())
+    elif as_csv:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(report.statement_rows(shown))
+        _print(text.getvalue().splitlines())
+    else:
+        _print(report.statement(shown))
+    raise typer.Exit(1 if shown.difference else 0)
 
 
 def parse_age(text: str) -> timedelta:

@@ -6,9 +6,10 @@ from decimal import Decimal
 from typing import Any, Final
 
 from controller.billing.answers import REMEDIES, Explanation, Subject, not_charged_because
+from controller.billing.statement import Statement
 from controller.billing.status import Status
 from controller.billing.verdict import FALLBACK_SECONDS, verdict
-from controller.wording import duration, next_cycle, time
+from controller.wording import duration, json_value, next_cycle, time
 
 Row = dict[str, Any]
 Facts = list[tuple[str, str]]
@@ -266,3 +267,67 @@ def _grouped(rows: Iterable[Row], key: str) -> Iterator[tuple[Any, list[Row]]]:
     for row in rows:
         groups.setdefault(row[key], []).append(row)
     yield from groups.items()
+
+
+def statement(shown: Statement) -> Iterator[str]:
+    """The result of `statement`."""
+    balance = shown.balance
+    currency = balance["currency"] or ""
+    yield f"statement of {shown.organization.organization} ({shown.organization.slug})"
+    yield f"from {time(shown.from_time)} to before {time(shown.to_time)}"
+    yield ""
+    lines = [_balance_line("opening balance", balance["opening"], currency)]
+    lines += [
+        (
+            line["kind"].replace("_", "-"), day(line["booked_at"] if line["starts_at"] is None else line["starts_at"]),
+            "" if line["hours"] is None else str(line["hours"]),
+            "" if line["monthly_price"] is None else str(line["monthly_price"]), str(line["amount"]),
+            line["label"] or line["description"] or "",
+        )
+        for line in shown.lines
+    ]  # fmt: skip
+    lines.append(_balance_line("closing balance", balance["closing"], currency))
+    yield from table(("", "from", "hours", "a month", "amount", "instance"), lines, numbers=(2, 3, 4))
+    yield ""
+    if balance["opening"] is not None and balance["derived"]:
+        adopted = balance["adopted_at"]
+        yield "The opening balance is derived from the transactions: nothing recorded it then."
+        if adopted:
+            yield f"Billing adopted the wallet at {time(adopted)}."
+    if shown.difference is None:
+        yield "The organization has no usable wallet, so there is no balance to compare with."
+    elif shown.difference == 0:
+        yield "It adds up."
+    else:
+        yield f"It does not add up: the wallet holds {shown.difference:+} more than its transactions."
+
+
+def _balance_line(name: str, amount: Decimal | None, currency: str) -> tuple[str, ...]:
+    return (name, "", "", "", "unknown" if amount is None else str(amount), currency)
+
+
+#: The columns of `statement --csv`.
+STATEMENT_COLUMNS: Final = (
+    "kind", "booked_at", "instance_id", "label", "starts_at", "ends_at", "hours", "monthly_price", "amount", "bookings",
+    "description",
+)  # fmt: skip
+
+
+def statement_rows(shown: Statement) -> Iterator[list[str]]:
+    """The rows of `statement --csv`: a heading, the opening balance, each line, and the closing balance.
+
+    A spreadsheet takes a text that begins with =, +, - or @ for a formula, so a quote goes before it.
+    """
+    yield list(STATEMENT_COLUMNS)
+    opening = {"kind": "opening_balance", "booked_at": shown.from_time, "amount": shown.balance["opening"]}
+    closing = {"kind": "closing_balance", "booked_at": shown.to_time, "amount": shown.balance["closing"]}
+    for line in (opening, *shown.lines, closing):
+        yield [_cell(line.get(column)) for column in STATEMENT_COLUMNS]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return json_value(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import psycopg
 
 from controller.demo.process import ControllerProcess
@@ -47,3 +49,18 @@ def test_debts_and_explain_answer_for_one_customer(program: Program, database: s
     assert "can't be charged in full" in program("explain", "organization-4").out
     assert program("explain", "organization-4", "--json").json["organization"]["wallets"] == 1
     assert "no id, slug or label is nobody" in program("explain", "nobody").failed_with(2)
+
+
+def test_statement_prints_a_table_csv_and_json_of_the_same_lines(program: Program) -> None:
+    program("bill")
+    done = program("statement", "organization-1", "--from", "yesterday")
+    assert done.status == 0
+    assert done.out.endswith("It adds up.\n")
+    assert max(map(len, done.out.splitlines())) <= 80
+    shown = program("statement", "organization-1", "--from", "yesterday", "--json").json
+    assert (shown["difference"], shown["organization"]["slug"]) == ("0.00", "organization-1")
+    rows = list(csv.DictReader(program("statement", "organization-1", "--from", "yesterday", "--csv").out.splitlines()))
+    assert [row["amount"] for row in rows[1:-1]] == [line["amount"] for line in shown["lines"]]
+    assert (rows[0]["amount"], rows[-1]["amount"]) == (shown["opening"], shown["closing"])
+    program("statement", "nobody", "--from", "today").failed_with(2)
+    program("statement", "organization-1", "--from", "soon").failed_with(2)

@@ -29,3 +29,13 @@ select greatest(coalesce((select due_at from billing_next_cycle()), now()), now(
 -- name: outlook
 select * from billing_outlook(%(organization)s, %(as_of)s, %(default_monthly_price)s, %(currency)s)
 where %(instance)s::uuid is null or instance_id = %(instance)s
+
+-- name: period
+-- Words such as yesterday are read by the database's clock, in UTC.
+select %(from_time)s::timestamptz as from_time, coalesce(%(to_time)s::timestamptz, now()) as to_time
+
+-- name: statement_balance
+select * from billing_statement_balance(%(organization)s, %(from_time)s, %(to_time)s)
+
+-- name: statement
+select * from billing_statement(%(organization)s, %(from_time)s, %(to_time)s)
