@@ -26,7 +26,7 @@ grant select on vps_plans to containerstacks_billing;
 grant select, update (id) on organizations to containerstacks_billing; -- to lock rows, never to change them
 grant select, update (balance, updated_at) on wallets to containerstacks_billing;
 grant select, update (last_billed_at) on vps_instances to containerstacks_billing;
-grant select, insert on payment_transactions to containerstacks_billing;
+grant select, insert, update (metadata) on payment_transactions to containerstacks_billing;
 grant select, insert, update, delete on vps_billing_cycles to containerstacks_billing;
 
 -- The status table that the application reads. The controller deletes the rows of replicas that stopped long ago.

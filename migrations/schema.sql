@@ -58,6 +58,16 @@ CREATE FUNCTION billing_charge(monthly_price numeric, period_start timestamp wit
           - div(200 * monthly_price * billing_epoch_microseconds(period_start) + 2628000000000, 5256000000000)) * 0.01
 $$;
 
+CREATE FUNCTION billing_charge_description(label text, instance_id uuid, hours bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select 'VPS ' || case
+            when label is null then instance_id::text
+            when label ~* 'container|caas|easypanel|dokploy' then left(instance_id::text, 8)
+            else label
+        end || ', ' || hours || ' h'
+$$;
+
 CREATE FUNCTION billing_debts() RETURNS TABLE(organization_id uuid, instances bigint, owed numeric, since timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
@@ -218,6 +228,13 @@ CREATE FUNCTION billing_instances(of_organization uuid, default_monthly_price nu
     ) open
     where i.organization_id = of_organization
     order by coalesce(i.created_at, 'infinity'), i.id
+$$;
+
+CREATE FUNCTION billing_invoice_facts(label text, hours bigint, monthly_price numeric) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select jsonb_build_object('hours_charged', hours, 'vps_label', label,
+        'base_hourly_rate', case when billing_is_price(monthly_price) then round(monthly_price / 730, 4) end)
 $$;
 
 CREATE FUNCTION billing_is_lawful_gap(instance_id uuid, starts_at timestamp with time zone, metadata jsonb) RETURNS boolean
@@ -780,14 +797,8 @@ $$;
 CREATE FUNCTION billing_time_ordered_uuid(moment timestamp with time zone) RETURNS uuid
     LANGUAGE sql PARALLEL SAFE
     AS $$
-    select encode(
-        set_bit(set_bit(
-            overlay(
-                uuid_send(gen_random_uuid())
-                placing substring(int8send(floor(extract(epoch from moment) * 1000)::bigint) from 3)
-                from 1 for 6
-            ), 52, 1), 53, 1),
-        'hex')::uuid
+    select (overlay(lpad(to_hex((extract(epoch from moment) * 4096000)::bigint), 15, '0') placing '7' from 13 for 0)
+        || right(gen_random_uuid()::text, 17))::uuid
 $$;
 
 CREATE FUNCTION billing_whole_hours(since timestamp with time zone, until timestamp with time zone) RETURNS bigint

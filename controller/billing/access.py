@@ -16,7 +16,7 @@ RIGHTS: Final = {
     "wallets": {"select": "", "update": "balance, updated_at"},
     "vps_plans": {"select": ""},
     "vps_instances": {"select": "", "update": "last_billed_at"},
-    "payment_transactions": {"select": "", "insert": ""},
+    "payment_transactions": {"select": "", "insert": "", "update": "metadata"},
     "vps_billing_cycles": {"select": "", "insert": "", "update": "", "delete": ""},
     "billing_daemon_status": {"select": "", "insert": "", "update": "", "delete": ""},
     "billing_leadership": {"select": "", "update": ""},

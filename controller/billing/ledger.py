@@ -180,10 +180,19 @@ class Ledger:
         )
         wallets: list[UUID] = row["wallets"]
         if wallets:
-            paid = sql.row(self.connection, "charge_wallets", wallets=wallets, amounts=row["amounts"])
+            taken = {"wallets": wallets, "amounts": row["amounts"], "balances": row["balances"]}
+            paid = sql.row(self.connection, "charge_wallets", **taken)
             if paid["charged"] != len(wallets):
                 raise InconsistentError("a wallet was spent while its batch was being charged")
+            if paid["moved"]:
+                self._correct_balances(paid["moved"], paid["differences"])
         return replace(_result(row), last=_resume_point(row)), row["left_over"]
+
+    def _correct_balances(self, organizations: list[UUID], differences: list[Decimal]) -> None:
+        """Corrects the balances recorded with payments, after a top-up during their batch."""
+        corrected = sql.row(self.connection, "correct_balances", organizations=organizations, differences=differences)
+        if corrected["organizations"] != len(organizations):
+            raise InconsistentError("a payment's balances could not be corrected")
 
     def _charge_ordered(
         self, run: Run, step: Mapping[str, Any], organizations: Sequence[UUID], *, lock_first: bool

@@ -37,6 +37,9 @@ def test_charge_moves_wallet_payment_period_and_instance_together(world: World) 
         "hours": 100,
         "monthly_price": 5.0,
         "price_source": "plan",
+        "hours_charged": 100,
+        "base_hourly_rate": 0.0068,
+        "vps_label": "web",
         "term": 1,
         "run": result.run.id if result.run else None,
     }

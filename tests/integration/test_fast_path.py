@@ -146,7 +146,8 @@ def test_wallets_are_locked_in_the_order_of_their_organizations(tenants: Tenants
     charging, charged = world.ledger().connection, list[int]()
 
     def charge() -> None:
-        charged.append(sql.row(charging, "charge_wallets", wallets=wallets[::-1], amounts=amounts)["charged"])
+        taken = {"wallets": wallets[::-1], "amounts": amounts, "balances": amounts}
+        charged.append(sql.row(charging, "charge_wallets", **taken)["charged"])
 
     with charging, psycopg.connect(world.url) as other:
         other.execute("select from wallets where id = %s for update", (wallets[1],))

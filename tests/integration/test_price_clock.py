@@ -180,6 +180,8 @@ def test_new_ids_are_version_7_and_in_the_order_of_time(conn: Connection) -> Non
     moments = [
         datetime(1971, 1, 1, tzinfo=UTC),
         NOON,
+        NOON + timedelta(microseconds=1),
+        NOON + timedelta(microseconds=999),
         NOON + timedelta(milliseconds=1),
         datetime(2999, 1, 1, tzinfo=UTC),
     ]

@@ -203,6 +203,17 @@ class Money(RuleBasedStateMachine):
         assert {row["o"]: row["b"] for row in rows} == self.balances
 
     @invariant()
+    def payments_record_the_balance(self) -> None:
+        """Each payment's balance_after is what the wallet held then: its balance now, less everything since."""
+        wrong = self.world.rows(
+            "select from (select metadata, w.balance - coalesce(sum(t.amount) over (partition by t.organization_id"
+            " order by t.created_at, t.id rows between 1 following and unbounded following), 0) as after"
+            " from payment_transactions t join wallets w using (organization_id)) t"
+            " where billing_is_ours(metadata) and (metadata ->> 'balance_after')::numeric <> after"
+        )
+        assert wrong == []
+
+    @invariant()
     def audit_is_clean(self) -> None:
         # An instance may have been created since the last completed cycle with an earlier creation time.
         self.world.run(

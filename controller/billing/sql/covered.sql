@@ -24,8 +24,8 @@ with due as materialized (
 ), costed as materialized (
     -- amount is null unless the fast path can charge the instance. `is not true` keeps the planner from making a join of
     -- `in`, because it can't estimate the size of that join
-    select due.id, due.organization_id, due.label, due.last_billed_at, due.period_start, counted.hours, p.monthly_price,
-        p.source as price_source, position.ledger_end < due.period_start as moved_forward,
+    select due.id, due.organization_id, due.label, due.created_at, due.last_billed_at, due.period_start, counted.hours,
+        p.monthly_price, p.source as price_source, position.ledger_end < due.period_start as moved_forward,
         case when billing_is_price(p.monthly_price) and p.valid_from <= due.period_start and counted.hours is not null
                 and (position.ledger_end > due.period_start) is not true
                 and (due.id in (select vps_instance_id from indebted)) is not true
@@ -37,18 +37,28 @@ with due as materialized (
     cross join lateral billing_position(due.id, due.last_billed_at, due.created_at) position
     left join price p on p.key = due.plan_id
 ), covered as materialized (
-    select o.organization_id, o.amount, w.wallet_id
+    select o.organization_id, o.amount, w.wallet_id, w.balance
     from (select organization_id, sum(amount) as amount from costed group by 1 having count(amount) = count(*)) o
     join billing_sound_wallets(%(currency)s) w on w.organization_id = o.organization_id and w.balance >= o.amount
 ), charge as materialized (
-    select *, period_start + hours * interval '1 hour' as period_end, billing_time_ordered_uuid(clock_timestamp()) as charge_id
-    from costed where (organization_id in (select organization_id from covered)) is true order by id
+    -- a wallet's payments have ascending ids and times, and each begins at the balance that the previous one left
+    select *, period_start + hours * interval '1 hour' as period_end,
+        billing_time_ordered_uuid(clock_timestamp() + place * interval '1 microsecond') as charge_id
+    from (
+        select c.*, o.balance - sum(c.amount) over chain as balance_after, row_number() over chain as place
+        from costed c
+        join covered o on o.organization_id = c.organization_id
+        window chain as (partition by c.organization_id order by c.created_at, c.id)
+    ) chained
+    order by organization_id, place
 ), paid as (
-    insert into payment_transactions
-        (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata)
+    insert into payment_transactions (id, organization_id, amount, currency, payment_method, payment_provider, status,
+        description, metadata, created_at)
     select charge_id, organization_id, -amount, %(currency)s, 'wallet_debit', 'internal', 'completed',
-        'VPS ' || coalesce(label, id::text) || ', ' || hours || ' h',
-        %(origin)s::jsonb || jsonb_build_object('vps_instance_id', id, 'hours', hours)
+        billing_charge_description(label, id, hours),
+        %(origin)s::jsonb || jsonb_build_object('vps_instance_id', id, 'hours', hours, 'balance_before', balance_after + amount,
+            'balance_after', balance_after),
+        now() + place * interval '1 microsecond'
     from charge where amount > 0 returning amount
 ), period as (
     -- a period and its payment are one charge and share its id
@@ -58,6 +68,7 @@ with due as materialized (
         case when amount > 0 then charge_id end,
         case when moved_forward then %(origin)s::jsonb || '{"moved_forward": true}' else %(origin)s::jsonb end
             || jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', price_source)
+            || billing_invoice_facts(label, hours, monthly_price)
     from charge returning total_amount
 ), advanced as (
     -- compare and swap: another session may have moved last_billed_at
@@ -79,6 +90,7 @@ select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended
         and (select count(*) = (t.instances > 0)::int from batch_recorded) as consistent,
     array(select wallet_id from covered where amount > 0) as wallets,
     array(select amount from covered where amount > 0) as amounts,
+    array(select balance from covered where amount > 0) as balances,
     array(select distinct organization_id from due where (organization_id in (select organization_id from covered)) is not true)
         as left_over,
     last_due.created_at::text as last_created_at, last_due.id as last_id
@@ -87,10 +99,11 @@ left join (select created_at, id from due order by organization_id desc, created
 
 -- name: charge_wallets
 -- Debits the wallets in the one global order. Counts those that could pay and whose balance fell by exactly their amount. If
--- the count is too low, the caller rolls the batch back.
+-- the count is too low, the caller rolls the batch back. Returns the organizations whose balance has changed since
+-- charge_covered read it, and by how much.
 with locked as materialized (
-    select w.id, o.amount, w.balance
-    from unnest(%(wallets)s::uuid[], %(amounts)s::numeric[]) as o (wallet_id, amount)
+    select w.id, w.organization_id, o.amount, w.balance, w.balance - o.balance as difference
+    from unnest(%(wallets)s::uuid[], %(amounts)s::numeric[], %(balances)s::numeric[]) as o (wallet_id, amount, balance)
     join wallets w on w.id = o.wallet_id
     order by w.organization_id, w.id
     for no key update of w
@@ -101,4 +114,21 @@ with locked as materialized (
     where w.id = l.id and w.balance >= l.amount
     returning w.balance = l.balance - l.amount as exact
 )
-select count(*) filter (where exact) as charged from charged
+select (select count(*) filter (where exact) from charged) as charged,
+    array(select organization_id from locked where difference <> 0 order by id) as moved,
+    array(select difference from locked where difference <> 0 order by id) as differences
+
+-- name: correct_balances
+-- Corrects balance_before and balance_after in this transaction's payments of a few organizations. Their ids are at least as
+-- new as the transaction.
+with corrected as (
+    update payment_transactions p
+    set metadata = p.metadata || jsonb_build_object(
+        'balance_before', (p.metadata ->> 'balance_before')::numeric + m.difference,
+        'balance_after', (p.metadata ->> 'balance_after')::numeric + m.difference)
+    from unnest(%(organizations)s::uuid[], %(differences)s::numeric[]) as m (organization_id, difference)
+    where p.organization_id = m.organization_id and p.created_at >= now() and billing_is_ours(p.metadata)
+        and p.id >= (lpad(to_hex(floor(extract(epoch from now()) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
+    returning p.organization_id
+)
+select count(distinct organization_id) as organizations from corrected

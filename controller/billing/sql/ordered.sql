@@ -140,7 +140,7 @@ with due as materialized (
         else billing_charge(p.monthly_price, p.starts_at, p.paid_hours) end as amount
     from (
         select c.instance_id, c.organization_id, c.label, c.plan_id, c.last_billed_at, c.starts_at, c.hours,
-            c.monthly_price, c.price_source,
+            c.monthly_price, c.price_source, c.created_at, c.balance,
             c.cost, c.row_id, c.since, c.failure_reason, c.ledger_end, c.wallet_id, c.currency,
             case when c.failure_reason is not null then 0 when c.covered then c.hours else a.paid_hours end as paid_hours
         from covered c
@@ -171,18 +171,27 @@ where c.vps_instance_id = any (%(instances)s::uuid[]) and c.status = 'failed' an
 -- Writes payments, billed periods and open rows for the segments of reckon_ordered. An open row that is paid in full becomes
 -- the billed period. If part of it is still owed, the row stays open for that part.
 with charge as materialized (
+    -- a wallet's payments have ascending ids and times, and each begins at the balance that the previous one left
     select *, starts_at + paid_hours * interval '1 hour' as paid_until,
-        case when amount > 0 then billing_time_ordered_uuid(clock_timestamp()) end as payment_id
-    from jsonb_to_recordset(%(segments)s::jsonb) as s (
-        instance_id uuid, organization_id uuid, label text, starts_at timestamptz, hours bigint, monthly_price numeric,
-        price_source text, cost numeric, row_id uuid, since jsonb, failure_reason text, currency text, paid_hours bigint,
-        amount numeric, ledger_end timestamptz, last_billed_at timestamptz)
+        case when amount > 0 then billing_time_ordered_uuid(clock_timestamp() + place * interval '1 microsecond') end as payment_id
+    from (
+        select *, balance - sum(amount) over chain as balance_after, row_number() over chain as place
+        from jsonb_to_recordset(%(segments)s::jsonb) as s (
+            instance_id uuid, organization_id uuid, label text, created_at timestamptz, balance numeric,
+            starts_at timestamptz, hours bigint, monthly_price numeric, price_source text, cost numeric, row_id uuid, since jsonb,
+            failure_reason text, currency text, paid_hours bigint, amount numeric, ledger_end timestamptz,
+            last_billed_at timestamptz)
+        window chain as (partition by organization_id order by created_at, instance_id, starts_at)
+    ) chained
+    order by organization_id, place
 ), paid as (
-    insert into payment_transactions
-        (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata)
+    insert into payment_transactions (id, organization_id, amount, currency, payment_method, payment_provider, status,
+        description, metadata, created_at)
     select payment_id, organization_id, -amount, currency, 'wallet_debit', 'internal', 'completed',
-        'VPS ' || coalesce(label, instance_id::text) || ', ' || paid_hours || ' h',
-        %(origin)s::jsonb || jsonb_build_object('vps_instance_id', instance_id, 'hours', paid_hours)
+        billing_charge_description(label, instance_id, paid_hours),
+        %(origin)s::jsonb || jsonb_build_object('vps_instance_id', instance_id, 'hours', paid_hours,
+            'balance_before', balance_after + amount, 'balance_after', balance_after),
+        now() + place * interval '1 microsecond'
     from charge where payment_id is not null
     returning amount
 ), period as materialized (
@@ -194,7 +203,8 @@ with charge as materialized (
             payment_id, case when paid_hours = hours then row_id end as row_id,
             %(origin)s::jsonb || jsonb_strip_nulls(jsonb_build_object('hours', paid_hours, 'monthly_price', monthly_price,
                 'price_source', price_source, 'owed_since', case when paid_hours = hours then since end,
-                'moved_forward', case when ledger_end < starts_at and starts_at = last_billed_at then true end)) as metadata
+                'moved_forward', case when ledger_end < starts_at and starts_at = last_billed_at then true end))
+                || billing_invoice_facts(label, paid_hours, monthly_price) as metadata
         from charge where paid_hours > 0
         union all
         select instance_id, organization_id, paid_until, starts_at + hours * interval '1 hour', monthly_price, cost - amount,
@@ -202,13 +212,15 @@ with charge as materialized (
             %(origin)s::jsonb || jsonb_strip_nulls(jsonb_build_object('hours', hours - paid_hours, 'monthly_price', monthly_price,
                 'price_source', price_source, 'reason', coalesce(failure_reason, 'insufficient_balance'),
                 'owed', cost - amount, 'since', coalesce(since, to_jsonb(%(as_of)s::timestamptz))))
+                || billing_invoice_facts(label, hours - paid_hours, monthly_price)
         from charge where paid_hours < hours
     ) p
 ), row_updated as (
     update vps_billing_cycles c
     set organization_id = p.organization_id, billing_period_start = p.starts_at, billing_period_end = p.ends_at,
         hourly_rate = p.hourly_rate, total_amount = p.total_amount, status = p.status,
-        payment_transaction_id = p.payment_id, metadata = p.metadata
+        payment_transaction_id = p.payment_id, metadata = p.metadata,
+        created_at = case when p.status = 'billed' then now() else c.created_at end  -- the application's month sums use it
     from period p where c.id = p.row_id
     returning c.total_amount
 ), row_inserted as (

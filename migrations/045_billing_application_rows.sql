@@ -1,0 +1,23 @@
+-- What the application reads from the rows of a charge.
+
+-- The description of a payment. The application's clean-up deletes payments whose text contains certain words, so a label with
+-- one of them is replaced by the beginning of the instance's id.
+create or replace function billing_charge_description(label text, instance_id uuid, hours bigint) returns text
+language sql immutable parallel safe as
+$$
+    select 'VPS ' || case
+            when label is null then instance_id::text
+            when label ~* 'container|caas|easypanel|dokploy' then left(instance_id::text, 8)
+            else label
+        end || ', ' || hours || ' h'
+$$;
+
+-- What the application's invoices read from a period's metadata. base_hourly_rate is null if the price can't be charged.
+create or replace function billing_invoice_facts(label text, hours bigint, monthly_price numeric) returns jsonb
+language sql immutable parallel safe as
+$$
+    select jsonb_build_object('hours_charged', hours, 'vps_label', label,
+        'base_hourly_rate', case when billing_is_price(monthly_price) then round(monthly_price / 730, 4) end)
+$$;
+
+insert into billing_schema_migrations (name) values ('045_billing_application_rows') on conflict do nothing;
