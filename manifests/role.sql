@@ -4,6 +4,10 @@
 --   psql "$OWNER_URL" --file manifests/role.sql
 --   psql "$OWNER_URL" --command '\password containerstacks_billing'
 --
+-- The owner needs CREATEROLE to create the role. Without it, let a superuser run `create role containerstacks_billing login`
+-- first. If the application protects tables by row-level security, the script lets the role see every row: by BYPASSRLS if the
+-- owner may grant it, else by a policy for each table. It can't override a restrictive policy, and says so.
+--
 -- The script is safe to repeat. Run it again after every upgrade that brings migrations. The role can't change the
 -- schema: with the chart, put the owner's URL in migrations.existingSecret, or migrate by hand (migrations.mode: none).
 \set ON_ERROR_STOP on
@@ -14,6 +18,41 @@ begin
     if not exists (select from pg_roles where rolname = 'containerstacks_billing') then
         create role containerstacks_billing login nosuperuser nocreatedb nocreaterole noinherit;
     end if;
+exception when insufficient_privilege then
+    raise exception 'role % may not create roles: let a superuser run `create role containerstacks_billing login`, and run this again',
+        current_user;
+end
+$$;
+
+do $$
+declare
+    protected regclass[] := array(
+        select c.oid from pg_class c
+        where c.relnamespace = 'public'::regnamespace and c.relrowsecurity and c.relname in ('organizations', 'wallets',
+            'vps_plans', 'vps_instances', 'payment_transactions', 'vps_billing_cycles', 'billing_daemon_status'));
+    name regclass;
+    policies text;
+begin
+    if protected = '{}' or (select rolbypassrls from pg_roles where rolname = 'containerstacks_billing') then
+        return;
+    end if;
+    begin
+        alter role containerstacks_billing bypassrls;
+        return;
+    exception when insufficient_privilege then
+        null; -- a policy does it too
+    end;
+    foreach name in array protected loop
+        select string_agg(polname, ', ') into policies from pg_policy where polrelid = name and not polpermissive;
+        if policies is not null then
+            raise exception '% has restrictive policies (%): let a superuser run `alter role containerstacks_billing bypassrls`',
+                name, policies;
+        end if;
+        if not exists (select from pg_policy where polrelid = name and polname = 'containerstacks_billing') then
+            execute format(
+                'create policy containerstacks_billing on %s to containerstacks_billing using (true) with check (true)', name);
+        end if;
+    end loop;
 end
 $$;
 

@@ -155,7 +155,9 @@ def migrate(connection: BoundedConnection, progress: Progress = lambda _line: No
                     f"the connection was lost during migration {migration.name}: {detail}; run migrate again"
                 ) from error
             failed = "failed" if migration.concurrent else "failed and was rolled back"
-            raise SchemaError(f"migration {migration.name} {failed}: {detail}") from error
+            denied = isinstance(error, errors.InsufficientPrivilege)
+            remedy = "; run migrate as the owner of the application's tables" if denied else ""
+            raise SchemaError(f"migration {migration.name} {failed}: {detail}{remedy}") from error
     return applied
 
 
