@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 
 from controller.connection_url import check_url
 from controller.sql import load as load_statements
+from controller.sql import parse
 from tests.chart.golden import BASE, base_files, plain_objects
 from tests.chart.toolbox import controller, environment, load, one, run
 from tests.support.servers import Server
@@ -120,7 +122,10 @@ def test_role_may_run_every_verb_of_the_controllers_statements(as_role: psycopg.
     verbs = {"insert into": "INSERT", "update": "UPDATE", "delete from": "DELETE", "from": "SELECT", "join": "SELECT"}
     tables = {row[0] for row in as_role.execute("select relname from pg_class where relkind = 'r'").fetchall()}
     checked = set()
-    for statement in load_statements().values():
+    owners = parse(  # `migrate` runs as the owner
+        (resources.files("controller.postgres") / "sql" / "migrations.sql").read_text("utf-8")
+    )
+    for statement in (text for name, text in load_statements().items() if name not in owners):
         for verb, table in re.findall(r"\b(insert into|update|delete from|from|join) (\w+)", statement):
             if table not in tables or (table, verb) in checked:
                 continue
