@@ -78,7 +78,7 @@ def test_dry_run_works_during_a_cycle_of_the_leader(database: str) -> None:
         world.lead()
         found: list[CycleResult] = []
         with World(database) as other:
-            Script.act_before("fence", lambda _ledger: found.append(dry(other, NOON)), occurrence=4)  # second batch
+            Script.act_before("charge_covered", lambda _ledger: found.append(dry(other, NOON)), occurrence=2)
             result = world.bill(NOON, batch_size=2)
         assert result.totals.instances == 4
         assert [each.totals.instances for each in found] == [2]

@@ -15,7 +15,8 @@ D = Decimal
 BILLED = Totals(instances=4, hours=20, amount=D("0.20"))
 
 
-#: The statements of the first batch. Its fence is the third: the first two begin the run and record its plan.
+#: The statements of the first batch. Its fence is the fourth, after those that look for other billers, begin the run and
+#: record its plan.
 BATCH = (
     "fence", "charge_covered", "lock_organizations", "adopt_wallets",
     "reckon_ordered", "clear_open_rows", "settle_periods", "settle_wallets",
@@ -31,7 +32,7 @@ def test_worker_survives_the_end_of_its_session_at_every_statement(scripted_worl
         ended.append(script.names[-1])
 
     for name in statements:
-        script.act_before(name, terminate, occurrence=3 if name == "fence" else 1)
+        script.act_before(name, terminate, occurrence=4 if name == "fence" else 1)
     assert scripted_world.bill(NOON, batch_size=2).totals == BILLED
     assert sorted(ended) == sorted(statements)
     assert scripted_world.violations() == {}
