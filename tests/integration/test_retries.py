@@ -15,8 +15,7 @@ D = Decimal
 BILLED = Totals(instances=4, hours=20, amount=D("0.20"))
 
 
-#: The statements of the first batch. Its fence is the fourth: others look for other billers, begin the run and record the
-#: plan.
+#: The statements of the first batch. Three fences come before its own: of the look for other billers, the run and the plan.
 BATCH = (
     "fence", "charge_covered", "lock_organizations", "adopt_wallets",
     "reckon_ordered", "clear_open_rows", "settle_periods", "settle_wallets",
