@@ -15,7 +15,7 @@ D = Decimal
 BILLED = Totals(instances=4, hours=20, amount=D("0.20"))
 
 
-#: The statements of the first batch. Three fences come before its own: of the look for other billers, the run and the plan.
+#: The statements of the first batch. Three fences come before its own: other billers, the run and the plan.
 BATCH = (
     "fence", "charge_covered", "lock_organizations", "adopt_wallets",
     "reckon_ordered", "clear_open_rows", "settle_periods", "settle_wallets",
