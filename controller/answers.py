@@ -13,9 +13,11 @@ from uuid import UUID
 import psycopg
 import typer
 
-from controller import output, report, sql
+from controller import output, report, sql, terminal
+from controller.app import Application
 from controller.billing.answers import explain as explanation
-from controller.billing.answers import find, read_debts, read_lost_debts
+from controller.billing.answers import find, read_debts, read_lost_debts, read_run, read_runway, with_names
+from controller.billing.audit import audit as check_invariants
 from controller.billing.statement import read_statement
 from controller.billing.status import Status
 from controller.billing.values import Pricing
@@ -147,13 +149,70 @@ def statement(
     elif as_csv:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(report.statement_rows(shown))
-        _print(text.getvalue().splitlines())
+        for row in text.getvalue().splitlines():
+            terminal.write(terminal.printable(row))
     else:
         _print(report.statement(shown))
     raise typer.Exit(1 if shown.difference else 0)
 
 
-def parse_age(text: str) -> timedelta:
+@app.command()
+def runway(
+    organization: Annotated[
+        str | None, typer.Argument(help="Only this one: its id or slug.", show_default=False)
+    ] = None,
+    within: Annotated[
+        str | None, typer.Option(help="Only wallets that last less long, such as 24h or 7d.", metavar="AGE")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimates how long each wallet lasts: its balance over the sum of its instances' prices."""
+    age = parse_age(within, "--within") if within else None
+    with _database() as (connection, pricing):
+        rows = read_runway(connection, organization_id(connection, organization), age, pricing)
+    if as_json:
+        output.json_line(rows)
+    else:
+        _print(report.runway(rows))
+
+
+@app.command()
+def history(
+    run: Annotated[
+        int | None, typer.Argument(min=1, help="Show this run, with its failures.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    limit: Annotated[int, typer.Option(min=1, max=10000, help="Number of cycles.")] = 20,
+) -> None:
+    """Lists the newest cycles, or shows one of them."""
+    built = application()
+    if run is None:
+        output.history(built.history(limit), as_json=as_json)
+        return
+    with _database(built) as (connection, _):
+        shown, failures = read_run(connection, run)
+    shown["error"] = built.redact(shown["error"]) if shown["error"] else None
+    if as_json:
+        output.json_line({**shown, "failed": failures})
+    else:
+        _print(report.run(shown, failures))
+
+
+@app.command()
+def audit(
+    organization: Annotated[
+        str | None, typer.Option(help="Check only this organization: its id or slug.", metavar="ORG")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Checks every invariant of the money. Exit status 1 if one is violated."""
+    with _database() as (connection, _):
+        checked = with_names(connection, check_invariants(connection, organization_id(connection, organization)))
+    output.audit(checked, as_json=as_json)
+    raise typer.Exit(0 if checked.clean else 1)
+
+
+def parse_age(text: str, option: str = "--older-than") -> timedelta:
     """Reads an age such as 90m, 24h or 7d.
 
     Raises:
@@ -161,14 +220,14 @@ def parse_age(text: str) -> timedelta:
     """
     match = re.fullmatch(r"(\d{1,6})([mhd])", text.strip())
     if match is None:
-        raise typer.BadParameter(f"{text!r} is not a number with m, h or d, such as 24h", param_hint="--older-than")
+        raise typer.BadParameter(f"{text!r} is not a number with m, h or d, such as 24h", param_hint=option)
     unit = {"m": "minutes", "h": "hours", "d": "days"}[match[2]]
     return timedelta(**{unit: int(match[1])})
 
 
 @contextmanager
-def _database() -> Iterator[tuple[sql.Connection, Pricing]]:
-    built = application()
+def _database(built: Application | None = None) -> Iterator[tuple[sql.Connection, Pricing]]:
+    built = built or application()
     with built.connect() as connection:
         migrations.check(connection)
         yield connection, built.pricing

@@ -132,23 +132,6 @@ def migrate(
 
 
 @app.command()
-def history(
-    as_json: AsJson = False,
-    limit: Annotated[int, typer.Option(min=1, max=10000, help="Number of cycles.")] = 20,
-) -> None:
-    """Lists the newest cycles."""
-    output.history(_application().history(limit), as_json=as_json)
-
-
-@app.command()
-def audit(as_json: AsJson = False) -> None:
-    """Checks every invariant of the money. Exit status 1 if one is violated."""
-    report = _application().audit()
-    output.audit(report, as_json=as_json)
-    raise typer.Exit(0 if report.clean else 1)
-
-
-@app.command()
 def bill(
     context: typer.Context,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Execute the same SQL and roll it back.")] = False,

@@ -91,6 +91,8 @@ def audit(report: AuditReport, *, as_json: bool) -> None:
         line(f"{mark} {finding.invariant:<14} {finding.meaning}{counts}{exempt}")
         for example in finding.examples:
             line(f"       {example}")
+        if (more := finding.violations - len(finding.examples)) > 0:
+            line(f"       and {more} more")
     if report.older_rows:
         line(f"       {report.older_rows} billing rows were not written by this controller")
     line("audit clean" if report.clean else "audit found violations")

@@ -15,6 +15,8 @@ Row = dict[str, Any]
 Facts = list[tuple[str, str]]
 #: `explain` lists so many instances of an organization.
 LISTED_INSTANCES: Final = 20
+#: `runway` shows no longer time: 100 years.
+MOST_HOURS: Final = 876_000
 
 
 def facts(rows: Facts) -> Iterator[str]:
@@ -331,3 +333,55 @@ def _cell(value: object) -> str:
     if isinstance(value, str):
         return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
     return json_value(value)
+
+
+def runway(rows: Sequence[Row]) -> Iterator[str]:
+    """The result of `runway`."""
+    if not rows:
+        yield "no wallets"
+        return
+    lines = [
+        (
+            row["slug"], str(row["instances"]), str(row["monthly_price"]),
+            "none" if row["balance"] is None else str(row["balance"]),
+            "" if row["hours_left"] is None else duration(float(min(row["hours_left"], MOST_HOURS)) * 3600),
+        )
+        for row in rows
+    ]  # fmt: skip
+    headings = ("organization", "instances", "a month", "balance", "lasts about")
+    yield from table(headings, lines, numbers=(1, 2, 3))
+
+
+def run(shown: Row, failures: Sequence[Row]) -> Iterator[str]:
+    """The result of `history RUN`."""
+    finished = shown["finished_at"]
+    planned = "unknown" if shown["planned"] is None else str(shown["planned"])
+    rows = [
+        ("run", f"{shown['id']}, a {shown['kind']}"),
+        ("outcome", shown["outcome"] + (f", because of the {shown['cause']}" if shown["cause"] else "")),
+        ("leader", f"{shown['holder']}, term {shown['term']}"),
+        ("started", time(shown["started_at"])),
+        ("finished", f"{time(finished)}, after {float(shown['seconds']):.1f} s" if finished else "not yet"),
+        ("planned", f"{planned} instances"),
+        ("charged", f"{shown['amount']} for {shown['hours']} hours of {counted(shown['instances'], 'instance')}"),
+        ("debts", f"{counted(shown['debts'], 'instance')}, {shown['charged_in_part']} of them charged in part"),
+        ("failures", counted(shown["failures"], "instance")),
+        ("suspended", counted(shown["suspended"], "instance")),
+    ]
+    if shown["failures_by_reason"]:
+        rows.insert(-1, ("", by_reason(shown["failures_by_reason"])))
+    if shown["vanished"]:
+        rows.append(("vanished", counted(shown["vanished"], "instance")))
+    if shown["error"]:
+        rows.append(("error", shown["error"]))
+    yield from facts(rows)
+    if failures:
+        yield ""
+        lines = [
+            (row["label"] or str(row["instance_id"]), row["slug"], day(row["since"]), str(row["hours"]), row["reason"])
+            for row in failures
+        ]
+        yield from table(("instance", "organization", "since", "hours", "reason"), lines, numbers=(3,))
+    if shown["failures"] > len(failures):
+        yield ""
+        yield f"{shown['failures'] - len(failures)} more have been charged, or tried again by a later run, since."

@@ -66,12 +66,13 @@ begin
         'billing_failures', 'billing_find', 'billing_got_through', 'billing_hours_until', 'billing_instance_debts',
         'billing_instances', 'billing_invoice_facts', 'billing_is_lawful_gap', 'billing_is_moment', 'billing_is_of_wallet',
         'billing_is_our_status', 'billing_is_ours', 'billing_is_price', 'billing_is_successful', 'billing_keep_lost_debts',
-        'billing_last_cycle', 'billing_live_daemons', 'billing_lock_key', 'billing_next_cycle', 'billing_next_run',
-        'billing_notices', 'billing_organization', 'billing_outlook', 'billing_owed', 'billing_plan_lookup',
-        'billing_position', 'billing_price_changes', 'billing_price_clock', 'billing_price_history',
-        'billing_refuse_other_generation', 'billing_replicas', 'billing_resumed_at', 'billing_run_totals',
-        'billing_segments', 'billing_sound_wallets', 'billing_statement', 'billing_statement_balance', 'billing_status',
-        'billing_time_ordered_uuid', 'billing_whole_hours', 'billing_without_term'
+        'billing_last_cycle', 'billing_live_daemons', 'billing_lock_key', 'billing_names', 'billing_next_cycle',
+        'billing_next_run', 'billing_notices', 'billing_organization', 'billing_outlook', 'billing_owed',
+        'billing_plan_lookup', 'billing_position', 'billing_price_changes', 'billing_price_clock', 'billing_price_history',
+        'billing_refuse_other_generation', 'billing_replicas', 'billing_resumed_at', 'billing_run_failures',
+        'billing_run_totals', 'billing_runway', 'billing_segments', 'billing_sound_wallets', 'billing_statement',
+        'billing_statement_balance', 'billing_status', 'billing_time_ordered_uuid', 'billing_whole_hours',
+        'billing_without_term'
     ];
 
     foreach name in array triggers loop

@@ -367,6 +367,26 @@ CREATE FUNCTION billing_lock_key(lock_name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select ('x' || encode(substring(sha256(convert_to(lock_name, 'UTF8')) from 1 for 8), 'hex'))::bit(64)::bigint $$;
 
+CREATE FUNCTION billing_names(ids uuid[]) RETURNS TABLE(id uuid, name text)
+    LANGUAGE sql STABLE
+    AS $$
+    select o.id, o.slug::text from organizations o where o.id = any (ids)
+    union all
+    select w.id, o.slug from wallets w join organizations o on o.id = w.organization_id where w.id = any (ids)
+    union all
+    select i.id, coalesce(i.label || ' of ', '') || o.slug
+    from vps_instances i join organizations o on o.id = i.organization_id where i.id = any (ids)
+    union all
+    select c.id, coalesce(i.label || ' of ', '') || o.slug
+    from vps_billing_cycles c
+    join vps_instances i on i.id = c.vps_instance_id
+    join organizations o on o.id = c.organization_id
+    where c.id = any (ids)
+    union all
+    select t.id, o.slug from payment_transactions t join organizations o on o.id = t.organization_id
+    where t.id = any (ids) and not exists (select from vps_billing_cycles c where c.id = t.id)
+$$;
+
 CREATE FUNCTION billing_next_cycle() RETURNS TABLE(due_at timestamp with time zone, waiting_for text)
     LANGUAGE sql STABLE
     AS $$
@@ -581,6 +601,21 @@ CREATE FUNCTION billing_resumed_at() RETURNS timestamp with time zone
     LANGUAGE sql STABLE
     AS $$ select max(c.given_at) from billing_commands c where c.command = 'resume' $$;
 
+CREATE FUNCTION billing_run_failures(of_run bigint) RETURNS TABLE(organization_id uuid, slug text, instance_id uuid, label text, reason text, since timestamp with time zone, hours bigint, error text)
+    LANGUAGE sql STABLE
+    AS $$
+    select c.organization_id, min(o.slug), c.vps_instance_id, min(i.label), min(c.metadata ->> 'reason'),
+        min(c.billing_period_start), sum(billing_whole_hours(c.billing_period_start, c.billing_period_end))::bigint,
+        min(c.metadata ->> 'error')
+    from vps_billing_cycles c
+    join vps_instances i on i.id = c.vps_instance_id
+    join organizations o on o.id = c.organization_id
+    where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'run' = of_run::text
+        and c.metadata ->> 'reason' <> 'insufficient_balance'
+    group by c.organization_id, c.vps_instance_id
+    order by 5, 2, 4, 3
+$$;
+
 CREATE FUNCTION billing_run_totals(run bigint) RETURNS TABLE(instances bigint, charged_in_part bigint, hours bigint, amount numeric, debts bigint, failures bigint, suspended bigint, failures_by_reason jsonb)
     LANGUAGE sql STABLE
     AS $$
@@ -594,6 +629,33 @@ CREATE FUNCTION billing_run_totals(run bigint) RETURNS TABLE(instances bigint, c
             group by r.key) reason)
     from billing_batches b
     where b.run_id = run
+$$;
+
+CREATE FUNCTION billing_runway(of_organization uuid, default_monthly_price numeric) RETURNS TABLE(organization_id uuid, organization text, slug text, instances bigint, monthly_price numeric, balance numeric, hours_left numeric)
+    LANGUAGE sql STABLE
+    AS $$
+    select o.id, o.name, o.slug, used.instances, used.monthly_price, wallet.balance,
+        case when used.monthly_price > 0 and wallet.balance is not null then round(greatest(wallet.balance, 0) * 730 / used.monthly_price, 1) end
+    from (
+        select i.organization_id, count(*) as instances,
+            sum(case when billing_is_price(coalesce(p.monthly_price, default_monthly_price))
+                then coalesce(p.monthly_price, default_monthly_price) else 0 end) as monthly_price
+        from vps_instances i
+        left join (
+            select h.key, h.monthly_price from billing_price_history() h where h.valid_from <= now() and h.valid_to > now()
+        ) p on p.key = i.plan_id
+        where of_organization is null or i.organization_id = of_organization
+        group by i.organization_id
+    ) used
+    join organizations o on o.id = used.organization_id
+    left join (
+        select w.organization_id, min(w.balance) as balance
+        from wallets w
+        where of_organization is null or w.organization_id = of_organization
+        group by w.organization_id
+        having count(*) = 1 and abs(min(w.balance)) < 'infinity'
+    ) wallet on wallet.organization_id = o.id
+    order by 7 nulls last, o.slug
 $$;
 
 CREATE FUNCTION billing_segments(instance_ids uuid[], as_of timestamp with time zone, default_monthly_price numeric) RETURNS TABLE(instance_id uuid, starts_at timestamp with time zone, hours bigint, monthly_price numeric, price_source text, row_id uuid, since jsonb, start_known boolean, ledger_end timestamp with time zone)

@@ -3,19 +3,22 @@
 The facts are SQL functions of the migrations from 050 on, so `psql` shows the same answers.
 """
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
 from controller import sql
+from controller.billing.audit import AuditReport
 from controller.billing.values import Pricing
 from controller.errors import BillingError
 
 #: How many candidates a message lists.
 LISTED: Final = 5
+_ID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 #: What to do about hours that can't be charged, by failure reason.
 REMEDIES: Final = {
@@ -133,6 +136,48 @@ def _listed(titles: Iterable[str]) -> str:
     titles = list(titles)
     more = len(titles) - LISTED
     return ", or ".join(titles[:LISTED]) + (f", and {more} more" if more > 0 else "")
+
+
+def read_runway(
+    connection: sql.Connection, organization: UUID | None, within: timedelta | None, pricing: Pricing
+) -> list[dict[str, Any]]:
+    """Reads how long wallets last, the shortest first. `within` leaves out those that last longer."""
+    return sql.rows(
+        connection,
+        "runway",
+        organization=organization,
+        within_hours=None if within is None else within / timedelta(hours=1),
+        default_monthly_price=pricing.default_monthly_price,
+    )
+
+
+def read_run(connection: sql.Connection, run: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads a run, and the instances that it could not charge.
+
+    Raises:
+        NameNotFoundError: there is no such run.
+        psycopg.Error: the database can't be reached, or is not migrated.
+    """
+    row = sql.optional_row(connection, "run", run=run)
+    if row is None:
+        raise NameNotFoundError(f"there is no run {run}; see `containerstacks-billing history`")
+    return row, sql.rows(connection, "run_failures", run=run)
+
+
+def with_names(connection: sql.Connection, report: AuditReport) -> AuditReport:
+    """Returns a report whose examples say what the first id in them belongs to."""
+    first_ids = {UUID(match[0]) for each in report.findings for text in each.examples if (match := _ID.search(text))}
+    names = {row["id"]: row["name"] for row in sql.rows(connection, "names", ids=list(first_ids))}
+
+    def named(example: str) -> str:
+        match = _ID.search(example)
+        name = names.get(UUID(match[0])) if match else None
+        return f"{example} ({name})" if name else example
+
+    return replace(
+        report,
+        findings=tuple(replace(each, examples=tuple(map(named, each.examples))) for each in report.findings),
+    )
 
 
 def read_debts(

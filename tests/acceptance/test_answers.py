@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import psycopg
 
@@ -64,3 +65,25 @@ def test_statement_prints_a_table_csv_and_json_of_the_same_lines(program: Progra
     assert (rows[0]["amount"], rows[-1]["amount"]) == (shown["opening"], shown["closing"])
     program("statement", "nobody", "--from", "today").failed_with(2)
     program("statement", "organization-1", "--from", "soon").failed_with(2)
+
+
+def test_history_runway_and_the_audit_of_one_organization(program: Program, database: str) -> None:
+    program("bill")
+    done = program("history", "1")
+    assert "wallet_missing 4" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert len(program("history", "1", "--json").json["failed"]) == 4
+    assert "there is no run 99" in program("history", "99").failed_with(2)
+    assert max(map(len, program("runway").out.splitlines())) <= 80
+    assert program("runway", "organization-1", "--json").json[0]["slug"] == "organization-1"
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(
+            "update vps_billing_cycles c set total_amount = 9 from organizations o"
+            " where o.id = c.organization_id and o.slug = 'organization-1' and c.status = 'billed'"
+        )
+    assert program("audit", "--organization", "organization-2").status == 0
+    done = program("audit", "--organization", "organization-1")
+    assert done.status == 1
+    assert " of organization-1)" in done.out
+    assert re.search(r"^       and \d+ more$", done.out, re.MULTILINE)
+    program("audit", "--organization", "nobody").failed_with(2)

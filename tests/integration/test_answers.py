@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
-from controller.billing.answers import NameNotFoundError, explain, find, read_debts, read_lost_debts
+from controller.billing.answers import (
+    NameNotFoundError,
+    explain,
+    find,
+    read_debts,
+    read_lost_debts,
+    read_run,
+    read_runway,
+    with_names,
+)
+from controller.billing.audit import audit
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 
@@ -29,8 +39,9 @@ def billed(world: World) -> World:
     return world
 
 
-def organization(world: World, label: str) -> object:
-    return world.one("select organization_id from vps_instances where label = %s", label)
+def organization(world: World, label: str) -> UUID:
+    found: UUID = world.one("select organization_id from vps_instances where label = %s", label)
+    return found
 
 
 def test_debts_name_the_instance_and_say_if_the_wallet_pays_the_oldest_hour(billed: World) -> None:
@@ -68,7 +79,7 @@ def test_name_is_an_id_a_slug_or_a_label(billed: World) -> None:
 
 
 def test_next_cycle_does_what_the_outlook_says(billed: World) -> None:
-    billed.top_up(organization(billed, "vps-poor"), "1.23")  # type: ignore[arg-type]
+    billed.top_up(organization(billed, "vps-poor"), "1.23")
     billed.run("update vps_plans set base_price = 146, updated_at = %s", NOON + HOUR)
     at = NOON + 4 * HOUR
     outlook = billed.rows(
@@ -125,7 +136,7 @@ def test_debt_that_is_deleted_with_its_instance_or_organization_stays_known(bill
         instance, of_organization = read_lost_debts(billed.conn, None, None)
         assert (instance["owed"], instance["hours"], instance["since"]) == (D("0.10"), 1, NOON - HOUR)
         assert (of_organization["organization_id"], of_organization["owed"]) == (poor, D("3.00"))
-        assert read_lost_debts(billed.conn, poor, None) == [of_organization]  # type: ignore[arg-type]
+        assert read_lost_debts(billed.conn, poor, None) == [of_organization]
         billed.bill(NOON + HOUR)
         assert len(read_lost_debts(billed.conn, None, timedelta(0))) == 2, "paid or replaced open rows are not lost"
     finally:
@@ -138,3 +149,30 @@ def test_deletion_goes_on_if_a_lost_debt_can_not_be_kept(billed: World) -> None:
     billed.run("drop table billing_lost_debts")
     billed.run("delete from vps_instances where label = 'vps-poor'")
     assert billed.rows("select from vps_instances where label = 'vps-poor'") == []
+
+
+def test_runway_is_the_balance_over_the_sum_of_the_prices(billed: World) -> None:
+    rows = {row["organization_id"]: row for row in read_runway(billed.conn, None, None, billed.pricing)}
+    rich = rows[organization(billed, "vps-rich")]
+    assert (rich["balance"], rich["monthly_price"], rich["hours_left"]) == (D("9.50"), D(73), D("95.0"))
+    assert rows[organization(billed, "vps-walletless")]["hours_left"] is None
+    within = read_runway(billed.conn, None, timedelta(hours=94), billed.pricing)
+    assert [row["hours_left"] for row in within] == [D("0.0"), D("0.3")]
+
+
+def test_run_has_its_failures(billed: World) -> None:
+    run, (failure,) = read_run(billed.conn, 1)
+    assert (run["failures"], failure["label"], failure["reason"]) == (1, "vps-walletless", "wallet_missing")
+    with pytest.raises(NameNotFoundError, match="there is no run 9"):
+        read_run(billed.conn, 9)
+
+
+def test_audit_of_one_organization_names_what_is_wrong(billed: World) -> None:
+    billed.run("update vps_billing_cycles set total_amount = total_amount + 1 where status = 'billed'")
+    whole, one = (
+        with_names(billed.conn, audit(billed.conn, each)) for each in (None, organization(billed, "vps-rich"))
+    )
+    (finding,) = [each for each in one.findings if each.invariant == "price_clock"]
+    assert finding.violations == 1
+    assert "(vps-rich of org-" in finding.examples[0]
+    assert next(each for each in whole.findings if each.invariant == "price_clock").violations == 3

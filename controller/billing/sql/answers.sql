@@ -39,3 +39,16 @@ select * from billing_statement_balance(%(organization)s, %(from_time)s, %(to_ti
 
 -- name: statement
 select * from billing_statement(%(organization)s, %(from_time)s, %(to_time)s)
+
+-- name: runway
+select * from billing_runway(%(organization)s::uuid, %(default_monthly_price)s)
+where %(within_hours)s::numeric is null or hours_left <= %(within_hours)s
+
+-- name: run
+select * from billing_history where id = %(run)s
+
+-- name: run_failures
+select * from billing_run_failures(%(run)s)
+
+-- name: names
+select * from billing_names(%(ids)s::uuid[])
