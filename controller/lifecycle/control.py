@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import threading
 from pathlib import Path
 
@@ -124,11 +125,11 @@ def request_drain(path: Path, timeout_seconds: float | None) -> str:
     """
     bound_seconds = CONNECT_TIMEOUT_SECONDS
     try:
-        _refuse_others(path.parent)
-        _refuse_others(path)
+        owner = _trusted_owner(path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(bound_seconds)
             peer.connect(str(path))
+            _refuse_stranger(peer, owner)
             peer.sendall(json.dumps({"drain": {"timeout_seconds": timeout_seconds}}).encode() + b"\n")
             with peer.makefile("rb") as answers:
                 answer = json.loads(answers.readline(MAX_LINE_BYTES))
@@ -155,6 +156,33 @@ def _refuse_others(path: Path) -> None:
     """Raises PermissionError if somebody else owns the path, who could answer in the controller's place."""
     if hasattr(os, "getuid") and path.exists() and path.stat().st_uid not in {os.getuid(), 0}:
         raise PermissionError(f"{path} belongs to another user")
+
+
+def _trusted_owner(path: Path) -> int | None:
+    """Returns the uid that must listen at a socket; None if there is no socket, or if users have no number here.
+
+    A socket and its folder are trusted if they are ours or root's. Root also trusts those of one other user, such as
+    the one that systemd makes for the unit, if no one else can write to them.
+
+    Raises:
+        PermissionError: somebody else could answer in the controller's place.
+    """
+    if not hasattr(os, "getuid") or not path.exists():
+        return None
+    found = [path.parent.stat(), path.stat()]
+    owners = {each.st_uid for each in found}
+    one_users = len(owners) == 1 and not any(each.st_mode & 0o022 for each in found)
+    if not (owners <= {os.getuid(), 0} or (os.getuid() == 0 and one_users)):
+        raise PermissionError(f"{path} belongs to another user")
+    return found[1].st_uid
+
+
+def _refuse_stranger(peer: socket.socket, owner: int | None) -> None:
+    """Raises PermissionError if the process at the other end doesn't run as `owner`. Linux tells who it is."""
+    if owner is not None and hasattr(socket, "SO_PEERCRED"):
+        _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != owner:
+            raise PermissionError("another user listens at the socket")
 
 
 def _seconds(value: float | str | None) -> float | None:

@@ -8,6 +8,8 @@ import os
 import re
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -291,6 +293,54 @@ def test_impostor_in_somebody_elses_folder_is_refused(
     with pytest.raises(ControlError, match="belongs to another user"):
         request_drain(path, 1.0)
     assert not served.drain.requested
+
+
+OTHER_USER = 4711
+#: Listens at a path as another user, in a folder of that user, and answers a drain.
+SERVICE = """
+import os, socket, sys
+os.setuid(int(sys.argv[1]))
+listener = socket.socket(socket.AF_UNIX)
+os.umask(0o177)
+listener.bind(sys.argv[2])
+listener.listen(1)
+print("listens", flush=True)
+peer, _ = listener.accept()
+peer.recv(4096)
+peer.sendall(b'{"outcome": "completed"}\\n')
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="only root reaches other users' sockets")
+@pytest.mark.parametrize(
+    ("mode", "listener", "trusted"), [(0o700, OTHER_USER, True), (0o720, OTHER_USER, False), (0o700, 0, False)]
+)
+def test_root_drains_the_controller_of_a_user_who_alone_could_have_made_its_socket(
+    mode: int,
+    listener: int,
+    trusted: bool,  # noqa: FBT001 - a column of the table above
+) -> None:
+    with tempfile.TemporaryDirectory() as reachable:
+        Path(reachable).chmod(0o755)  # the other user passes through it
+        folder = Path(reachable) / "run"
+        folder.mkdir()
+        os.chown(folder, OTHER_USER, OTHER_USER)
+        folder.chmod(mode)
+        path = folder / "control.sock"
+        with subprocess.Popen(
+            [sys.executable, "-c", SERVICE, str(listener), str(path)], stdout=subprocess.PIPE, cwd=reachable
+        ) as service:
+            assert service.stdout is not None
+            assert service.stdout.readline() == b"listens\n"
+            os.chown(path, OTHER_USER, OTHER_USER)
+            try:
+                if trusted:
+                    assert request_drain(path, 1.0) == "completed"
+                else:
+                    with pytest.raises(ControlError, match="another user"):
+                        request_drain(path, 1.0)
+            finally:
+                service.kill()
 
 
 @pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="only root can give a folder away")
