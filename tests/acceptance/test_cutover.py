@@ -24,7 +24,9 @@ from tests.support.servers import Server, migrate_url, temporary_database
 
 OLD: Final = "web1-4711"
 #: Programs that would change this host.
-STAND_INS: Final = ("systemctl", "helm", "cp", "rm")
+STAND_INS: Final = ("systemctl", "helm", "cp", "rm", "python3", "install", "export")
+#: Where docs/systemd.md installs the program.
+INSTALLED: Final = "/opt/containerstacks-billing/bin/"
 
 pytestmark = pytest.mark.skipif(shutil.which("psql") is None, reason="no psql")
 
@@ -86,15 +88,21 @@ class Host:
     def type(self, command: str) -> str:
         """Runs one command; returns what it printed. A command that fails is a failed test."""
         self.typed.append(command)
+        command = command.removeprefix(INSTALLED)
         program, *arguments = command.split()
         if program == "systemctl":
             self._systemctl(*arguments)
+        elif program == "pip":
+            assert arguments == ["install", "."]  # test_wheel.py installs it
         elif program == "helm":
             assert (ROOT / arguments[2]).is_dir()
         elif program == "cp":
             assert (ROOT / arguments[0]).exists() or not arguments[0].startswith("manifests")
         elif program == "containerstacks-billing":
-            done = self._program(*(re.sub(r'"', "", word) for word in re.findall(r'"[^"]*"|\S+', command)[1:]))
+            socket = {"BILLING_CONTROL_SOCKET": str(self.unit.folder / "control.sock")} if self.unit else {}
+            done = self._program(
+                *(re.sub(r'"', "", word) for word in re.findall(r'"[^"]*"|\S+', command)[1:]), **socket
+            )
             assert done.status == 0, done
             return done.out + done.err
         elif program == "psql":
@@ -202,6 +210,24 @@ def test_resume_of_the_document_is_a_command(host: Host) -> None:
     host.type("containerstacks-billing migrate")
     (command,) = commands("cutover.md", "Later versions of the application")
     assert "nothing to accept" in host.type(command)
+
+
+def test_installed_unit_is_operated_as_described(host: Host) -> None:
+    host.type("systemctl disable --now containerstacks-billing")
+    host.type("containerstacks-billing migrate")
+    for command in commands("systemd.md", "Install"):
+        host.type(command)
+    assert host.unit is not None
+    host.unit.wait_for("cycle.completed")
+    for command in commands("systemd.md", "Operate"):
+        host.type(command)
+    assert host.unit.wait() == 0
+    unit = (ROOT / "manifests" / "systemd" / "containerstacks-billing.service").read_text("utf-8")
+    document = (ROOT / "docs" / "systemd.md").read_text("utf-8")
+    for path in (INSTALLED, "/etc/containerstacks-billing/database-url", "/run/containerstacks-billing/control.sock"):
+        assert path in unit, path
+        assert path in document, path
+    assert "Restart=on-failure" in unit
 
 
 # --- upgrade and uninstall
