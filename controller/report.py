@@ -92,9 +92,9 @@ def _cycles(status: Status) -> Facts:
 
 def _customers(status: Status) -> Facts:
     return [
-        ("debts", f"{status.debts} instances owe {status.owed}"),
-        ("failures", f"{status.failures} instances"),
-        ("suspended", f"{status.suspended} organizations"),
+        ("debts", f"{counted(status.debts, 'instance')}, {status.owed} owed"),
+        ("failures", counted(status.failures, "instance")),
+        ("suspended", counted(status.suspended, "organization")),
     ]
 
 
