@@ -53,7 +53,7 @@ REQUIRED: Final = {
     ),
     "vps_billing_cycles": (
         "id", "vps_instance_id", "organization_id", "billing_period_start", "billing_period_end", "hourly_rate",
-        "total_amount", "status", "payment_transaction_id", "metadata",
+        "total_amount", "status", "payment_transaction_id", "metadata", "created_at",
     ),
 }  # fmt: skip
 
