@@ -528,6 +528,15 @@ def test_takeover_waits_until_the_fallback_has_billed_nothing_for_the_whole_dela
     assert [notice.kind for notice in looks(owing, successor)] == ["other_periods"]
 
 
+def test_second_takeover_does_not_shorten_a_wait(world: World) -> None:
+    leadership = world.lead()
+    begin_takeover(world, leadership, 300)
+    with (ledger := world.ledger()).connection, ledger.fenced(leadership.term):
+        ledger.begin_takeover(0)
+    assert (bill_after(world) - world.one("select now()")).total_seconds() > 250
+    assert world.one("select takeover_delay_seconds from billing_leadership") == 300
+
+
 @pytest.mark.parametrize(("moment", "silent"), [("now() + interval '2 hours'", True), ("now()", False)])
 def test_heartbeat_of_a_wrong_clock_does_not_spare_the_takeover_delay(
     world: World,
