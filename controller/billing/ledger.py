@@ -319,7 +319,6 @@ class Ledger:
                 self.connection,
                 "finish_run",
                 run_id=run.id,
-                term=run.term,
                 outcome=str(outcome),
                 error=error,
                 cause=None if cause is None else str(cause),

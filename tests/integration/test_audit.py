@@ -246,6 +246,8 @@ def test_wallet_created_after_adoption_is_adopted_at_its_first_charge(billed: Wo
     billed.bill(NOON)
     billed.wallet(organization, "5.00")
     billed.top_up(organization, "3.00")
+    pending = "insert into payment_transactions (organization_id, amount, status) values (%s, 70, 'pending')"
+    billed.run(pending, organization)
     assert billed.bill(NOON).totals.amount == D("0.09")
     (row,) = billed.rows(
         "select baseline, adopted_balance from billing_wallet_baselines where organization_id = %s", organization

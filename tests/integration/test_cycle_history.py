@@ -197,6 +197,15 @@ def test_abandoned_run_is_closed_with_what_its_batches_committed(crashing: World
     assert crashing.violations() == {}
 
 
+def test_next_leader_leaves_ended_runs_as_they_are(world: World) -> None:
+    organization = world.organization("0.02")
+    world.instance(organization, world.plan("7.30"), NOON - 3 * HOUR)
+    world.bill(NOON)
+    before = world.rows("select * from billing_runs")
+    world.bill(NOON)
+    assert world.rows("select * from billing_runs order by id")[:1] == before
+
+
 def test_stopped_cycle_keeps_its_batches_and_is_followed_at_once(world: World) -> None:
     create_debtors(world)
     batches = [True, True]

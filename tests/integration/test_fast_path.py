@@ -102,6 +102,22 @@ def test_adopted_wallet_that_became_unusable_fails_its_organization_alone(
     assert [tenants.world.reason(each) for each in tenants.instances] == [reason, None, None]
 
 
+def test_suspended_organization_is_not_charged_on_the_fast_path(tenants: Tenants) -> None:
+    suspended = tenants.organizations[0]
+    tenants.world.run(
+        "insert into billing_suspensions (organization_id, reason, detail) values (%s, 'x', 'x')", suspended
+    )
+    assert tenants.world.bill(NOON).totals == Totals(2, 2, D("0.02"), suspended=1)
+    assert [tenants.world.reason(each) for each in tenants.instances] == ["audit_violation", None, None]
+
+
+def test_wallet_is_adopted_before_its_first_charge(tenants: Tenants) -> None:
+    world = tenants.world
+    world.instance(world.organization("1.00"), world.one("select id from vps_plans"), NOON - 2 * HOUR)
+    assert world.bill(NOON).totals == Totals(4, 5, D("0.05"))
+    assert world.one("select count(*) from billing_wallet_baselines") == 4
+
+
 #: A trigger, and what it does with a row of the bad organization.
 LIES = {
     "payment dropped": ("before insert on payment_transactions", "return null"),

@@ -91,7 +91,7 @@ set outcome = %(outcome)s, cause = %(cause)s, finished_at = clock_timestamp(), e
     vanished = case when billing_got_through(%(outcome)s, %(cause)s)
         then r.planned - (b.instances + b.debts - b.charged_in_part + b.failures + b.suspended) end
 from billing_run_totals(%(run_id)s) b
-where r.id = %(run_id)s and r.term = %(term)s
+where r.id = %(run_id)s
 returning r.instances, r.hours, r.amount, r.debts, r.failures, r.suspended
 
 -- name: prune_history
