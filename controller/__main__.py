@@ -1,6 +1,6 @@
 """The entry point: catches signals and binds the HTTP address before it imports anything heavy.
 
-PID 1 ignores signals until it catches them, and a probe is refused until the address is bound.
+As PID 1, the process ignores signals until it has installed handlers. A probe is refused until the address is bound.
 """
 
 import os

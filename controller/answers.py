@@ -1,4 +1,4 @@
-"""Commands that answer questions. They read, and change nothing."""
+"""Commands that answer questions about billing. They only read."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ from controller.postgres import migrations
 WATCH_SECONDS: Final = 2.0
 
 OlderThan = Annotated[
-    str | None, typer.Option(help="Only debts whose oldest hour is older, such as 90m, 24h or 7d.", metavar="AGE")
+    str | None, typer.Option(help="Show only debts that are older than this: 90m, 24h or 7d.", metavar="AGE")
 ]
 
 app = typer.Typer(rich_markup_mode=None)
@@ -43,7 +43,7 @@ def status(
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds, until Ctrl-C.")] = False,
 ) -> None:
-    """Shows if customers are being billed, who leads, and when the next cycle starts."""
+    """Shows whether customers are being billed, who leads, and when the next cycle starts."""
     read = application().status
     if watch:
         watch_status(read, lambda shown: _show_status(shown, as_json=as_json, check=check), time.sleep)
@@ -90,7 +90,7 @@ def debts(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Lists what instances owe, and if the wallet could pay the oldest hour. Exit status 1 if there are any."""
+    """Lists what instances owe, and whether the wallet can pay the oldest hour. Exit status 1 if there are debts."""
     age = parse_age(older_than) if older_than else None
     with _database() as (connection, _):
         wanted = organization_id(connection, organization, lost=lost)
@@ -130,7 +130,7 @@ def explain(
 def statement(
     organization: Annotated[str, typer.Argument(help="An organization's id or slug.")],
     from_time: Annotated[
-        str, typer.Option("--from", help="A date, or a time in UTC; or today or yesterday.", metavar="TIME")
+        str, typer.Option("--from", help="A date, a time in UTC, today or yesterday.", metavar="TIME")
     ],
     to_time: Annotated[
         str | None, typer.Option("--to", help="The end, which is not included.", show_default="now", metavar="TIME")
@@ -162,11 +162,11 @@ def runway(
         str | None, typer.Argument(help="Only this one: its id or slug.", show_default=False)
     ] = None,
     within: Annotated[
-        str | None, typer.Option(help="Only wallets that last less long, such as 24h or 7d.", metavar="AGE")
+        str | None, typer.Option(help="Show only wallets that last less than this: 24h or 7d.", metavar="AGE")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimates how long each wallet lasts: its balance over the sum of its instances' prices."""
+    """Estimates how long each wallet lasts: its balance divided by the sum of its instances' prices."""
     age = parse_age(within, "--within") if within else None
     with _database() as (connection, pricing):
         rows = read_runway(connection, organization_id(connection, organization), age, pricing)
@@ -205,7 +205,7 @@ def audit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Checks every invariant of the money. Exit status 1 if one is violated."""
+    """Checks every billing invariant. Exit status 1 if one is violated."""
     with _database() as (connection, _):
         checked = with_names(connection, check_invariants(connection, organization_id(connection, organization)))
     output.audit(checked, as_json=as_json)
@@ -216,7 +216,7 @@ def parse_age(text: str, option: str = "--older-than") -> timedelta:
     """Reads an age such as 90m, 24h or 7d.
 
     Raises:
-        typer.BadParameter: it isn't one.
+        typer.BadParameter: the text is not an age.
     """
     match = re.fullmatch(r"(\d{1,6})([mhd])", text.strip())
     if match is None:

@@ -60,8 +60,9 @@ SHOWN_RUNS: Final = 10
 def instance_id(pod_name: str | None = None) -> str:
     """Names this process in logs, terms and `billing_daemon_status`: `pod:suffix` in Kubernetes, else `hostname-pid`.
 
-    In a container the pid is always 1, and a long pod name is no hostname. The suffix is random, so a restarted
-    container has another id. A colon can't be part of a pod's name, and a double click selects what is before it.
+    In a container the pid is always 1, and the hostname may cut off a long pod name. The suffix is random, so a
+    restarted container gets a new id. The separator is a colon because a pod's name can't contain one, and because a
+    double click selects the text before it.
     """
     return storable(f"{pod_name[:240]}:{_suffix()}" if pod_name else f"{socket.gethostname()}-{os.getpid()}")
 
@@ -77,7 +78,7 @@ def storable(text: str) -> str:
 
 
 def _user() -> str:
-    """The operating system's user; its number if it has no name, as in a container."""
+    """Returns the name of the operating system's user, or the uid if it has no name, as in a container."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -85,7 +86,7 @@ def _user() -> str:
 
 
 class Application:
-    """Builds what needs a database. It opens no connection before one is used, and reads no file with a URL."""
+    """Builds the objects that need a database. Building them opens no connection and reads no file with a URL."""
 
     def __init__(self, settings: Settings) -> None:
         use_system_certificates(os.environ)
@@ -153,7 +154,7 @@ class Application:
         )
 
     def former_leader_pods(self, term: int) -> list[Pod]:
-        """Reads the pods that led before a term, newest first. Bounded in time.
+        """Reads the pods that led before a term, newest first. The call is bounded in time.
 
         Raises:
             DatabaseUnreachableError: they can't be read.
@@ -166,7 +167,7 @@ class Application:
         return [Pod(row["namespace"], row["name"], row["uid"]) for row in rows]
 
     def _recorded_pod(self) -> dict[str, str] | None:
-        """What is recorded with each term, so that a successor can take the role label off this pod."""
+        """Returns what is recorded with each term, so that a successor can remove the role label from this pod."""
         pod = self.pod()
         if isinstance(pod, str) or pod.uid is None:
             return None
@@ -200,7 +201,7 @@ class Application:
         """Applies pending migrations and repairs state tables that were emptied or doubled.
 
         Returns:
-            What it has done, a line each; none if there was nothing to do.
+            One line for each thing done; none if there was nothing to do.
 
         Args:
             progress: called with one line for each step that may take long.

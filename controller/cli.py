@@ -20,7 +20,7 @@ from controller.replica import Replica
 
 EXIT_STATUS = """Exit status: 0 done; 1 the command failed or found a problem; 2 wrong usage or settings;
 3 the database can't be reached; 4 another replica leads."""
-#: How typer ends a command that was interrupted.
+#: The exit status with which typer ends an interrupted command.
 INTERRUPTED = 130
 #: SQLSTATEs of a session that has ended: connection errors, shutdowns and timeouts of the session.
 LOST = ("08", "57P", "25P03", "25P04")

@@ -1,4 +1,4 @@
-"""What the modules with commands share: the application that a command works with, and common options."""
+"""Shared by the modules that define commands: building the application, and common options."""
 
 import sys
 from typing import Annotated

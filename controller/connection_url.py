@@ -33,7 +33,7 @@ def check_url(url: str, setting: str) -> None:
 
 
 def _unknown_parameter(url: str, error: str) -> str | None:
-    """Returns the name of a URL's parameter that libpq does not know. The part before it can't hold it as a secret."""
+    """Returns the URL parameter that libpq rejected. Only names after the `?` count, so no secret is returned."""
     query = url.rpartition("@")[2].partition("?")[2] if "://" in url else ""
     names = (part.partition("=")[0] for part in query.split("&") if "=" in part)
     return next((name for name in names if re.fullmatch(r"\w{1,40}", name) and f'"{name}"' in error), None)

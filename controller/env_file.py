@@ -12,12 +12,12 @@ from dotenv import dotenv_values
 
 #: Kubernetes sets these for a Service that is named `billing`.
 _OF_A_SERVICE: Final = re.compile(r"_SERVICE_(HOST|PORT\w*)$|_PORT(_\d+_(TCP|UDP|SCTP)\w*)?$")
-#: How similar a name must be to one of ours to be taken for a misspelling.
+#: Similarity from which a name counts as a misspelling of one of ours.
 _SIMILAR: Final = 0.9
 
 
 def read(file: Path | None) -> dict[str, str]:
-    """Returns the variables of the file, in capital letters; none if there is no file. `${...}` is no reference.
+    """Returns the variables of the file, in capital letters; none if there is no file. `${...}` is literal text.
 
     Raises:
         UnicodeDecodeError: the file is not UTF-8 text.
@@ -28,7 +28,7 @@ def read(file: Path | None) -> dict[str, str]:
 
 
 def exposed(file: Path) -> str | None:
-    """A warning if users other than its owner can read the file."""
+    """Returns a warning if users other than its owner can read the file."""
     if os.name == "nt" or not file.is_file():
         return None
     if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
@@ -37,7 +37,7 @@ def exposed(file: Path) -> str | None:
 
 
 def misspelled(names: Collection[str], known: Collection[str]) -> Iterator[tuple[str, str | None]]:
-    """Yields each name that looks like a setting and is none, with the setting that it resembles."""
+    """Yields each name that looks like a setting but isn't one, with the setting that it resembles."""
     for name in sorted({name.upper() for name in names} - set(known)):
         similar = get_close_matches(name, known, n=1, cutoff=_SIMILAR)
         if similar or (name.startswith("BILLING_") and not _OF_A_SERVICE.search(name)):

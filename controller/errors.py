@@ -46,7 +46,7 @@ class DatabaseUnreachableError(BillingError):
     """PostgreSQL can't be reached, or refuses the connection. Exit status 3.
 
     Attributes:
-        refused: True if the server answered and refused the login. A person has to end that.
+        refused: True if the server answered and refused the login. Only a person can fix that.
     """
 
     exit_status = 3

@@ -33,7 +33,7 @@ class UnprovenError(BillingError):
 
 
 class LockHeldError(BillingError):
-    """A session that is not the leader's holds the lock."""
+    """A session that has not minted the newest term holds the lock."""
 
 
 class DryRunLeadership:

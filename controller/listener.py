@@ -1,7 +1,7 @@
 """Binds the HTTP server's socket. Imports nothing heavy, so that `run` listens before it loads the rest of the program.
 
-The kernel accepts connections as soon as the socket listens. A probe that comes during the imports waits for its answer
-instead of being refused.
+The kernel accepts connections as soon as the socket listens. A probe that arrives during the imports waits for its
+answer instead of being refused.
 """
 
 import errno
@@ -21,7 +21,7 @@ _bound_early: dict[tuple[str, int], socket.socket] = {}
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """The host and the port of `host:port`. `:port` is every interface and gives the host EVERY_INTERFACE.
+    """Returns the host and the port of `host:port`. `:port` means every interface and gives the host EVERY_INTERFACE.
 
     Raises:
         SettingsError: `address` has neither form.
@@ -33,7 +33,7 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def listen_early(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Binds the address in the environment for the command `run`. `listen` reports what this can't bind."""
+    """Binds the address in the environment for the command `run`. `listen` reports an address that can't be bound."""
     if list(arguments) == ["run"]:
         with suppress(SettingsError):
             host, port = parse_address(environment.get(SETTING, ""))

@@ -17,7 +17,7 @@ from controller.terminal import printable
 #: Keys that may hold text from elsewhere, which can contain a secret. All other keys hold our own words and numbers.
 FOREIGN_TEXT = {"error", "exception", "reason"}
 
-#: The secrets that were ever read in this process.
+#: Every secret that this process has read, including rotated ones.
 _known: set[str] = set()
 
 LEVELS = {

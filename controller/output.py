@@ -24,7 +24,7 @@ from controller.billing.values import BatchResult, CycleResult
 from controller.terminal import note, printable, width, write
 from controller.wording import json_value, time
 
-#: What a line begins with: a name, and the blanks before its value.
+#: The beginning of a line: a name, and the blanks before its value.
 _NAME: Final = re.compile(r" *\S+(?: \S+)* {2,}")
 
 __all__ = ["Progress", "audit", "clear", "cycle", "history", "json_line", "line", "note", "resumed"]
@@ -41,12 +41,12 @@ def line(text: str) -> None:
 
 
 def clear() -> None:
-    """Clears a terminal, before something is shown again. Writes nothing in a pipe."""
+    """Clears a terminal before the output is repeated. Writes nothing to a pipe."""
     if sys.stdout.isatty():
         write("\x1b[H\x1b[2J")
 
 
-#: The columns of `history`, and which of them hold numbers.
+#: The columns of `history`. NUMBERS lists those that hold numbers.
 COLUMNS: Final = ("cycle", "term", "leader", "started", "seconds", "outcome")
 NUMBERS: Final = ("instances", "hours", "amount", "debts", "failures")
 
@@ -158,7 +158,7 @@ def _print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def _print_table(table: Sequence[Sequence[str]]) -> None:
-    """Prints rows below their headings, or one block for each row if the terminal is narrower than the table."""
+    """Prints rows below their headings, or one block for each row if the table is wider than the terminal."""
     headings, *rows = table
     widths = [max(cell_len(cells[column]) for cells in table) for column in range(len(headings))]
     columns = width(sys.stdout)

@@ -1,4 +1,4 @@
-"""Waits for sockets. `select` fails for descriptors above 1,023; it remains where there is no `poll` (Windows)."""
+"""Waits for sockets. Uses `poll`, because `select` fails for descriptors above 1,023. Windows has only `select`."""
 
 import selectors
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ _SELECTOR: Final = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 def readable(descriptors: Iterable[int], timeout_seconds: float | None) -> set[int]:
-    """Blocks until one of the descriptors can be read or the time is over; returns those that can be read.
+    """Blocks until a descriptor can be read or the timeout passes. Returns those that can be read.
 
     Raises:
         OSError, ValueError: a descriptor is closed.

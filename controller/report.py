@@ -1,4 +1,4 @@
-"""Writes the answers to people's questions as lines of text that fit 80 columns. Computes nothing."""
+"""Formats answers for people as lines of text that fit 80 columns. Computes nothing."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -13,9 +13,9 @@ from controller.wording import duration, json_value, next_cycle, time
 
 Row = dict[str, Any]
 Facts = list[tuple[str, str]]
-#: `explain` lists so many instances of an organization.
+#: The most instances of an organization that `explain` lists.
 LISTED_INSTANCES: Final = 20
-#: `runway` shows no longer time: 100 years.
+#: The longest time that `runway` shows: 100 years.
 MOST_HOURS: Final = 876_000
 
 
@@ -318,7 +318,7 @@ STATEMENT_COLUMNS: Final = (
 def statement_rows(shown: Statement) -> Iterator[list[str]]:
     """The rows of `statement --csv`: a heading, the opening balance, each line, and the closing balance.
 
-    A spreadsheet takes a text that begins with =, +, - or @ for a formula, so a quote goes before it.
+    A spreadsheet reads a text that begins with =, +, - or @ as a formula, so a quote is put before it.
     """
     yield list(STATEMENT_COLUMNS)
     opening = {"kind": "opening_balance", "booked_at": shown.from_time, "amount": shown.balance["opening"]}
@@ -384,4 +384,4 @@ def run(shown: Row, failures: Sequence[Row]) -> Iterator[str]:
         yield from table(("instance", "organization", "since", "hours", "reason"), lines, numbers=(3,))
     if shown["failures"] > len(failures):
         yield ""
-        yield f"{shown['failures'] - len(failures)} more have been charged, or tried again by a later run, since."
+        yield f"{shown['failures'] - len(failures)} more have since been charged, or tried again by a later run."

@@ -1,4 +1,4 @@
-"""The settings: the only reader of the environment and of `.env`, but for the address that `__main__` binds early.
+"""The settings. Only this module reads the environment and `.env`, except for the address that `__main__` binds early.
 
 Every wrong value becomes one line that names its variable. No message contains a secret: values of the database
 variables are never repeated. The table in docs/configuration.md (`make docs`) and the environment part of `--help` are
@@ -186,8 +186,8 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_OTHER_BILLERS",
             BILLING,
-            "If another program bills instances: `stop` until `resume`, or `warn` and bill on. A live daemon always"
-            " halts billing. See [other billers](leadership.md#other-billers).",
+            "If another program bills instances: `stop` until `resume`, or `warn` and keep billing. A live daemon"
+            " always halts billing. See [other billers](leadership.md#other-billers).",
         ),
     ] = "stop"
     currency: Annotated[
@@ -273,7 +273,7 @@ class Settings(BaseSettings):
             "BILLING_TAKEOVER_DELAY_SECONDS",
             HEARTBEAT,
             "Seconds to wait before the first cycle if the heartbeat had lapsed. The application's own billing may"
-            " still be running then, so the wait lasts until it has billed nothing for as long.",
+            " still be running then, so the wait lasts until it has billed nothing for that time.",
         ),
         Field(ge=0, le=86400),
     ] = 300.0
@@ -485,7 +485,7 @@ def load(env_file: Path | None = ENV_FILE) -> Settings:
 
 
 def warnings(env_file: Path = ENV_FILE) -> list[dict[str, str]]:
-    """What is wrong with the settings, but not wrong enough to refuse them: an event with key-values each."""
+    """Returns warnings about settings that are suspicious but usable. Each is an event with its key-value pairs."""
     found = []
     if remedy := env_files.exposed(env_file):
         found.append({"event": "settings.exposed", "remedy": remedy})
@@ -493,7 +493,7 @@ def warnings(env_file: Path = ENV_FILE) -> list[dict[str, str]]:
     known = {str(field.validation_alias.choices[0]) for field in fields}
     for name, similar in env_files.misspelled({*os.environ, *env_files.read(env_file)}, known):
         remedy = f"set {similar} instead" if similar else "remove it"
-        found.append({"event": "settings.unknown", "variable": name, "remedy": f"{name} is no setting: {remedy}"})
+        found.append({"event": "settings.unknown", "variable": name, "remedy": f"{name} is not a setting: {remedy}"})
     return found
 
 

@@ -4,8 +4,8 @@ Statements are next to the code that uses them: charging in `billing/sql/`; elec
 `postgres/sql/`. A statement starts with the line `-- name: some_name`.
 
 A `Session` may share its backend with other programs, behind a pooler. So each use of it is one transaction that first
-states every setting it relies on, for this transaction only. Nothing that anyone else has set reaches our statements,
-and nothing that we set outlives them.
+states every setting it relies on, for this transaction only. No setting of another program affects our statements, and
+none of ours outlives them.
 """
 
 import json
@@ -28,14 +28,15 @@ FOLDERS: Final = ("controller.billing", "controller.postgres")
 Connection = psycopg.Connection[dict[str, Any]]
 Row = dict[str, Any]
 
-#: Values by setting, as PostgreSQL writes them (`'5s'`). None is the role's, the database's or the server's own value.
+#: Values by setting, as PostgreSQL writes them (`'5s'`). None means the default of the role, the database or the
+#: server.
 Settings = Mapping[str, str | None]
 
 _NAME: Final = re.compile(r"^-- name: (?P<name>\w+)$", re.MULTILINE)
 
 
 class NotOneRowError(BillingError):
-    """A statement that always returns one row did not: a table that holds one row was emptied or doubled."""
+    """A statement that must return one row returned none or several: a one-row table was emptied or doubled."""
 
 
 class Session(psycopg.Connection[Row]):
@@ -80,7 +81,7 @@ def transaction(
     access: str = "read write",
     settings: Settings = MappingProxyType({}),
 ) -> Iterator[None]:
-    """A transaction that begins with the session's settings. The beginning is one round trip.
+    """Opens a transaction that begins with the session's settings. BEGIN and the settings take one round trip.
 
     Args:
         connection: in autocommit mode, outside a transaction.

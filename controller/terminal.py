@@ -1,6 +1,6 @@
-"""Standard output and standard error, whatever they are: a terminal, a pipe, a full disk, another encoding, or closed.
+"""Writes to standard output and standard error, be they a terminal, a pipe, a full disk or closed, in any encoding.
 
-Data from the database may hold any character. On its way to a terminal it is neither markup nor a control sequence.
+Data from the database may contain any character. It reaches a terminal neither as markup nor as a control sequence.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Final, TextIO
 
 from controller.errors import BillingError
 
-#: A terminal may claim to be narrower than what a person can read.
+#: Fewest columns to assume. A terminal may claim to be narrower than a person can read.
 NARROWEST: Final = 40
 
 
@@ -21,7 +21,7 @@ class OutputError(BillingError):
 
 
 def prepare() -> None:
-    """Makes both streams usable. Runs before anything opens a file, which could take a closed stream's place."""
+    """Makes both streams usable. Call it before any file is opened: a file could get a closed stream's descriptor."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -31,17 +31,17 @@ def prepare() -> None:
 
 
 def printable(text: str) -> str:
-    """Replaces control characters, and characters that change the direction of writing, by their escapes."""
+    """Replaces control characters, and characters that change the direction of writing, with their escapes."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def width(stream: TextIO) -> int | None:
-    """Returns the columns of a terminal; None if the stream is not one, so that nothing has to fit."""
+    """Returns the columns of a terminal; None if the stream is not a terminal, so no width applies."""
     return max(shutil.get_terminal_size().columns, NARROWEST) if stream.isatty() else None
 
 
 def write(text: str) -> None:
-    """Writes text and a line break on standard output. A reader that has closed its pipe has seen enough.
+    """Writes text and a line break to standard output. It isn't an error if the reader has closed its pipe.
 
     Raises:
         OutputError: the stream is closed or full.
@@ -52,14 +52,14 @@ def write(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except OSError as error:
-        with suppress(OSError):  # what is still buffered must not fail again when the process exits
+        with suppress(OSError):  # buffered text must not fail again when the process exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise OutputError(f"can't write to standard output: {error.strerror}") from None
 
 
 def note(text: str) -> None:
-    """Writes a line on standard error. If that fails, nobody can be told."""
+    """Writes a line to standard error. A failure is ignored, because there is nowhere left to report it."""
     with suppress(OSError, ValueError):
         sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()

@@ -41,14 +41,14 @@ REMEDIES: Final = {
 
 
 class NameNotFoundError(BillingError):
-    """A name fits nothing, or several things. Exit status 2."""
+    """No organization or instance has the given name, or several have it. Exit status 2."""
 
     exit_status = 2
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a name stands for: an organization, or one of its instances."""
+    """The organization or instance that a name refers to."""
 
     organization_id: UUID
     organization: str
@@ -58,7 +58,7 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """Names it for people."""
+        """Returns a description for people."""
         organization = f"organization {self.organization} ({self.slug}, {self.organization_id})"
         if self.instance_id is None:
             return organization
@@ -67,7 +67,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a subject was or was not charged, and what the next cycle will do.
+    """The reasons why a subject was or was not charged, and what the next cycle will do.
 
     Attributes:
         subject: what was asked about.
@@ -99,9 +99,9 @@ class Explanation:
         }
 
     def reasons(self) -> list[str]:
-        """Returns why something can't be charged, without repetition."""
+        """Returns the distinct reasons why hours can't be charged."""
         expected = {reason for row in self.outlook if (reason := not_charged_because(row))}
-        # the database refused these rows last time, which the next cycle finds out again
+        # the database refused or could not lock these rows; only the next cycle can tell whether that has changed
         recorded = {row["open_reason"] for row in self.instances if row["open_reason"] in {"error", "locked"}}
         return sorted(expected | recorded)
 
@@ -141,7 +141,7 @@ def _listed(titles: Iterable[str]) -> str:
 def read_runway(
     connection: sql.Connection, organization: UUID | None, within: timedelta | None, pricing: Pricing
 ) -> list[dict[str, Any]]:
-    """Reads how long wallets last, the shortest first. `within` leaves out those that last longer."""
+    """Reads how long wallets last, shortest first. `within` leaves out wallets that last longer."""
     return sql.rows(
         connection,
         "runway",
@@ -165,7 +165,7 @@ def read_run(connection: sql.Connection, run: int) -> tuple[dict[str, Any], list
 
 
 def with_names(connection: sql.Connection, report: AuditReport) -> AuditReport:
-    """Returns a report whose examples say what the first id in them belongs to."""
+    """Returns the report with the owner of the first id added to each example."""
     first_ids = {UUID(match[0]) for each in report.findings for text in each.examples if (match := _ID.search(text))}
     names = {row["id"]: row["name"] for row in sql.rows(connection, "names", ids=list(first_ids))}
 
@@ -183,7 +183,7 @@ def with_names(connection: sql.Connection, report: AuditReport) -> AuditReport:
 def read_debts(
     connection: sql.Connection, organization: UUID | None, older_than: timedelta | None
 ) -> list[dict[str, Any]]:
-    """Reads the debts by instance, the oldest first."""
+    """Reads the debts by instance, oldest first."""
     return sql.rows(connection, "instance_debts", organization=organization, older_than=older_than)
 
 
@@ -195,7 +195,7 @@ def read_lost_debts(
 
 
 def explain(connection: sql.Connection, subject: Subject, pricing: Pricing) -> Explanation:
-    """Reads in one snapshot what is known about a subject.
+    """Reads everything known about a subject, in one snapshot.
 
     Raises:
         NameNotFoundError: it has been deleted.

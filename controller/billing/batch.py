@@ -99,7 +99,7 @@ class BatchWorker:
                 return ledger.count_failed_organization(context.run, batch, reason)
 
         def record(ledger: Ledger, attempt: int) -> Totals:
-            if attempt > 0:  # locks, or a conflict with another session: the failure still counts
+            if attempt > 0:  # locks or a conflict prevented the record; the failure still counts
                 return count(ledger, attempt)
             with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
                 return ledger.record_failed_organization(context.run, batch, reason, error)
@@ -184,8 +184,8 @@ class BatchWorker:
     def _others_fail_alike(self, organization: UUID, failure: Exception) -> bool:
         """Tries other organizations alone and rolls them back. Returns True if they fail like this one.
 
-        An organization that fails for a known reason, such as a missing wallet, proves nothing. If half of them do, too
-        few are left to blame the controller.
+        An organization that fails for a known reason, such as a missing wallet, proves nothing. If half of them fail
+        for known reasons, too few are left to blame the controller.
         """
         context, alike = self._context, 0
         others = self._with_retries(
@@ -223,7 +223,8 @@ class BatchWorker:
     ) -> None:
         """Charges a batch in steps of at most `limit` rows, each in its own transaction.
 
-        It ends early if the rows of a large organization are locked. What is left must not be charged before them.
+        It ends early if another session has locked rows of a large organization, because the later rows must not be
+        charged before the locked ones.
         """
         context = self._context
         while True:
@@ -281,5 +282,5 @@ class BatchWorker:
 
 
 def _resume_point(batch: Batch, results: Sequence[BatchResult]) -> ResumePoint | None:
-    """Returns where a batch continues after the results of its earlier steps."""
+    """Returns the point from which a batch continues after its earlier steps."""
     return results[-1].last if results else batch.after

@@ -19,7 +19,7 @@ from controller.lifecycle.stop import StopToken
 
 #: The longest wait for a new leadership. A wake-up ends it.
 IDLE_SECONDS = 60.0
-#: Time between two looks while billing is halted, so that `resume` takes effect soon.
+#: Seconds between two checks while billing is halted, so that `resume` takes effect soon.
 HALTED_LOOK_SECONDS = 5.0
 #: Time between two attempts to prove that billing works, after 90 minutes without a heartbeat.
 PROOF_RETRY_SECONDS = 300.0
@@ -159,7 +159,7 @@ class Biller:
 
     @property
     def halted(self) -> str | None:
-        """Why this leader bills nothing at present, with the remedy; None if it bills, or doesn't lead. Any thread."""
+        """Why this leader bills nothing now, with the remedy; None if it bills or doesn't lead. Thread-safe."""
         halt = halting(self._notices)
         return halt.message if halt else None
 
@@ -171,7 +171,8 @@ class Biller:
             started: True if this term has started its heartbeat.
 
         Returns:
-            True if the term has started, and the seconds until the next call; not positive if a cycle is due.
+            True if the term has started, and the seconds until the next call. They are zero or negative if a cycle is
+            due.
         """
         ledger, start = self._connect(), None
         with ledger.connection:
@@ -182,7 +183,7 @@ class Biller:
             changed = self._report(notices)
             halt = halting(notices)
             if halt is not None and halt.kind == "other_daemon":
-                return False, LOOK_SECONDS  # once it is gone, the term starts anew
+                return False, LOOK_SECONDS  # the term starts once the daemon is gone
             if start is not None and not self._start_term(ledger, leadership, start):
                 return False, PROOF_RETRY_SECONDS
             if changed:
@@ -209,7 +210,7 @@ class Biller:
         return True
 
     def _report(self, notices: Sequence[Notice]) -> bool:
-        """Logs what has changed since the last look, and announces a halt. Returns True if something has."""
+        """Logs notices that changed since the last check, and announces a halt. Returns True if something changed."""
         before, self._notices = self._notices, tuple(notices)
         changed = {each.kind: (each.halts, each.message) for each in before} != {
             each.kind: (each.halts, each.message) for each in notices

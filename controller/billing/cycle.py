@@ -50,7 +50,7 @@ class CycleSettings:
         workers: threads that charge batches.
         batch_size: instances in one transaction.
         retention_days: how long the batches of finished runs are kept.
-        look_seconds: between two looks for other billers.
+        look_seconds: between two checks for other billers.
     """
 
     workers: int = 2
@@ -159,7 +159,7 @@ class Cycle:
         )
 
     def _record_run(self, leadership: Leadership) -> Run | None:
-        """Adds the row of a cycle that failed before it had one. The history must show it. None if that fails too."""
+        """Adds a row for a cycle that failed before it had one, so the history shows it. None if that fails too."""
         with suppress(psycopg.Error, BillingError):
             ledger = self._connect()
             with ledger.connection, ledger.fenced(leadership.term):
@@ -267,7 +267,7 @@ class Cycle:
 
 
 def _require_no_halt(notices: Sequence[Notice], *, dry: bool) -> None:
-    """Raises HaltedError if billing is halted. A dry run only warns, because it is how a cut-over begins."""
+    """Raises HaltedError if billing is halted. A dry run only warns, because a cut-over begins with one."""
     if not dry:
         refuse_if_halted(notices)
     for notice in notices if dry else ():

@@ -15,7 +15,7 @@ class StoppedError(BillingError):
 
 
 class HaltedError(StoppedError):
-    """Another biller is at work. No batch may start until it is gone."""
+    """Billing is halted because of another biller. No batch may start until the cause is gone."""
 
 
 class CycleFailedError(BillingError):

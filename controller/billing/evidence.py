@@ -1,9 +1,9 @@
-"""Decides if an organization or the controller is at fault when an organization can't be charged.
+"""Decides whether an organization or the controller is at fault when an organization can't be charged.
 
-The SQLSTATE doesn't tell. A trigger may raise any code for one organization, and a revoked privilege, a full disk or a
-check constraint may stop every organization. So if an organization fails alone before the cycle has charged any other,
-the cycle tries other organizations alone, in transactions that are rolled back. If more than half of them fail with the
-same error, and the others for known reasons such as a missing wallet, the controller is at fault.
+The SQLSTATE doesn't tell them apart. A trigger may raise any code for one organization, and a revoked privilege, a full
+disk or a check constraint may stop every organization. So if an organization fails alone before the cycle has charged
+any other, the cycle tries other organizations alone, in transactions that are rolled back. If more than half of them
+fail with the same error, and the others for known reasons such as a missing wallet, the controller is at fault.
 """
 
 import re
@@ -15,7 +15,7 @@ import psycopg
 
 from controller.billing.values import Totals
 
-#: How many organizations are tried, alone and rolled back, to find out if billing works.
+#: Number of organizations to try, each alone and rolled back, to find out whether billing works.
 TRIALS: Final = 8
 #: With fewer organizations due than this, each failure counts as the organization's own: too few to compare.
 FEWEST_ORGANIZATIONS: Final = 3

@@ -115,11 +115,11 @@ class Guard:
         log.debug("guard.passed", payments=payments)
 
     def _compare(self, leadership: Leadership, ledger: Ledger, checked_until: datetime, paid: Decimal) -> None:
-        """Compares the payments with what the batches recorded. If payments are missing, suspends who has not paid."""
+        """Compares the payments with what the batches recorded. Suspends organizations whose payments are missing."""
         charged = sql.row(ledger.connection, "guard_charged", checked_until=checked_until)
         if charged["amount"] <= paid:
             return
-        # deleting an organization deletes its payments together with its periods, which is lawful
+        # deleting an organization is legitimate, and deletes its payments together with its periods
         unpaid = sql.rows(ledger.connection, "guard_unpaid", runs=charged["runs"])
         log.warning("payments.missing", amount=str(charged["amount"] - paid), organizations=len(unpaid))
         for row in unpaid:

@@ -66,7 +66,7 @@ class Ledger:
         Args:
             term: the writer's.
             keep: False rolls everything back at the end, and needs no term unless `enforce` is True.
-            enforce: True or False overrides whether the term counts. If it doesn't, no lock delays the next mint.
+            enforce: True or False overrides whether the term is checked. If it isn't, no lock delays the next mint.
             needs_heartbeat: True also requires that this leader has written a heartbeat in the last 60 minutes.
 
         Raises:
@@ -249,7 +249,7 @@ class Ledger:
     def sample_organizations(
         self, number: int, *, as_of: datetime | None = None, without: UUID | None = None
     ) -> list[UUID]:
-        """Returns up to `number` due organizations, spread over the plan, to try if billing works.
+        """Returns up to `number` due organizations, spread over the plan, to test whether billing works.
 
         Args:
             number: the most organizations.
@@ -260,7 +260,7 @@ class Ledger:
         return [row["organization_id"] for row in rows]
 
     def take_from_wallet(self, organization: UUID, amount: Decimal) -> None:
-        """Takes from a wallet what earlier steps of a dry run have spent, so that the next step sees it."""
+        """Takes from a wallet what earlier steps of a dry run have spent, so the next step sees the right balance."""
         sql.run(self.connection, "take_from_wallet", organization_id=organization, amount=amount)
 
     def record_failed_organization(self, run: Run, batch: Batch, reason: str, error: str) -> Totals:
@@ -330,7 +330,7 @@ class Ledger:
         sql.run(self.connection, "prune_history", retention_days=retention_days)
 
     def begin_term(self, interval_minutes: float, other_billers: str = "stop") -> TermStart:
-        """Records the leader's settings, and finds out who billed before. Needs `fenced`.
+        """Records the leader's settings, and returns who billed before. Needs `fenced`.
 
         Args:
             interval_minutes: between the starts of two cycles.
@@ -380,7 +380,7 @@ def _result(row: Mapping[str, Any]) -> BatchResult:
 
 
 def _after(point: ResumePoint | None) -> dict[str, Any]:
-    """Parameters that leave out the instances up to a resume point."""
+    """Returns parameters that skip the instances up to a resume point."""
     return {"after_created_at": point.created_at if point else None, "after_id": point.id if point else None}
 
 

@@ -1,12 +1,12 @@
 """Looks for other billers: anything but this controller that charges instance-hours or writes a heartbeat.
 
-Two programs that bill at the same time charge the same hours twice. The leader looks before it starts a term, before
-each cycle, and every 30 seconds, also between batches. It stores what it sees, and `billing_notices` (migration 035)
-decides in the database what that means: every replica, the commands, the pages and the heartbeat read the same answer.
+Two programs that bill at the same time charge the same hours twice. The leader checks before it starts a term, before
+each cycle, and every 30 seconds, even during a cycle. It stores its findings, and the view `billing_notices` (migration
+035) decides what they mean, so every replica, the commands, the status page and the heartbeat get the same answer.
 
-A *live daemon* writes heartbeats that aren't ours. The leader doesn't bill, and writes no heartbeat. *Foreign periods*
-are billed by another program after our takeover. One is a warning. With more of them the leader doesn't bill, but keeps
-its heartbeat, until an operator runs `resume`.
+A *live daemon* writes heartbeats that aren't ours. While it is alive, the leader neither bills nor writes a heartbeat.
+*Foreign periods* are periods that another program billed after our takeover. One of them is a warning. If there are
+more, the leader stops billing until an operator runs `resume`, but keeps writing its heartbeat.
 """
 
 import threading
@@ -25,9 +25,9 @@ from controller.billing.ledger import Ledger
 from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
 
-#: Time between two looks.
+#: Seconds between two checks.
 LOOK_SECONDS: Final = 30.0
-#: Time until the next look, if the database could not be reached.
+#: Seconds until the next check if the database could not be reached.
 RETRY_SECONDS: Final = 5.0
 
 log = structlog.get_logger(part="billing")
@@ -35,7 +35,7 @@ log = structlog.get_logger(part="billing")
 
 @dataclass(frozen=True)
 class Notice:
-    """What operators must know about billing as a whole: a row of `billing_notices`.
+    """A row of `billing_notices`: something about billing as a whole that operators must know.
 
     Attributes:
         kind: other_daemon or other_periods.
@@ -51,7 +51,7 @@ class Notice:
 
 
 def look(ledger: Ledger, term: int, *, keep: bool = True) -> tuple[Notice, ...]:
-    """Stores what other billers have done since the last look, and returns the notices.
+    """Stores what other billers have done since the last check, and returns the notices.
 
     Args:
         ledger: on the leader's session.
@@ -71,7 +71,7 @@ def look(ledger: Ledger, term: int, *, keep: bool = True) -> tuple[Notice, ...]:
 
 
 def read_notices(connection: sql.Connection) -> tuple[Notice, ...]:
-    """Reads the notices, those that halt billing first.
+    """Reads the notices. Those that halt billing come first.
 
     Raises:
         psycopg.Error: the database can't be reached, or is not migrated.
@@ -83,7 +83,7 @@ def resume(connection: sql.Connection, given_by: str, reason: str | None) -> tup
     """Accepts the periods that other programs have billed up to now. The leader bills again within seconds.
 
     Args:
-        connection: in autocommit mode; the command takes no lock, so it works beside a leader.
+        connection: in autocommit mode; the command takes no lock, so it works while a replica leads.
         given_by: who gave the command.
         reason: for the record.
 
@@ -111,12 +111,12 @@ def refuse_if_halted(notices: Sequence[Notice]) -> None:
 
 
 class Watch:
-    """Looks again every 30 seconds while a cycle runs. Its workers' threads share it.
+    """Checks for other billers every 30 seconds while a cycle runs. The cycle's workers share it.
 
     Args:
         connect: opens a session in autocommit mode.
         term: under which the cycle works.
-        look_seconds: between two looks.
+        look_seconds: between two checks.
         clock: monotonic seconds.
     """
 
@@ -135,7 +135,7 @@ class Watch:
         self._looking = threading.Lock()
 
     def check(self) -> None:
-        """Looks if a look is due and no other thread is looking. If that fails, the batches go on until the next try.
+        """Checks if it is time and no other thread is checking. If the check fails, billing continues until the next.
 
         Raises:
             HaltedError: billing is halted.

@@ -21,8 +21,8 @@ INSTANCES: Final = 100
 
 
 def prove(connect: Callable[[], Ledger], leadership: Leadership, stop: StopToken) -> str | None:
-    """Charges a few due organizations and rolls each transaction back. One that can be charged, or could be with a
-    higher balance, is enough.
+    """Charges a few due organizations and rolls each transaction back. One organization that can be charged, or could
+    be with a higher balance, is enough.
 
     Returns:
         None if billing would work or nothing is due; otherwise why the first organization can't be charged.

@@ -1,4 +1,4 @@
-"""A statement of an organization: what was paid and charged in a period, and if it adds up."""
+"""An organization's statement: what was paid and charged in a period, and whether it adds up."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ class PeriodError(BillingError):
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement for the time from `from_time` on and before `to_time`, by the payments' `created_at`.
+    """A statement from `from_time` up to, but excluding, `to_time`, by the payments' `created_at`.
 
     Attributes:
         organization: whose.
@@ -40,7 +40,7 @@ class Statement:
 
     @property
     def difference(self) -> Decimal | None:
-        """By how much it doesn't add up: 0 if it does; None if there is no usable wallet to compare with."""
+        """The amount by which it doesn't add up: 0 if it does; None if there is no usable wallet to compare with."""
         unexplained: Decimal | None = self.balance["difference"]
         if unexplained is None:
             return None

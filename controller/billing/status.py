@@ -22,16 +22,16 @@ class Status:
         leading_since: when that term was minted; None if no replica leads.
         standbys: instance ids of the other connected replicas.
         replicas: every connected replica, the leader first: instance_id, role, and since when it is connected or leads.
-            The role `without term` is that of a session that holds the lock and has not minted the newest term.
+            The role is `without term` for a session that holds the lock and has not minted the newest term.
         next_cycle_at: when the next cycle is due; None if no cycle has ever completed.
         waiting_for: what the next cycle waits for: leader, running, halted, takeover, interval or nothing.
         running_since: start of the cycle in progress.
         last_completed_at: start of the newest completed cycle.
         last_run: the newest run that has ended, as a row of `billing_runs`.
         heartbeat_age_seconds: age of the newest heartbeat in `billing_daemon_status`; None if there is none.
-        beats_until: until when the leader may write heartbeats unless a cycle succeeds; None before the first term, and
-            while billing is halted.
-        interval_minutes: from the start of a cycle to the start of the next, as the leader has it.
+        beats_until: the time until which the leader may write heartbeats unless a cycle succeeds; None before the first
+            term, and while billing is halted.
+        interval_minutes: from the start of a cycle to the start of the next, in the leader's settings.
         debts: instances with a debt.
         owed: sum of all debts.
         failures: instances that failed for a reason other than their balance and have not been charged since.

@@ -1,4 +1,4 @@
-"""The verdict on billing: OK, attention or down, with the reasons. Shown by the command `status` and by the page."""
+"""The verdict on billing: OK, attention or down, with the reasons. `status` and the status page show it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,16 +8,16 @@ from controller.billing.status import Status
 
 #: After this time without a heartbeat the application resumes its own billing.
 FALLBACK_SECONDS: Final = 5400.0
-#: The heartbeat is late long before the application resumes its own billing.
+#: After this time the heartbeat counts as late, long before the application resumes its own billing.
 HEARTBEAT_LATE_SECONDS: Final = 900.0
-#: A leader starts a due cycle within seconds.
+#: A leader starts a due cycle within seconds, so a longer delay is worth a person's look.
 OVERDUE_SECONDS: Final = 300.0
 #: The guard checks the charges of a cycle right after it.
 UNGUARDED_SECONDS: Final = 900.0
 
 
 class Level(StrEnum):
-    """`down`: customers are not being billed. `attention`: some are not, or a person should look."""
+    """`down`: customers are not being billed. `attention`: some are not, or an operator should check something."""
 
     OK = "ok"
     ATTENTION = "attention"

@@ -155,7 +155,7 @@ class Elector:
         return holder is not None and self._clock() - since > self._bounds.session_timeout_seconds
 
     def _observe_without_term(self, holder: str | None) -> None:
-        """Reports a session that keeps every replica from leading. Until it has gone, this replica is not ready."""
+        """Reports a session that keeps every replica from leading. This replica is not ready until it has ended."""
         if holder != self._without_term[0]:
             self._without_term = holder, self._clock()
             self._intruders.worked()

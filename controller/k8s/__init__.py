@@ -7,16 +7,16 @@ What people see
     Events      on the Deployment BILLING_DEPLOYMENT_NAME, or else on the pod; reasons: see `events.Reason`
 
 The label shows what this replica believes. It is set to `standby` at the start, because a leader whose container was
-killed has left `leader` on the pod. A leader takes the label off former leaders that can't, for example because their
-node is away; see `role_label`.
+killed has left `leader` on the pod. A leader removes the label from former leaders that can't do it themselves, for
+example because their node is unreachable; see `role_label`.
 
 Guarantees
 ----------
 - No caller waits. Events go into a bounded queue that drops its oldest; the label is a desired state that is applied
   with back-off, for as long as the process lives.
-- Every failure costs one warning for each kind, until it works again: a missing permission, a missing object, an API
-  server that is down. A request ends after REQUEST_SECONDS. At the end, everything pending is tried again within
-  FLUSH_SECONDS.
+- Each kind of failure is logged as one warning until the requests succeed again: a missing permission, a missing
+  object, an API server that is down. A request ends after REQUEST_SECONDS. At the end, everything pending is tried
+  again within FLUSH_SECONDS.
 - Outside a cluster, or if switched off, it costs one log line at debug level: no requests, no import of the client.
 - The official client reads the service account's token again every minute, so a rotated token works.
 

@@ -25,7 +25,7 @@ from controller.log import WarnOnce
 FLUSH_SECONDS: Final = 3.0
 #: Events that wait to be sent; the oldest is dropped.
 MAX_EVENTS: Final = 32
-#: The shortest time between two Events about cycles that ended alike.
+#: The shortest time between two Events about cycles with the same outcome.
 CYCLE_EVENT_SECONDS: Final = 600.0
 #: The time between attempts doubles from the first to the longest, with jitter.
 FIRST_BACK_OFF_SECONDS: Final = 1.0
@@ -36,7 +36,7 @@ PERMANENT_BACK_OFF_SECONDS: Final = 300.0
 #: Stands for the resource if the API server itself is the problem.
 ANY_RESOURCE: Final = "*"
 
-#: Failures that an uninstallation causes: it deletes the Role and the Deployment before its pods have ended.
+#: Failures that an uninstallation causes, because it deletes the Role and the Deployment before the pods have ended.
 _GONE_AT_THE_END: Final = {FailureKind.FORBIDDEN.name, FailureKind.NOT_FOUND.name}
 
 log = structlog.get_logger(part="k8s")
@@ -59,10 +59,10 @@ class _BackOff:
 
 
 class Announcer:
-    """Keeps the pod's label true and sends Events. The reporting methods return at once; any thread may call them.
+    """Keeps the pod's label current and sends Events. The reporting methods return at once; any thread may call them.
 
     Args:
-        pod: this replica's; a string says why Kubernetes can't be told anything.
+        pod: this replica's; a string gives the reason why there is no access to Kubernetes.
         configure: returns the official client's configuration; called on the announcer's thread.
         clock: monotonic seconds.
         redact: removes secrets from a text.
@@ -115,7 +115,7 @@ class Announcer:
         self._announce(Reason.LEADERSHIP_RESIGNED, f"{self._name} resigned from term {term} {why}", role="standby")
 
     def cycle_ended(self, result: CycleResult) -> None:
-        """Reports a cycle's result. Debts are the customers' affair; failures and a failed cycle need attention."""
+        """Reports a cycle's result. Failures and a failed cycle are warnings; debts don't need an operator."""
         reason = cycle_reason(result)
         if reason is None or not self._is_news(reason, result):
             return
@@ -125,9 +125,9 @@ class Announcer:
         self._announce(reason, note, warning=reason is not Reason.CYCLE_COMPLETED)
 
     def _is_news(self, reason: Reason, result: CycleResult) -> bool:
-        """Returns True if a cycle ended unlike the last announced one, or that is some time ago.
+        """Returns True if a cycle ended differently from the last announced one, or if that one is some time ago.
 
-        A cycle that found nothing to charge is no news, however long ago.
+        A cycle that found nothing to charge is never news.
         """
         ended = reason, tuple(sorted(result.failures_by_reason or {}))
         with self._changed:
@@ -139,11 +139,11 @@ class Announcer:
             return True
 
     def billing_halted(self, message: str | None) -> None:
-        """Reports that this leader bills nothing, and why; None: it bills again, or leads no longer."""
+        """Reports that this leader bills nothing, and why. None means that it bills again, or no longer leads."""
         if message is None:
-            self._announce(Reason.BILLING_CONTINUED, "no longer halts billing")
+            self._announce(Reason.BILLING_CONTINUED, f"{self._name} no longer halts billing")
         else:
-            self._announce(Reason.BILLING_HALTED, f"bills nothing: {message}", warning=True)
+            self._announce(Reason.BILLING_HALTED, f"{self._name} bills nothing: {message}", warning=True)
 
     def drain_started(self, reason: str) -> None:
         """Reports that a drain starts. Only a leader's drain is announced, because a standby's changes nothing."""
@@ -260,7 +260,7 @@ class Announcer:
             back_off.failed(self._clock(), transient=error.transient)
             self._warn(resource, error)
             return False
-        except BillingError as error:  # the database can't be read; the log of others says so
+        except BillingError as error:  # the database can't be read; other components log that
             back_off.failed(self._clock(), transient=True)
             log.debug("k8s.former_leaders_unknown", error=self._redact(str(error)))
             return False

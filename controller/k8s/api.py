@@ -83,9 +83,9 @@ class Api:
         self._request("PATCH", path, seconds, {"metadata": metadata}, content_type="application/merge-patch+json")
 
     def show_former_leader(self, former: Pod, deletion_cost: int, seconds: float) -> None:
-        """Makes another pod a standby if it still shows that it leads, within `seconds`.
+        """Labels another pod as a standby if its label still says `leader`. Takes at most `seconds`.
 
-        The API server compares the pod's uid and label in the same step. If the pod has gone, is another one of this
+        The API server compares the pod's uid and label in the same step. If the pod is gone, is a new pod with the same
         name, or has another label, there is nothing to do.
         """
         role, cost = f"/metadata/labels/{_pointer(ROLE_LABEL)}", f"/metadata/annotations/{_pointer(DELETION_COST)}"

@@ -81,7 +81,7 @@ def cycle_reason(result: CycleResult) -> Reason | None:
 
 
 def cycle_note(result: CycleResult) -> str:
-    """Describes a cycle: what it charged, what it left, and why."""
+    """Describes a cycle: what it charged, what it could not charge, and why."""
     totals = result.totals
     charged = (
         f"charged {totals.amount:.2f} for {totals.hours} hours of {totals.instances} instances"

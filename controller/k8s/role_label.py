@@ -1,9 +1,9 @@
-"""What the role labels should show: this replica's own, and those of former leaders that can't change theirs.
+"""Decides what the role labels show: this replica's own, and those of former leaders that can't change theirs.
 
-A pod whose node is away keeps `role=leader`, although another replica leads. Its successor takes the label off it. Such
-a patch may arrive late, when the former leader leads again. The API server can't tell this apart, because uid and label
-match. So a leader asserts its label again: soon after its election, when no patch of its predecessor can be under way,
-and then every minute.
+A pod whose node is unreachable keeps `role=leader`, although another replica leads. Its successor changes the label.
+That patch may arrive late, when the former leader leads again. The API server can't detect this, because uid and label
+match. So a leader sets its own label again: once soon after its election, when no patch of its predecessor can still be
+in flight, and then every minute.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from controller.k8s.api import REQUEST_SECONDS, Api, ApiError
 from controller.k8s.pod import Pod
 
 DELETION_COSTS: Final = {"leader": 100, "standby": 0}
-#: From a leader's election to the first time that it asserts its label again.
+#: Seconds from a leader's election until it first sets its label again.
 SETTLE_SECONDS: Final = REQUEST_SECONDS + 2.0
 ASSERT_SECONDS: Final = 60.0
 
@@ -41,7 +41,7 @@ class RoleLabels:
         self._clock = clock
         self._wanted: tuple[str, int | None] = ("standby", None)
         self._shown: tuple[str, int | None] | None = None
-        #: Pods that may still show that they lead; None if they have to be read.
+        #: Pods that may still carry the leader's label; None if they have to be read.
         self._former: list[Pod] | None = []
         self._assert_at = 0.0
 
@@ -51,15 +51,15 @@ class RoleLabels:
 
     @property
     def own_is_due(self) -> bool:
-        """True if this replica's label does not show its role yet."""
+        """True if this replica's label doesn't show its role yet."""
         return self._wanted != self._shown
 
     def want(self, role: str, term: int | None = None) -> None:
-        """Sets the role to show; `term` is a leader's."""
+        """Sets the role to show. Only a leader has a `term`."""
         self._wanted = role, term
 
     def due_at(self) -> float | None:
-        """Returns when the next request is due, by the clock; None if nothing is to do."""
+        """Returns when the next request is due, by the clock; None if there is nothing to do."""
         if self.own_is_due:
             return 0.0
         if self.wanted_role != "leader":
@@ -67,7 +67,7 @@ class RoleLabels:
         return self._assert_at if self._former == [] else 0.0
 
     def send(self, api: Api, seconds: float) -> None:
-        """Sends what is due. The own label comes first, so that some pod shows that it leads at any time.
+        """Sends the requests that are due. This pod's label comes first, so there is always a pod labelled as leader.
 
         Raises:
             ApiError: a request failed.

@@ -2,7 +2,7 @@
 
 It is a Unix socket in a directory that only this user can enter. Unlike an HTTP path, no other pod can reach it. The
 protocol is lines of JSON: the request `{"drain": {"timeout_seconds": 270}}`; at once, `{"accepted": {"bound_seconds":
-300}}`; and, once the drain is over, `{"outcome": "completed"}`. A frozen controller does not accept, so `drain` ends.
+300}}`; and, once the drain is over, `{"outcome": "completed"}`. A frozen controller never accepts, so `drain` gives up.
 """
 
 import contextlib
@@ -121,7 +121,8 @@ def request_drain(path: Path, timeout_seconds: float | None) -> str:
         timeout_seconds: allowed for the work in hand; None takes the controller's own setting.
 
     Raises:
-        ControlError: no controller listens there, it refused, it did not answer in time, or the socket is not ours.
+        ControlError: no controller listens there, it refused, it did not answer in time, or the socket belongs to
+        another user.
     """
     bound_seconds = CONNECT_TIMEOUT_SECONDS
     try:
@@ -153,19 +154,19 @@ def request_drain(path: Path, timeout_seconds: float | None) -> str:
 
 
 def _refuse_others(path: Path) -> None:
-    """Raises PermissionError if somebody else owns the path, who could answer in the controller's place."""
+    """Raises PermissionError if another user owns the path and could answer in place of the controller."""
     if hasattr(os, "getuid") and path.exists() and path.stat().st_uid not in {os.getuid(), 0}:
         raise PermissionError(f"{path} belongs to another user")
 
 
 def _trusted_owner(path: Path) -> int | None:
-    """Returns the uid that must listen at a socket; None if there is no socket, or if users have no number here.
+    """Returns the uid that must listen at a socket; None if there is no socket, or no uids on this system.
 
-    A socket and its folder are trusted if they are ours or root's. Root also trusts those of one other user, such as
-    the one that systemd makes for the unit, if no one else can write to them.
+    A socket and its directory are trusted if they belong to this user or to root. Root also trusts those of one other
+    user, such as the one that systemd creates for the unit, if no one else can write to them.
 
     Raises:
-        PermissionError: somebody else could answer in the controller's place.
+        PermissionError: another user could answer in place of the controller.
     """
     if not hasattr(os, "getuid") or not path.exists():
         return None
@@ -178,7 +179,7 @@ def _trusted_owner(path: Path) -> int | None:
 
 
 def _refuse_stranger(peer: socket.socket, owner: int | None) -> None:
-    """Raises PermissionError if the process at the other end doesn't run as `owner`. Linux tells who it is."""
+    """Raises PermissionError if the process at the other end doesn't run as `owner`. Only Linux reports its uid."""
     if owner is not None and hasattr(socket, "SO_PEERCRED"):
         _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != owner:

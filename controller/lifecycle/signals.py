@@ -18,9 +18,9 @@ def _known(*names: str) -> tuple[signal.Signals, ...]:
     return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
 
-#: Each of them drains a controller, and interrupts a one-off command.
+#: Each of these signals drains a controller and interrupts a one-off command.
 STOPPING: Final = _known("SIGTERM", "SIGINT", "SIGBREAK", "SIGHUP", "SIGQUIT")
-#: By default they end the process without a drain. They have no meaning here.
+#: These signals are ignored. Their default action would end the process without a drain.
 IGNORED: Final = _known("SIGUSR1", "SIGUSR2")
 _WAKE: Final = 0
 
@@ -68,10 +68,10 @@ class Signals:
             signal.signal(number, signal.SIG_IGN)
 
     def restore(self) -> None:
-        """Lets a signal raise KeyboardInterrupt, also one that has arrived. For commands that a signal may simply end.
+        """Lets every signal, even one that has already arrived, raise KeyboardInterrupt. For commands without a drain.
 
-        The kernel never ends PID 1 by a signal without a handler, and a handler runs only between two instructions of
-        Python. As PID 1, the command therefore continues in a child, and this process passes signals on to it.
+        The kernel doesn't apply a signal's default action to PID 1, and a Python handler can't interrupt a call into C.
+        As PID 1, the command therefore continues in a child, and this process forwards signals to it.
         """
         if os.getpid() == 1 and hasattr(os, "fork") and (child := os.fork()):
             self._stand_in_for(child)
@@ -86,7 +86,7 @@ class Signals:
         raise KeyboardInterrupt
 
     def _stand_in_for(self, child: int) -> NoReturn:
-        """Passes signals on to the child and ends with its exit status, as a shell would state it."""
+        """Forwards signals to the child and exits with its status, encoded as a shell does."""
 
         def pass_on(number: int, _frame: object = None) -> None:
             with contextlib.suppress(ProcessLookupError):
@@ -95,7 +95,7 @@ class Signals:
         for number in STOPPING:
             signal.signal(number, pass_on)
         signal.set_wakeup_fd(-1)
-        for number in self.wait(0):  # the child shares this socket: one of the two reads what came meanwhile
+        for number in self.wait(0):  # the child shares this socket, so only one of the two reads an early signal
             pass_on(number)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)

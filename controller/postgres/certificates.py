@@ -1,6 +1,6 @@
 """Makes `sslrootcert=system` work everywhere: in the image, in a wheel, and under systemd.
 
-psycopg's wheels bring their own OpenSSL, which looks for certificates in a folder that exists on no machine. OpenSSL
+psycopg's wheels bring their own OpenSSL, which looks for certificates in a directory that exists on no machine. OpenSSL
 reads SSL_CERT_FILE instead if it is set.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 VARIABLE: Final = "SSL_CERT_FILE"
-#: Where Debian, Fedora, openSUSE, Alpine and macOS keep the certificates of public authorities.
+#: Bundles of public certificate authorities on Debian, Fedora, openSUSE, Alpine and macOS.
 BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -31,6 +31,6 @@ def use_system_certificates(
 
 
 def _bundled() -> str | None:
-    """The public authorities in the package `certifi`, which the Kubernetes client brings. Windows has no such file."""
+    """Returns the bundle in `certifi`, a dependency of the Kubernetes client; None if it isn't installed."""
     found = find_spec("certifi")
     return str(Path(found.origin).with_name("cacert.pem")) if found and found.origin else None

@@ -15,7 +15,7 @@ from controller.postgres.connections import application_name
 
 #: The first integer of the claim's key: the letters "csb".
 SPACE: Final = 0x637362
-#: Tries for the claim, 50 ms apart. The server frees the locks of a session that ends one after the other.
+#: Tries for the claim, 50 ms apart. The server releases the locks of an ending session one by one.
 TRIES: Final = 6
 
 
@@ -62,7 +62,7 @@ def claim(connection: sql.Connection, lock_name: str, lock_key: int) -> None:
 
 
 def _name_of(connection: sql.Connection, lock_keys: list[int]) -> str:
-    """Names the lock. Its key doesn't tell the name, but the leader has written it into its leadership table."""
+    """Returns the lock's name. The key doesn't contain it, but the leader has written it to its leadership table."""
     found = [
         (term["elected_at"], f"BILLING_LOCK_NAME={term['lock_name']} (schema {table['schema']})")
         for table in sql.rows(connection, "leadership_tables")

@@ -26,7 +26,7 @@ RV = TypeVar("RV")
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
 
-#: One probe is not enough: another replica may be given the telltale backend at the same moment.
+#: One probe is not enough: another replica may get the telltale backend at the same moment.
 POOLER_PROBES: Final = 10
 
 #: Both ends drop a TCP connection whose peer has not answered for this long. Unix sockets ignore it.
@@ -34,7 +34,7 @@ TCP_SILENCE_SECONDS: Final = 6
 
 
 class PoolerError(SettingsError):
-    """A pooler moves sessions between backends. A session lock would be stranded, and settings would reach others."""
+    """A pooler moves sessions between backends. A session lock would be stranded, and settings would leak."""
 
 
 class BoundedConnection(sql.Session):
@@ -91,16 +91,16 @@ STATED: Final[sql.Settings] = {
     "standard_conforming_strings": "on",
     "quote_all_identifiers": "off",
     "transform_null_equals": "off",
-    # who we are and what we see
+    # our role, and what it sees
     "role": None,
     "row_security": "on",
     "exit_on_error": "off",
-    # transactions; those of a session that isn't direct state these at their beginning
+    # transactions; a session that isn't direct states these when it begins one
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "synchronous_commit": None,
-    # bounds; each kind of session has tighter ones
+    # timeouts; each kind of session has tighter ones
     "statement_timeout": "0",
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "30s",
@@ -252,10 +252,10 @@ class Database:
     def _refuse_moving_pooler(self, connection: BoundedConnection, settings: SessionSettings) -> None:
         """Accepts a pooler that gives each session its own backend, and refuses one that moves sessions.
 
-        Runs before the session states anything. A second session occupies a backend by opening a transaction. Sessions
-        don't keep their backends if it gets the one that the first session just used, or if the first session moves. A
-        pooler hands out first the backend that was returned last, so the first session sends a statement right before
-        the second one begins.
+        Runs before the session states anything. A second session occupies a backend by opening a transaction. If it
+        gets the backend that the first session just used, or if the first session then moves to another backend,
+        sessions don't keep their backends. Poolers reuse the most recently returned backend first, so the first session
+        sends a statement right before the second one begins.
 
         Raises:
             PoolerError: the pooler moves sessions between backends.
@@ -284,7 +284,7 @@ def is_pooled(connection: sql.Connection) -> bool:
 
 
 def state(connection: sql.Connection, settings: sql.Settings) -> None:
-    """Sets values for the rest of a direct session."""
+    """Changes settings for the rest of a direct session."""
     sql.run(connection, "state_settings", local=False, settings=json.dumps(dict(settings)))
 
 

@@ -31,10 +31,10 @@ from controller.postgres.index_builds import LOCK_TIMEOUT, Progress
 #: The advisory lock that serializes migrations. Election locks are hashes of names, so any constant is free.
 _LOCK_KEY: Final = 0x636F_6E73_6269_6C6D
 
-#: How long to try for a table's lock before the command fails.
+#: Seconds to try for a table's lock before the command fails.
 PATIENCE_SECONDS: Final = 3600.0
 LOCK_RETRY_SECONDS: Final = 1.0
-#: How often a wait is reported.
+#: Seconds between two reports of a wait.
 REPORT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.2
 
@@ -139,7 +139,7 @@ def migrate(connection: BoundedConnection, progress: Progress = lambda _line: No
 
     Raises:
         SchemaError: the application's tables are missing, or a migration failed. A failed transaction has been rolled
-            back; the next call drops what a failed index build has left.
+            back; the next call drops an invalid index that a failed build has left.
         DatabaseUnreachableError: the connection was lost. The next call continues.
     """
     _refuse_foreign_database(connection)

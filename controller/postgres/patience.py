@@ -1,7 +1,7 @@
 """Waits for a database that isn't ready, so that a pod doesn't wait out a crash-loop back-off.
 
-A failure that ends soon is tried again every second: an unreachable server, a file that is missing or wrong, a server
-that is read-only during a failover. A failure that a person has to end is tried again every 30 seconds, because each
+Failures that usually end soon are retried every second: an unreachable server, a file that is missing or wrong, a
+server that is read-only during a failover. Failures that a person has to fix are retried every 30 seconds, because each
 attempt leaves a line in the server's log: a refused login, a missing right, missing tables. Any other failure is final.
 """
 
@@ -31,8 +31,8 @@ def patiently(
     """Calls `attempt` until it returns, and returns its result.
 
     Args:
-        attempt: opens its own session, and may be repeated.
-        seconds: how long to repeat it after failures that may end; 0 raises the first failure as it is.
+        attempt: opens its own session; it may be called repeatedly.
+        seconds: how long to repeat it after failures that may end; 0 raises the first failure unchanged.
         progress: called with the reason for waiting, when it changes and every REPORT_SECONDS.
         clock: monotonic seconds.
         sleep: blocks for the given seconds.

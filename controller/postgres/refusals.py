@@ -1,6 +1,6 @@
 """Tells a refused login from a server that can't be reached yet.
 
-psycopg gives no SQLSTATE for a failed connection, and the server's text is in the server's language. libpq knows
+psycopg gives no SQLSTATE for a failed connection, and the server's message may be in any language. libpq knows
 whether the server asked for a password, so the language matters only for refusals before that, and for a full server.
 """
 
@@ -15,7 +15,7 @@ _REFUSED: Final = re.compile(
     r"|authentication failed|requires a valid client certificate|no password supplied"
     r"|certificate verify failed|server certificate for|does not support SSL"
 )
-#: Failures that end without a person's help, in English. A CA may be mounted late.
+#: Failures that end without intervention, in English. A CA may be mounted late.
 _TRANSIENT: Final = re.compile(
     r"root certificate file|starting up|shutting down|not yet accepting|in recovery mode"
     r"|too many (clients|connections)|slots are reserved"
@@ -23,7 +23,7 @@ _TRANSIENT: Final = re.compile(
 
 
 def is_refusal(error: psycopg.Error) -> bool:
-    """Returns True if the server refused the login, so that trying again every second is useless.
+    """Returns True if the server refused the login, so retrying every second is useless.
 
     Args:
         error: raised by connecting.

@@ -5,7 +5,7 @@ from typing import Final
 from controller import sql
 from controller.errors import BillingError
 
-#: A repair waits for batches in flight, which are short, and blocks later ones meanwhile.
+#: A repair waits for batches in flight, which are short, and blocks later ones until it is done.
 LOCK_TIMEOUT: Final = "5s"
 
 
@@ -14,7 +14,7 @@ class StateTableError(BillingError):
 
 
 def check(connection: sql.Connection) -> None:
-    """Raises StateTableError, with the remedy, unless every table holds the rows that it should."""
+    """Raises StateTableError, with the remedy, if a table doesn't hold exactly the rows that it should."""
     if wrong := sql.rows(connection, "wrong_state_tables"):
         raise StateTableError(
             f"{wrong[0]['name']} has {wrong[0]['found']} rows instead of one;"
@@ -25,7 +25,7 @@ def check(connection: sql.Connection) -> None:
 def repair(connection: sql.Connection, *, generation: int, version: str) -> list[str]:
     """Restores the rows of every table that was emptied or doubled, and returns the names of these tables.
 
-    A term is restored from what was written under it, so that no term is ever minted twice.
+    The term is restored from the rows that were written under it, so no term is ever minted twice.
 
     Args:
         connection: of the tables' owner.

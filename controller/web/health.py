@@ -16,8 +16,8 @@ every round and a leader pings, each with a bounded reply. The first failure clo
 `connecting`, which is not ready, and the answer says why. The server ends a session that is silent for longer than its
 timeout. Leadership plays no part: a standby is as ready as a leader.
 
-A draining replica answers 200 with `draining` in the body. A pod that terminates has left its Service already, so a
-failed probe would only add warnings to each planned stop.
+A draining replica answers 200 with `draining` in the body. A terminating pod has already left its Service, so a failed
+probe would only add warnings to each planned stop.
 
 The lock session proves nothing about the workers if they use another connection string (DATABASE_DIRECT_URL is set).
 The replica is then ready only after it has read the status once through the workers' connection string. A rollout thus
@@ -50,7 +50,7 @@ class Vitals:
         draining: True once the replica has been told to stop.
         ended_threads: names of the threads that must run and don't. During a drain they may end.
         connect_error: why the replica has not joined the election.
-        halted: why this leader bills nothing at present; None if it bills, or doesn't lead.
+        halted: why this leader bills nothing now; None if it bills or doesn't lead.
     """
 
     role: Role
