@@ -186,8 +186,8 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_OTHER_BILLERS",
             BILLING,
-            "If another program bills instances: `stop` until `resume`, or `warn` and keep billing. A live daemon"
-            " always halts billing. See [other billers](leadership.md#other-billers).",
+            "If another program bills: `stop` until `resume`, or `warn` and keep billing. A live daemon always halts"
+            " billing. See [other billers](leadership.md#other-billers).",
         ),
     ] = "stop"
     currency: Annotated[

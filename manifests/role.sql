@@ -5,8 +5,9 @@
 --   psql "$OWNER_URL" --command '\password containerstacks_billing'
 --
 -- The owner needs CREATEROLE to create the role. Without it, let a superuser run `create role containerstacks_billing login`
--- first. If the application protects tables by row-level security, the script lets the role see every row: by BYPASSRLS if the
--- owner may grant it, else by a policy for each table. It can't override a restrictive policy, and says so.
+-- first. If the application protects tables with row-level security, the script lets the role see every row: with BYPASSRLS if
+-- the owner may grant it, otherwise with a policy for each table. If a restrictive policy prevents that, the script stops with
+-- an error.
 --
 -- The script is safe to repeat. Run it again after every upgrade that brings migrations. The role can't change the
 -- schema: with the chart, put the owner's URL in migrations.existingSecret, or migrate by hand (migrations.mode: none).
@@ -86,7 +87,7 @@ grant select, insert, update, delete on billing_daemon_sightings to containersta
 grant select, insert, delete on billing_foreign_periods to containerstacks_billing;
 grant select, insert on billing_commands to containerstacks_billing;
 
--- What the commands, the status page and the metrics read. A trigger of the owner writes billing_lost_debts.
+-- Read by the commands, the status page and the metrics. A trigger that runs as the owner writes billing_lost_debts.
 grant select on billing_lost_debts, billing_instance_debts to containerstacks_billing;
 grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history, billing_notices
     to containerstacks_billing;

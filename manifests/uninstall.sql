@@ -1,11 +1,11 @@
--- Takes containerstacks-billing out of the database. Stop every replica first, then run it as the owner of the tables:
+-- Removes containerstacks-billing from the database. Stop every replica first, then run it as the owner of the tables:
 --
 --   psql "$OWNER_URL" --file manifests/uninstall.sql
 --
 -- It refuses while a controller leads, or has written a heartbeat in the last 3 minutes. It removes the controller's own tables,
 -- views, functions and indexes, and its rows of billing_daemon_status, so that the application's built-in billing starts within
 -- the hour. It leaves what the application uses: the table billing_daemon_status, the types of all columns, and every payment
--- and period. Hours that are recorded as owed stay due, because last_billed_at stands before them.
+-- and period. Hours that are recorded as owed stay due, because last_billed_at is still before them.
 \set ON_ERROR_STOP on
 begin;
 set local lock_timeout = '10s';
@@ -23,7 +23,7 @@ begin
     if to_regclass('billing_leadership') is null then
         raise exception 'containerstacks-billing is not installed in schema %', current_schema();
     end if;
-    -- no replica can become leader from here on
+    -- from here on no replica can become leader
     lock table billing_leadership in access exclusive mode;
     if exists (
         select from pg_locks l cross join billing_leadership b
@@ -84,7 +84,8 @@ begin
     foreach name in array views loop
         execute format('drop view if exists %I', name);
     end loop;
-    -- Some functions return the rows of a table, and some tables use a function. Nothing is dropped that others depend on.
+    -- Some functions return the rows of a table, and some tables use a function, so each pass drops only what nothing else
+    -- depends on.
     for pass in 1..2 loop
         for signature in
             select p.oid::regprocedure::text from pg_proc p

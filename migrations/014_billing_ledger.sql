@@ -45,7 +45,7 @@ create or replace function billing_is_moment(moment timestamptz) returns boolean
 language sql immutable parallel safe as
 $$ select coalesce(moment >= timestamptz '1970-01-01 00:00:00+00' and moment < 'infinity', false) $$;
 
--- A UUID of version 7 in the order of time: 48 bits of milliseconds, the version, 12 bits of the millisecond's fraction, and
+-- A UUID of version 7, which sorts by time: 48 bits of milliseconds, the version, 12 bits of the fraction of a millisecond, and
 -- random bits. New rows go to the right end of an index. `moment` is used once, so that the planner can inline the function.
 create or replace function billing_time_ordered_uuid(moment timestamptz) returns uuid
 language sql volatile parallel safe as

@@ -29,7 +29,7 @@ create or replace function billing_is_of_wallet(status text, amount numeric, met
 language sql immutable parallel safe as
 $$ select status = 'completed' and abs(amount) < 'infinity' and (metadata ->> 'wallet_type') is null $$;
 
--- Functions of earlier versions of 014 and 016.
+-- Functions that earlier versions of 014 and 016 created.
 drop function if exists billing_is_due(timestamptz, timestamptz, timestamptz);
 drop function if exists billing_affordable_hours(numeric, numeric[], timestamptz[], bigint[]);
 drop function if exists billing_plan_prices();
@@ -124,8 +124,8 @@ $$
     ) ledger on true
 $$;
 
--- True if nothing is wrong with a gap before a billed period that begins at `starts_at`. The metadata says that last_billed_at
--- stood there when the period was charged, another program has billed the hours, or their period may have been deleted with
+-- True if a gap before a billed period that begins at `starts_at` is legitimate. It is if the metadata says that last_billed_at
+-- was there when the period was charged, if another program has billed the hours, or if their period may have been deleted with
 -- its organization.
 create or replace function billing_is_lawful_gap(instance_id uuid, starts_at timestamptz, metadata jsonb) returns boolean
 language sql stable parallel safe as

@@ -97,7 +97,7 @@ $$;
 -- When the next cycle is due, and what it waits for: 'leader' if no session holds the lock, 'running' during a cycle,
 -- 'takeover' until the takeover delay has passed, 'interval' until the interval has passed, and 'nothing' once it is due.
 -- due_at is null if no cycle has ever completed.
--- A cycle that failed because of the organizations is not tried again before the interval has passed.
+-- A cycle that failed because of the organizations is not retried before the interval has passed.
 create or replace function billing_next_cycle() returns table (due_at timestamptz, waiting_for text)
 language sql stable as
 $$

@@ -32,7 +32,8 @@ $$;
 create or replace trigger billing_refuse_other_generation before insert on billing_terms
     for each row execute function billing_refuse_other_generation();
 
--- If no replica has led on this database, there is no leader to depose. Like a mint, the new term waits for batches in hand.
+-- If no replica has ever led on this database, there is no leader to depose. Like a mint, raising the term waits for batches in
+-- hand.
 do $$
 begin
     lock table billing_leadership in exclusive mode;

@@ -1,4 +1,4 @@
--- Who leads, exactly: the session that holds the lock and has minted the newest term. Any role that may connect can take the
+-- Determines who leads: the session that holds the lock and has minted the newest term. Any role that may connect can take the
 -- lock, so the lock alone does not make a leader.
 
 alter table billing_leadership add column if not exists backend_pid integer;

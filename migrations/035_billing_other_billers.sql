@@ -1,13 +1,14 @@
--- Other billers: anything but this controller that charges instance-hours or writes a heartbeat. The leader looks for them, and
--- stores what it sees here. Every replica, `status`, the page, the metrics and psql read the result from billing_notices.
+-- Other billers: anything but this controller that charges instance-hours or writes a heartbeat. The leader looks for them and
+-- stores its findings here. Every replica, `status`, the status page, the metrics and psql read the result from
+-- billing_notices.
 
 -- True if this controller wrote the row of billing_daemon_status. Every version stores its term there.
 create or replace function billing_is_our_status(metadata jsonb) returns boolean
 language sql immutable parallel safe as
 $$ select coalesce(jsonb_typeof(metadata -> 'term') = 'number', false) or billing_is_ours(metadata) $$;
 
--- The last heartbeat that a leader read of each other daemon, and since when the daemon has not written a newer one. Only the
--- database's clock counts, because the daemon's may be wrong by hours.
+-- The last heartbeat of each other daemon that a leader has read, and the time since which the daemon has written no newer one.
+-- Only the database's clock counts, because the daemon's may be wrong by hours.
 create table if not exists billing_daemon_sightings (
     daemon_instance_id text primary key,
     heartbeat_at timestamptz,
@@ -42,12 +43,12 @@ comment on column billing_leadership.takeover_delay_seconds is
     'while a takeover waits: the time that must have passed since the newest period of another program; else null';
 comment on column billing_leadership.other_billers is 'BILLING_OTHER_BILLERS of the leader of this term';
 
--- When an operator last accepted what other programs had billed.
+-- The time when an operator last accepted what other programs had billed.
 create or replace function billing_resumed_at() returns timestamptz
 language sql stable as
 $$ select max(c.given_at) from billing_commands c where c.command = 'resume' $$;
 
--- Other daemons that are alive: their heartbeat changed between two readings, whatever their status says, or it was young when
+-- Other daemons that are alive: their heartbeat changed between two readings, whatever their status says, or it was recent when
 -- a leader first read it and the status says `running`. A daemon is silent after 180 seconds without a change.
 create or replace function billing_live_daemons() returns table (daemon_instance_id text, since timestamptz)
 language sql stable as
@@ -60,8 +61,8 @@ $$
             and d.heartbeat_at > d.since - interval '180 seconds' and d.heartbeat_at < d.since + interval '180 seconds'))
 $$;
 
--- What operators must know about billing as a whole. While a notice halts billing, the leader charges nothing. The message
--- holds no customer's data, because the application and the status page show it.
+-- Notices: what operators must know about billing as a whole. While a notice halts billing, the leader charges nothing. The
+-- message holds no customer's data, because the application and the status page show it.
 create or replace function billing_notices() returns table (kind text, halts boolean, since timestamptz, message text)
 language sql stable as
 $$
@@ -81,7 +82,7 @@ $$
     from billing_leadership l
     cross join lateral (
         select count(*) as periods, count(distinct f.vps_instance_id) as instances, min(f.created_at) as since,
-            -- a person may correct one instance by hand; several instances, or several intervals, are a program
+            -- a person may correct one instance by hand; several instances, or several intervals, point to a program
             count(distinct f.vps_instance_id) > 1 or count(distinct floor(
                 extract(epoch from f.created_at) / (60 * coalesce(l.interval_minutes, 60)))) > 1 as repeated
         from billing_foreign_periods f
@@ -91,9 +92,9 @@ $$
 $$;
 create or replace view billing_notices as select * from billing_notices();
 
--- Until when the leader may write heartbeats. The definition in 030 knows no other billers. A live daemon's heartbeat holds the
--- application's own billing back, so the leader writes none. While another program bills, the leader keeps its heartbeat: a
--- third biller would make it worse.
+-- The time until which the leader may write heartbeats. The definition in 030 doesn't consider other billers. A live daemon's
+-- heartbeat keeps the application's own billing paused, so the leader writes none. While another program bills, the leader
+-- keeps writing its heartbeat: a third biller would make it worse.
 create or replace function billing_beats_until() returns timestamptz
 language sql stable as
 $$
@@ -110,7 +111,7 @@ $$
     from billing_leadership l
 $$;
 
--- The definition in 028 knows no notices.
+-- The definition in 028 doesn't consider notices.
 create or replace function billing_next_cycle() returns table (due_at timestamptz, waiting_for text)
 language sql stable as
 $$

@@ -1,4 +1,4 @@
--- What the application reads from the rows of a charge.
+-- Functions for what the application reads from the rows of a charge.
 
 -- The description of a payment. The application's clean-up deletes payments whose text contains certain words, so a label with
 -- one of them is replaced by the beginning of the instance's id.

@@ -1,7 +1,7 @@
--- Answers about customers: who owes what, why an instance was not charged, and what the next cycle will do. Each reads one
--- organization by index. Names are for people; nothing here decides what is charged.
+-- Answers about customers: who owes what, why an instance was not charged, and what the next cycle will do. Each function reads
+-- one organization by index. Names are only for people to read: nothing here decides what is charged.
 
--- Organizations and instances that a person may mean: by id, else by slug, else by label or the provider's id. Labels have no
+-- Organizations and instances that a name may refer to: by id, else by slug, else by label or the provider's id. Labels have no
 -- index, so the last step reads all instances once.
 create or replace function billing_find(wanted text)
 returns table (kind text, organization_id uuid, organization text, slug text, instance_id uuid, label text)
@@ -31,8 +31,8 @@ begin
 end
 $$;
 
--- Debts by instance, the oldest first. next_hour is the price of the oldest hour owed; pays_next_hour says if the wallet, alone
--- and undivided, holds that much. Without an argument it reads every open row.
+-- Debts by instance, the oldest first. next_hour is the price of the oldest hour owed; pays_next_hour says whether the wallet
+-- could pay that hour if it paid nothing else. Without an argument the function reads every open row.
 create or replace function billing_instance_debts(of_organization uuid default null)
 returns table (
     organization_id uuid, organization text, slug text, instance_id uuid, label text, provider_instance_id text,
@@ -85,8 +85,8 @@ $$
     where o.id = of_organization
 $$;
 
--- The instances of one organization: until when each is billed, its present price and since when (null: since before the first
--- recorded price), its last charge, and its open rows.
+-- The instances of one organization: the time until which each is billed, its present price and the time since which that
+-- applies (null: since before the first recorded price), its last charge, and its open rows.
 create or replace function billing_instances(of_organization uuid, default_monthly_price numeric)
 returns table (
     instance_id uuid, label text, provider_instance_id text, plan_id text, billed_until timestamptz,
@@ -126,8 +126,8 @@ $$
     order by coalesce(i.created_at, 'infinity'), i.id
 $$;
 
--- What a cycle at as_of does with one organization: the segments of its due instances in charging order, what each costs, why
--- it can't be charged, and the hours that the wallet pays. It asks the functions that charging asks.
+-- What a cycle at as_of would do with one organization: the segments of its due instances in charging order, what each costs,
+-- why it can't be charged, and the hours that the wallet can pay. It calls the same functions as charging does.
 create or replace function billing_outlook(
     of_organization uuid, as_of timestamptz, default_monthly_price numeric, wanted_currency text
 )

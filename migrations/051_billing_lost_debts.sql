@@ -1,5 +1,5 @@
--- Debts that ended because their instance or organization was deleted: written off by deletion. The deletion takes the open
--- rows with it, so a trigger keeps what they said. It never keeps the application from deleting.
+-- Debts that were written off because their instance or organization was deleted. The deletion also deletes the open rows, so a
+-- trigger keeps a record of them. The trigger never prevents the deletion.
 create table if not exists billing_lost_debts (
     id bigint generated always as identity primary key,
     lost_at timestamptz not null default now(),
@@ -15,8 +15,8 @@ create table if not exists billing_lost_debts (
 create index if not exists billing_lost_debts_organization on billing_lost_debts (organization_id);
 comment on table billing_lost_debts is 'open rows that were deleted together with their instance or organization';
 
--- The controller deletes open rows too, but only of instances that exist. It runs as its owner, because the role that deletes
--- may have no right on the table above.
+-- The controller deletes open rows too, but only those of instances that exist, and these are not recorded. The function runs
+-- as its owner, because the role that deletes may have no rights on the table above.
 create or replace function billing_keep_lost_debts() returns trigger
 language plpgsql security definer as
 $$

@@ -1,9 +1,10 @@
--- Statements of an organization: by the payments' created_at, from from_time on and before to_time, in the order of time.
+-- Statements of an organization, by the payments' created_at. from_time is included, to_time is not. Lines are in order of
+-- time.
 
 -- The balances of a statement. The opening and closing balance follow from what the wallet held beyond its completed
--- transactions at adoption. Before adoption they are derived: nobody recorded what the wallet held then. difference is by how
--- much the wallet now differs from its transactions; statements add up if it is 0. All are null unless there is exactly one
--- wallet with a finite balance.
+-- transactions at adoption. Before adoption they are derived, because no one recorded what the wallet held then. difference is
+-- the amount by which the wallet now differs from its transactions; statements add up if it is 0. All are null unless there is
+-- exactly one wallet with a finite balance.
 create or replace function billing_statement_balance(of_organization uuid, from_time timestamptz, to_time timestamptz)
 returns table (
     opening numeric, credits numeric, debits numeric, closing numeric, currency text, balance_now numeric, expected_now numeric,
@@ -33,7 +34,7 @@ $$;
 
 -- The lines of a statement: top_up, charge, waiver and debit. Consecutive charges of one instance at one price are one line, so
 -- billing_charge(monthly_price, starts_at, hours) gives its amount again. A charge whose period was deleted with its instance
--- has no period and no price. A debit is one that another program made.
+-- has no period and no price. A debit is a payment that another program took.
 create or replace function billing_statement(of_organization uuid, from_time timestamptz, to_time timestamptz)
 returns table (
     kind text, booked_at timestamptz, instance_id uuid, label text, starts_at timestamptz, ends_at timestamptz, hours bigint,

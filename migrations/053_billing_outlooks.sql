@@ -32,8 +32,8 @@ $$
     order by 7 nulls last, o.slug
 $$;
 
--- Instances that a run could not charge for a reason other than the balance, as their open rows say. A later run takes the
--- rows over, so this is complete for the newest run only. billing_runs counts the failures of every run.
+-- Instances that a run could not charge for a reason other than the balance, according to their open rows. A later run takes
+-- over these rows, so the list is complete only for the newest run. billing_runs counts the failures of every run.
 create or replace function billing_run_failures(of_run bigint)
 returns table (
     organization_id uuid, slug text, instance_id uuid, label text, reason text, since timestamptz, hours bigint, error text

@@ -1,5 +1,5 @@
--- In which pod each term's leader runs. A leader whose node is away can't take the label `role=leader` off its own pod, so its
--- successor does. Null outside Kubernetes.
+-- The pod in which each term's leader runs; null outside Kubernetes. A leader whose node is unreachable can't remove the label
+-- `role=leader` from its own pod, so its successor does.
 alter table billing_terms add column if not exists pod jsonb;
 comment on column billing_terms.pod is 'namespace, name and uid of the pod that minted this term; null outside Kubernetes';
 

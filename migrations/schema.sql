@@ -426,7 +426,7 @@ CREATE FUNCTION billing_notices() RETURNS TABLE(kind text, halts boolean, since 
     from billing_leadership l
     cross join lateral (
         select count(*) as periods, count(distinct f.vps_instance_id) as instances, min(f.created_at) as since,
-            -- a person may correct one instance by hand; several instances, or several intervals, are a program
+            -- a person may correct one instance by hand; several instances, or several intervals, point to a program
             count(distinct f.vps_instance_id) > 1 or count(distinct floor(
                 extract(epoch from f.created_at) / (60 * coalesce(l.interval_minutes, 60)))) > 1 as repeated
         from billing_foreign_periods f

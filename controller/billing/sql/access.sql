@@ -1,7 +1,7 @@
 -- Find what keeps this role from seeing or writing what billing needs. They read only catalogs.
 
 -- name: missing_rights
--- Where columns are listed, the right on these columns is enough. An insert also needs the sequences of its columns' defaults.
+-- If columns are listed, a right on those columns is enough. An insert also needs the sequences of its columns' defaults.
 select w.privilege || ' on ' || case when w.columns = '' then w.relname else w.relname || ' (' || w.columns || ')' end as right
 from unnest(%(tables)s::text[], %(privileges)s::text[], %(columns)s::text[]) as w (relname, privilege, columns)
 where to_regclass(w.relname) is not null

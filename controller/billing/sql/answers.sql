@@ -1,4 +1,4 @@
--- What the commands that answer questions read: the facts of the migrations from 050 on.
+-- Queries of the commands that answer questions. They read the functions of migrations 050 and later.
 
 -- name: find
 select * from billing_find(%(wanted)s) limit 1000
@@ -23,7 +23,7 @@ select * from billing_instances(%(organization)s, %(default_monthly_price)s)
 where %(instance)s::uuid is null or instance_id = %(instance)s
 
 -- name: next_cycle_at
--- An overdue cycle, or one that waits for something, is shown as if it ran now.
+-- If the cycle is overdue or waits for something, its outlook is shown as if it ran now.
 select greatest(coalesce((select due_at from billing_next_cycle()), now()), now()) as as_of
 
 -- name: outlook
@@ -31,7 +31,7 @@ select * from billing_outlook(%(organization)s, %(as_of)s, %(default_monthly_pri
 where %(instance)s::uuid is null or instance_id = %(instance)s
 
 -- name: period
--- Words such as yesterday are read by the database's clock, in UTC.
+-- The database's clock resolves words such as yesterday, in UTC.
 select %(from_time)s::timestamptz as from_time, coalesce(%(to_time)s::timestamptz, now()) as to_time
 
 -- name: statement_balance

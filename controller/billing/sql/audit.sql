@@ -83,7 +83,7 @@ where (%(organization)s::uuid is null or o.organization_id = %(organization)s)
 -- last_billed_at = end of the last billed period
 select 'instance ' || i.id as subject,
     'last_billed_at is ' || coalesce(i.last_billed_at::text, 'null') || ', its last billed period ends ' || p.last_end as detail,
-    -- another program, mostly the application's own billing, may move it forward
+    -- another program, usually the application's own billing, may move it forward
     coalesce(i.last_billed_at > p.last_end, false) as exempt
 from vps_instances i
 join (

@@ -119,8 +119,8 @@ select (select count(*) filter (where exact) from charged) as charged,
     array(select difference from locked where difference <> 0 order by id) as differences
 
 -- name: correct_balances
--- Corrects balance_before and balance_after in this transaction's payments of a few organizations. Their ids are at least as
--- new as the transaction.
+-- Corrects balance_before and balance_after in this transaction's payments of a few organizations. The ids of these payments
+-- are no older than the transaction.
 with corrected as (
     update payment_transactions p
     set metadata = p.metadata || jsonb_build_object(

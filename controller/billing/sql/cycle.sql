@@ -2,9 +2,9 @@
 
 -- name: begin_term
 -- Needs the fence. Records the settings of the leader that everyone must know: the schedule follows the interval. `silent` is
--- true if no heartbeat is younger than 90 minutes, because the application's own billing may be running then. A heartbeat in the
--- future is no proof: another daemon's host clock may be wrong by hours. Ours are by the database's clock, which may have been
--- set back. `after_other` is true if the newest heartbeat is another daemon's.
+-- true if no heartbeat is younger than 90 minutes, because the application's own billing may be running then. A heartbeat in
+-- the future proves nothing: the clock of another daemon's host may be wrong by hours. Our own heartbeats use the database's
+-- clock, which may have been set back. `after_other` is true if the newest heartbeat is another daemon's.
 update billing_leadership
 set interval_minutes = %(interval_minutes)s, other_billers = %(other_billers)s
 returning (
@@ -33,7 +33,7 @@ select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as s
 from billing_next_cycle()
 
 -- name: close_abandoned_runs
--- Runs whose leader has not recorded their end, mostly because it was lost. Their figures are what their batches committed.
+-- Runs whose leader has not recorded their end, usually because it was lost. Their figures are what their batches committed.
 update billing_runs r
 set outcome = 'abandoned', finished_at = clock_timestamp(),
     error = 'the leader of term ' || r.term || ' did not record the end of the cycle: it was lost, or could not write',
@@ -83,7 +83,7 @@ order by failed_before, large desc, 1
 update billing_runs set planned = %(planned)s where id = %(run_id)s and term = %(term)s
 
 -- name: finish_run
--- If the cycle got through its plan, the planned instances that no batch counts have vanished.
+-- If the cycle got through its plan, planned instances that no batch counted have vanished.
 update billing_runs r
 set outcome = %(outcome)s, cause = %(cause)s, finished_at = clock_timestamp(), error = %(error)s,
     instances = b.instances, charged_in_part = b.charged_in_part, hours = b.hours, amount = b.amount, debts = b.debts,

@@ -10,9 +10,9 @@ order by organization_id
 
 -- name: sample_organizations
 -- Due organizations to try alone: a random one from each of `number` equal parts of the plan. The parts alternate between odd
--- and even places, so that some that work are tried if every other organization fails. Suspended organizations are left out,
--- and those that an earlier cycle could not charge. If no organization has failed in this cycle and no other is due, they are
--- tried too.
+-- and even places, so that some sound organizations are tried even if every second one fails. The sample leaves out suspended
+-- organizations, and those that an earlier cycle could not charge. It includes the latter only if no organization has failed in
+-- this cycle and no other is due.
 with due as materialized (
     select i.organization_id, f.organization_id is not null as failed_before
     from vps_instances i
@@ -32,7 +32,7 @@ order by place * %(number)s / candidates, mod(place, 2) <> mod(place * %(number)
 
 -- name: record_failed_organization
 -- Writes the reason to the open rows of every due instance, and adds an open row without a price for the hours that they
--- don't cover. Recorded prices don't change. Hours that have been billed meanwhile are cut off, as in billing_segments. The
+-- don't cover. Recorded prices don't change. Hours that have since been billed are cut off, as in billing_segments. The
 -- statement avoids every computation that could fail again.
 with due as materialized (
     select s.*, greatest(billing_whole_hours(s.starts_at, %(as_of)s), 0) as hours
@@ -46,7 +46,7 @@ with due as materialized (
                 > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
     ) s
 ), open_row as materialized (
-    -- hours are counted from where billing stands
+    -- hours are counted from the end of what has been billed
     select c.id, due.id as instance_id, c.billing_period_start, c.billing_period_end,
         case when jsonb_typeof(c.metadata -> 'monthly_price') = 'number' then (c.metadata ->> 'monthly_price')::numeric end as monthly_price,
         least(billing_hours_until(due.starts_at, c.billing_period_start), due.hours) as first_hour,

@@ -74,7 +74,7 @@ order by id
 limit 1
 
 -- name: guard_charged
--- The amount that the batches since the guard's last check have recorded, and their runs.
+-- The amount that batches have recorded since the guard's last check, and the runs of these batches.
 select coalesce(sum(b.amount), 0) as amount, coalesce(array_agg(distinct b.run_id::text), '{}') as runs
 from billing_batches b
 where b.written_at >= %(checked_until)s

@@ -23,8 +23,8 @@ where billing_is_our_status(s.metadata)
 returning s.heartbeat_at
 
 -- name: heartbeat_withheld
--- Returns why the heartbeat statement wrote nothing. overdue_minutes is null if this replica does not lead, or if another daemon
--- is alive, which the biller reports.
+-- Returns why the heartbeat statement wrote nothing. overdue_minutes is null if this replica does not lead, or if another
+-- daemon is alive. The biller reports the daemon.
 select case when l.term = %(term)s and l.holder = %(instance_id)s::text and l.generation = %(generation)s
         and isfinite(billing_beats_until())
     then extract(epoch from clock_timestamp() - billing_beats_until())::float8 / 60 + 90 end as overdue_minutes

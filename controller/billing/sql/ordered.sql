@@ -231,8 +231,8 @@ with charge as materialized (
     from period where row_id is null
     returning total_amount
 )
--- A trigger or a rule may have dropped or changed a row. The snapshot is older than the rows above, so an open row that no
--- segment continues is one that clear_open_rows could not delete.
+-- A trigger or a rule may have dropped or changed a row. This statement's snapshot is older than the rows above, so an open row
+-- that no segment continues is a row that clear_open_rows failed to delete.
 select not exists (
         select from vps_billing_cycles c
         where c.vps_instance_id = any (%(instances)s::uuid[]) and c.status = 'failed' and billing_is_ours(c.metadata)

@@ -1,4 +1,4 @@
--- Looks for anything else that bills. Each statement needs the fence. Migration 035 decides what the findings mean.
+-- Looks for other billers. Each statement needs the fence. Migration 035 decides what the findings mean.
 
 -- name: observe_daemons
 -- Stores the heartbeats of other daemons. A row that did not change keeps the time of its first reading, unless that time lies
@@ -32,9 +32,9 @@ from (
 where l.takeover_delay_seconds is not null and (n.bill_after <= clock_timestamp() or n.bill_after > l.bill_after)
 
 -- name: record_foreign_periods
--- Stores the newest periods that another program has billed since the takeover and since the last `resume`. Only a period at
--- whose end last_billed_at stands counts: a program moves it, a correction by hand or an import of old rows doesn't. If an open
--- row begins there, billing stood there before.
+-- Stores the newest periods that another program has billed since the takeover and since the last `resume`. A period counts
+-- only if last_billed_at equals its end: a program moves last_billed_at, a correction by hand or an import of old rows doesn't.
+-- If an open row begins at that end, billing had already reached it, so the period doesn't count.
 with newest as (
     select c.id, c.vps_instance_id, c.billing_period_end, c.created_at
     from billing_leadership l

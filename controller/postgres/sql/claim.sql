@@ -1,6 +1,6 @@
--- A leader's claim on the table of the instances that it bills: a second session-level advisory lock, on that table's oid. Two
--- controllers with different lock names, or with different search paths, mean the same table. The key is a pair of integers, so
--- it can't be the key of a lock name, and pg_locks shows it with objsubid 2.
+-- A leader's claim on the table of the instances that it bills: a second session-level advisory lock, on that table's oid.
+-- Controllers with different lock names, or with different search paths, share that table. The key is a pair of integers, so it
+-- can't be the key of a lock name, and pg_locks shows it with objsubid 2.
 
 -- name: claim_instances
 select pg_try_advisory_lock(%(space)s, to_regclass('vps_instances')::oid::bigint::bit(32)::integer) as claimed

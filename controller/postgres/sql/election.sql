@@ -35,7 +35,7 @@ with minted as (
 select term from minted
 
 -- name: former_leader_pods
--- Newest first. More than one may still carry the label: a leader may be lost before it has relabelled its predecessor.
+-- Newest first. Several pods may still carry the label: a leader may be lost before it has relabelled its predecessor's pod.
 select pod ->> 'namespace' as namespace, pod ->> 'name' as name, pod ->> 'uid' as uid
 from billing_terms
 where term < %(term)s and term >= %(term)s - 100 and pod ->> 'uid' is distinct from %(uid)s and pod is not null

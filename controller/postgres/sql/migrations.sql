@@ -65,14 +65,14 @@ delete from billing_leadership
 where ctid <> (select ctid from billing_leadership order by generation desc, term desc limit 1)
 
 -- name: remove_doubled_guard
--- The earlier row remains, so that no charge stays unchecked.
+-- Keeps the earlier row, so that no charge stays unchecked.
 delete from billing_guard where ctid <> (select ctid from billing_guard order by checked_until limit 1)
 
 -- name: remove_doubled_price_check
 delete from billing_price_check where ctid <> (select ctid from billing_price_check order by checked_at desc limit 1)
 
 -- name: restore_leadership
--- The newest term of which there is a trace. billing_terms may have been emptied too, so the runs and the charges count as well.
+-- Restores the newest term found in any table. billing_terms may have been emptied too, so runs and charges count as well.
 with newest as (
     select greatest(
         (select max(term) from billing_terms),
@@ -87,7 +87,7 @@ from newest n left join billing_terms t on t.term = n.term
 where not exists (select from billing_leadership)
 
 -- name: restore_guard
--- The next guard checks every charge since the first term.
+-- Makes the guard check every charge since the first term again.
 insert into billing_guard (checked_until)
 select coalesce(min(minted_at), now()) from billing_terms
 having not exists (select from billing_guard)

@@ -4,9 +4,9 @@
 select pg_backend_pid() as pid
 
 -- name: state_settings
--- Skips settings that this server's version or operating system does not have. A null is the default of the role, the
--- database or the server, and undoes what another user of the backend has set. The search path ends with pg_temp, so that no
--- temporary table of another user takes the place of ours.
+-- Skips settings that this server's version or operating system does not have. A null means the default of the role, the
+-- database or the server; it undoes what another user of the backend has set. The search path ends with pg_temp, so that
+-- another user's temporary table can't hide one of our tables.
 select set_config(key, value, %(local)s)
 from json_each_text(%(settings)s)
 where current_setting(key, true) is not null
