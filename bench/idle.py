@@ -29,7 +29,7 @@ from tests.support.sessions import wait_until_standing_by
 MIB: Final = 2**20
 MEMORY_AIM: Final = Aim(80.0, judged_by="worst")
 TRANSACTIONS_AIM: Final = Aim(1.0)
-#: How a transaction shows in the server's log. The elector's statements are transactions of their own, and so is the
+#: How a transaction shows in the server's log. Each statement of the elector is a separate transaction, and so is the
 #: first statement of any other session. Every later transaction has a COMMIT or a ROLLBACK.
 _TRANSACTION: Final = re.compile(
     r"billing (?:elector (\S+) LOG: +(?:statement|execute)"

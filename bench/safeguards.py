@@ -1,6 +1,6 @@
-"""What each safeguard of a charge costs: the cycle relative to one without it.
+"""Measures what each safeguard of a charge costs: the time of a cycle relative to a cycle without the safeguard.
 
-A safeguard is removed by editing the statements of the cycle's process. The database, with its keys and indexes, stays.
+A safeguard is removed by editing the statements in the cycle's process. The database keeps its keys and indexes.
 """
 
 from __future__ import annotations

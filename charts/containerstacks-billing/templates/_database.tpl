@@ -5,13 +5,13 @@
 {{- .Values.database.existingSecret | default (printf "%s-database" (include "containerstacks-billing.fullname" .)) }}
 {{- end }}
 
-{{/* "true" if the chart creates the Secret. */}}
+{{/* Returns "true" if the chart creates the Secret. */}}
 {{- define "containerstacks-billing.createsSecret" -}}
 {{- if or .Values.demo.enabled (and .Values.database.url (not .Values.database.existingSecret)) }}true{{ end }}
 {{- end }}
 
 {{/*
-Where a container finds its database: a Secret (none: ""), variables that name a key of it, and variables with a literal value.
+Where a container finds its database: a Secret ("" for none), variables that name one of its keys, and variables with a literal value.
 */}}
 {{- define "containerstacks-billing.databaseSource" -}}
 {{- $database := .Values.database }}
@@ -46,7 +46,7 @@ keys:
 {{- end }}
 {{- end }}
 
-{{/* The same for the migrations, whose role may differ. Nothing: they use the controller's. */}}
+{{/* The same for the migrations, whose role may differ. Empty if they use the controller's. */}}
 {{- define "containerstacks-billing.migrationsSource" -}}
 {{- $migrations := .Values.migrations }}
 {{- if $migrations.existingFile }}
@@ -164,7 +164,7 @@ leave the pod in ContainerCreating with no log. Takes (list $ source volume-name
 {{- end }}
 
 {{/*
-The ports of the database, as JSON. A URL in the values names its hosts and ports; in a Secret the chart can't see them.
+The ports of the database, as JSON. A URL in the values names its hosts and ports. The chart can't see a URL in a Secret.
 */}}
 {{- define "containerstacks-billing.databasePorts" -}}
 {{- $ports := list }}
