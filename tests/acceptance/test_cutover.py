@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(shutil.which("psql") is None, reason="no psql")
 
 
 def commands(document: str, heading: str) -> list[str]:
-    """The commands of one section of a document."""
+    """Returns the commands in one section of a document."""
     text = (ROOT / "docs" / document).read_text("utf-8")
     section = re.split(rf"^## {re.escape(heading)}\n", text, flags=re.MULTILINE)[1].split("\n## ")[0]
     return re.findall(r"^\$ (.+)$", section, re.MULTILINE)
@@ -86,7 +86,7 @@ class Host:
         return self.conn.execute(query.encode()).fetchall()
 
     def type(self, command: str) -> str:
-        """Runs one command; returns what it printed. A command that fails is a failed test."""
+        """Runs one command and returns what it printed. If the command fails, the test fails."""
         self.typed.append(command)
         command = command.removeprefix(INSTALLED)
         program, *arguments = command.split()
@@ -152,7 +152,7 @@ def host(application: str, tmp_path: Path) -> Iterator[Host]:
 
 
 def hours_that_are_not_billed_once(host: Host) -> list[dict[str, Any]]:
-    """Instances with an hour that no period covers, or two do, from the old daemon's first one to last_billed_at."""
+    """Returns instances with an hour that no period or several cover, from the first billed one to last_billed_at."""
     return host.rows(
         """
         select i.label from vps_instances i join vps_billing_cycles c on c.vps_instance_id = i.id

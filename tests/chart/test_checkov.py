@@ -1,4 +1,4 @@
-"""checkov finds nothing in any rendering, except what is skipped here with its reason.
+"""checkov finds nothing in any rendering, except for the checks that are skipped here with a reason.
 
 checkov is not a development dependency: it brings 70 packages, needs a minute of CPU to install, and holds others back.
 `make checkov` installs it once into `.cache/checkov`. From then on `make test` runs this test too.

@@ -1,4 +1,4 @@
-"""What clusters, tools and habits differ in: names, registries, users, networks, credentials, versions of Helm."""
+"""The chart fits clusters that differ in names, registries, users, networks, credentials and versions of Helm."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ def test_service_takes_its_address_families() -> None:
     assert "at '/service/ipFamilies" in refusal({**MINIMAL, "service": {"ipFamilies": ["IPv5"]}})
 
 
-# --- everything rare
+# --- rare needs
 
 
 def test_pod_spec_is_merged_last_into_every_pod_of_the_image() -> None:

@@ -85,7 +85,7 @@ def service(name: str, port: int) -> dict[str, Any]:
 
 
 def endpoints(name: str, address: str, port: int) -> dict[str, Any]:
-    """Where the Service `name` leads to."""
+    """The endpoints of the Service `name`."""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -97,7 +97,7 @@ def endpoints(name: str, address: str, port: int) -> dict[str, Any]:
 
 
 def lost_leader(name: str, image: str) -> dict[str, Any]:
-    """A pod that carries the leader's label and never changes it, as one whose node is away."""
+    """A pod that carries the leader's label and never changes it, like a pod whose node is unreachable."""
     made = workbench(image)
     made["metadata"] = {
         "name": name,

@@ -1,4 +1,4 @@
-"""Replicas that start while the database is away are Ready soon after it is back, without a restart."""
+"""Replicas that start while the database is unreachable are Ready soon after it is back, without a restart."""
 
 from __future__ import annotations
 

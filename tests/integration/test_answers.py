@@ -27,7 +27,7 @@ D = Decimal
 
 @pytest.fixture
 def billed(world: World) -> World:
-    """Billed at noon: an organization that can pay, one that can pay in part, a broke one, and one without a wallet."""
+    """Bills at noon: one organization can pay, one can pay in part, one has no balance, and one has no wallet."""
     plan = world.plan("73.00", provider="shared")  # ten cents an hour
     rich, short, poor = world.organization("10.00"), world.organization("0.45"), world.organization("0.00")
     world.instance(rich, plan, NOON - 5 * HOUR, label="vps-rich")
@@ -124,7 +124,7 @@ def test_explanation_names_the_charge_the_price_and_the_remedy(billed: World) ->
 
 
 def test_debt_that_is_deleted_with_its_instance_or_organization_stays_known(billed: World) -> None:
-    """Also if the application's role has no right on the controller's tables."""
+    """This holds even if the application's role has no rights on the controller's tables."""
     poor = organization(billed, "vps-poor")
     billed.run("create role application")
     try:

@@ -88,7 +88,7 @@ def test_debts_are_read_from_the_open_rows(billed: World) -> None:
 
 
 def test_answers_about_one_organization_read_it_by_index(billed: World) -> None:
-    """However many instances others have. The server counts the sequential scans of this transaction."""
+    """This holds however many instances other organizations have. The server counts this transaction's scans."""
     organization = billed.one("select organization_id from vps_instances group by 1 order by count(*), 1 limit 1")
     tables = ["vps_instances", "vps_billing_cycles", "payment_transactions"]  # all wallets of this test fit on a page
     for fact, parameters in (

@@ -1,4 +1,4 @@
-"""Beside another biller the leader doesn't charge: a live daemon, or a program that bills periods.
+"""The leader doesn't charge while another biller works: a live daemon, or a program that bills periods.
 
 Time passes by moving the stored times back, so no test waits for it.
 """
@@ -57,13 +57,13 @@ def start() -> Iterator[Callable[..., ControllerProcess]]:
 
 
 def looks(world: World, leadership: Term) -> list[Notice]:
-    """One look of the leader."""
+    """Makes the leader check for other billers once."""
     with (ledger := world.ledger()).connection:
         return list(look(ledger, leadership.term))
 
 
 def kinds(world: World, leadership: Term) -> list[str]:
-    """The kinds of the notices that halt billing after one look."""
+    """Returns the kinds of the notices that halt billing after one check."""
     return [notice.kind for notice in looks(world, leadership) if notice.halts]
 
 
@@ -454,7 +454,7 @@ def test_leader_of_an_older_version_is_no_other_biller(owing: World, marker: str
 
 
 def test_import_of_old_rows_of_an_indebted_instance_is_no_evidence(owing: World) -> None:
-    """last_billed_at stands at the end of its last old period, because billing stands still there."""
+    """last_billed_at equals the end of the last old period, because billing has not moved since."""
     leadership = takeover_ended(owing)
     owing.run("update wallets set balance = 0")
     owing.run("update vps_instances set last_billed_at = date_trunc('minute', now()) - interval '3 hours'")

@@ -1,4 +1,4 @@
-"""manifests/role.sql on a database with row-level security, run by a superuser and by an owner who is none."""
+"""manifests/role.sql on a database with row-level security, run by a superuser and by an ordinary owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two controllers with different lock names never bill the same instances, also through different schemas."""
+"""Two controllers with different lock names never bill the same instances, even through different schemas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No setting of anyone else changes what a session does, and no setting of ours stays on a shared backend."""
+"""No foreign setting changes what a session does, and no setting of ours stays on a shared backend."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ HOSTILE: Final = {
 
 
 class Company:
-    """A database to bill in, and what billing it must give."""
+    """A database to bill in, and the result that billing it must give."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -254,5 +254,5 @@ def _backend(neighbour: psycopg.Connection[Any]) -> tuple[int, list[tuple[str, s
 
 
 def test_hostile_settings_are_all_stated() -> None:
-    """The two others have no effect with the values that are stated."""
+    """The other two have no effect with the values that are stated."""
     assert HOSTILE.keys() - {name.lower() for name in STATED} == {"jit_above_cost", "geqo_threshold"}

@@ -1,4 +1,4 @@
-"""A statement adds up, or says by how much it doesn't. Each of its lines can be recomputed."""
+"""A statement adds up, or says by how much it doesn't. Each line can be recomputed."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def url(authority: Path) -> Iterator[str]:
 
 
 def check(url: str, **settings: str) -> str:
-    """What `migrate --check` says about a database that has none of the application's tables."""
+    """Returns what `migrate --check` prints about a database without the application's tables."""
     done = subprocess.run(
         [*COMMAND, "migrate", "--check"],
         env=clean_environment({"DATABASE_URL": url, **settings}),

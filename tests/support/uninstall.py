@@ -21,7 +21,7 @@ OPTIONAL: Final = (
 
 
 def current() -> str:
-    """The text that manifests/uninstall.sql should have."""
+    """Returns the text that manifests/uninstall.sql should have."""
     text = FILE.read_text("utf-8")
     for kind, names in _lists(schema.FILE.read_text("utf-8")).items():
         quoted = textwrap.fill(", ".join(f"'{name}'" for name in names), 116, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""One pod shows that it leads, also when a former leader's node is away and when requests arrive late."""
+"""Only one pod shows that it leads, even if a former leader's node is unreachable or requests arrive late."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_leaders_lost_one_after_the_other_are_all_relabelled(cluster: Cluster) -
     a, b, c = replicas(cluster)
     a.elect()
     a.run()
-    b.elect()  # is lost before it can do anything but show its label
+    b.elect()  # it is lost before it can do more than set its own label
     b.connection.show_role("leader", 100, 3.0)
     c.elect()
     c.run()

@@ -1,4 +1,4 @@
-"""Results reach a pipe, a terminal and any encoding. Data is no markup and no control sequence, and is never cut."""
+"""Results reach a pipe or a terminal in any encoding. Data is neither interpreted as markup nor cut off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`migrate --wait` tries again as often as the cause deserves, says why it waits, and gives up in time."""
+"""`migrate --wait` retries at an interval that fits the cause, says why it waits, and gives up in time."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def test_signal_at_any_moment_after_exec_ends_a_replica_cleanly(attempt: int) ->
 
 
 def test_signal_ends_a_command_that_waits_as_pid_1() -> None:
-    """The kernel ignores the default action of a signal for PID 1."""
+    """The kernel doesn't apply a signal's default action to PID 1."""
     unshare = shutil.which("unshare")
     namespace = [unshare or "", "--user", "--map-root-user", "--pid", "--fork"]
     if not unshare or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:

@@ -1,4 +1,4 @@
-"""The verdict says OK only while customers are being billed, and always says why it doesn't."""
+"""The verdict is OK only while customers are being billed, and otherwise gives the reasons."""
 
 from __future__ import annotations
 
