@@ -41,7 +41,7 @@ def status(
     check: Annotated[
         bool, typer.Option("--check", help="Print only the verdict; exit status 1 unless it is OK.")
     ] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every two seconds, until Ctrl-C.")] = False,
 ) -> None:
     """Shows whether customers are being billed, who leads, and when the next cycle starts."""
     read = application().status
@@ -82,7 +82,7 @@ def _show_status(shown: Status, *, as_json: bool, check: bool) -> None:
 @app.command()
 def debts(
     organization: Annotated[
-        str | None, typer.Argument(help="Only this one: its id or slug.", show_default=False)
+        str | None, typer.Argument(help="Show only this organization: its id or slug.", show_default=False)
     ] = None,
     older_than: OlderThan = None,
     lost: Annotated[
@@ -159,7 +159,7 @@ def statement(
 @app.command()
 def runway(
     organization: Annotated[
-        str | None, typer.Argument(help="Only this one: its id or slug.", show_default=False)
+        str | None, typer.Argument(help="Show only this organization: its id or slug.", show_default=False)
     ] = None,
     within: Annotated[
         str | None, typer.Option(help="Show only wallets that last less than this: 24h or 7d.", metavar="AGE")

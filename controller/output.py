@@ -56,7 +56,7 @@ def resumed(accepted: Sequence[Notice], after: Status) -> None:
     for notice in accepted:
         line(f"accepted: {notice.message}")
     for notice in after.notices:
-        line(f"still {'halted' if notice.halts else 'noticed'}: {notice.message}")
+        line(f"still {'halted' if notice.halts else 'reported'}: {notice.message}")
     if not accepted and not after.notices:
         line("nothing to accept: no other program has billed")
     elif not any(notice.halts for notice in after.notices):

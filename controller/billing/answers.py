@@ -129,7 +129,7 @@ def find(connection: sql.Connection, name: str, *, organizations_only: bool = Fa
         case []:
             kinds = "organization has the id or slug" if organizations_only else "id, slug or label is"
             raise NameNotFoundError(f"no {kinds} {name}")
-    raise NameNotFoundError(f"{name} may be {_listed(subject.title for subject in found)}: name one by its id")
+    raise NameNotFoundError(f"{name} may refer to {_listed(subject.title for subject in found)}: use an id")
 
 
 def _listed(titles: Iterable[str]) -> str:

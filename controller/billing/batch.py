@@ -43,7 +43,7 @@ class CycleContext:
         stop: ends the waits between two tries.
         check: called before each transaction; raises if no further one may start.
         on_result: called with the result of each transaction, on the worker's thread.
-        evidence: decides if an organization or the controller is at fault for a failure.
+        evidence: decides whether an organization or the controller is at fault for a failure.
         dry: True rolls back what each batch did.
     """
 
@@ -156,7 +156,7 @@ class BatchWorker:
             self._charge_alone(Batch(organization, organization, 0))
 
     def _charge_alone(self, batch: Batch) -> None:
-        """Charges one organization. If that fails, finds out if the organization or the controller is at fault."""
+        """Charges one organization. If that fails, finds out whether it or the controller is at fault."""
         context, organization = self._context, batch.first_organization
         results: list[BatchResult] = []  # kept across failed tries, so that committed results count once
         limit = context.batch_size if batch.large else None

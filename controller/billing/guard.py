@@ -57,7 +57,7 @@ class Guard:
         """Returns the suspended organizations whose audit is clean: those that the next cycle would charge again.
 
         Raises:
-            psycopg.Error: the database is away.
+            psycopg.Error: the database can't be reached.
         """
         with self._connect().connection as connection:
             rows = sql.rows(connection, "suspended_organizations")

@@ -62,7 +62,7 @@ def _why_down(status: Status) -> tuple[str, ...]:
         reasons.append(f"the next cycle is {int(late // 60)} minutes overdue")
     run = status.last_run or {}
     if run.get("outcome") == "failed":
-        cause = {"controller": "for a reason of the controller", "organizations": "for every instance that was due"}
+        cause = {"controller": "as a whole", "organizations": "for every instance that was due"}
         reasons.append(f"cycle {run['id']} failed {cause.get(run.get('cause') or '', '')}".rstrip())
     age = status.heartbeat_age_seconds
     if age is not None and age >= FALLBACK_SECONDS:

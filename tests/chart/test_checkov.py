@@ -26,7 +26,7 @@ SKIPPED: Final = {
     "CKV_K8S_8": (r"Pod\..*-test .*|StatefulSet\..*-demo-db .*", "the pod ends; the demo need not heal itself"),
     "CKV_K8S_9": (r"Pod\..*-test .*", "no Service selects this pod"),
     "CKV_K8S_11": (r".*", "a CPU limit throttles the leader's pings; `resources` can set one"),
-    "CKV_K8S_15": (r".*", "a replica must start while the registry is away; `image.pullPolicy` can be Always"),
+    "CKV_K8S_15": (r".*", "a replica must start while the registry is unreachable; `image.pullPolicy` can be Always"),
     "CKV_K8S_35": (r"StatefulSet\..*-demo-db .*", "the demo's password is public"),
     "CKV_K8S_38": (r"Deployment\..*", "replicas label their pod; `kubernetes.enabled=false` takes the token away"),
     "CKV_K8S_40": (r".* /(full|openshift).yaml|StatefulSet\..*-demo-db .*", "OpenShift or the image chooses the user"),

@@ -281,7 +281,7 @@ class Faults:
         return next((slot for slot in self._slots if (slot.replica.instance,) in holders), None)
 
     def _ask(self, query: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
-        """The rows of a query; none if the server is away."""
+        """The rows of a query; none if the server can't be reached."""
         with suppress(psycopg.Error), self._connect() as conn:
             return conn.execute(query, parameters).fetchall()
         return []

@@ -67,7 +67,7 @@ def test_name_is_an_id_a_slug_or_a_label(billed: World) -> None:
     assert find(billed.conn, str(rich.organization_id).upper()) == by_slug
     billed.run("update vps_instances set label = 'twin' where label like 'vps-short%%'")
     for name, message in (
-        ("twin", "^twin may be instance twin .*, or instance twin .*: name one by its id$"),
+        ("twin", "^twin may refer to instance twin .*, or instance twin .*: use an id$"),
         ("[/b]\x1b", "no id, slug or label is"),
         (str(uuid4()), "no id, slug or label is"),
         ("a\0b", "no id, slug or label is"),

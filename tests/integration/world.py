@@ -52,7 +52,7 @@ MONEY: Final = ("wallets", "vps_instances", "payment_transactions", "vps_billing
 
 @dataclass
 class Term:
-    """A leadership that a test controls: `leads` decides if it still holds."""
+    """A leadership that a test controls: `leads` decides whether it still holds."""
 
     term: int
     leads: Callable[[], bool] = field(default=lambda: True)

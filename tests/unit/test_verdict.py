@@ -34,7 +34,7 @@ def ended(outcome: str, **facts: Any) -> dict[str, Any]:  # noqa: ANN401 - colum
             "the next cycle is 6 minutes overdue",
         ),
         ({"waiting_for": "nothing", "next_cycle_at": NOW - MINUTE}, Level.OK, "host-1 leads"),
-        (ended("failed", cause="controller"), Level.DOWN, "cycle 41 failed for a reason of the controller"),
+        (ended("failed", cause="controller"), Level.DOWN, "cycle 41 failed as a whole"),
         (ended("failed", cause="organizations"), Level.DOWN, "cycle 41 failed for every instance that was due"),
         ({"notices": (OTHER,)}, Level.DOWN, "billing is halted: another daemon bills"),
         ({"notices": (replace(OTHER, halts=False),)}, Level.ATTENTION, "ATTENTION: another daemon bills"),

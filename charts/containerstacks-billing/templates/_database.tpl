@@ -11,7 +11,8 @@
 {{- end }}
 
 {{/*
-Where a container finds its database: a Secret ("" for none), variables that name one of its keys, and variables with a literal value.
+Where a container finds its database: a Secret ("" for none), variables that name one of its keys, and variables with a literal
+value.
 */}}
 {{- define "containerstacks-billing.databaseSource" -}}
 {{- $database := .Values.database }}
