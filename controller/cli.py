@@ -151,9 +151,7 @@ def bill(
 @app.command()
 def resume(
     reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
-    by: Annotated[
-        str | None, typer.Option(help="Who gives it, for the record.", show_default="the current user")
-    ] = None,
+    by: Annotated[str | None, typer.Option(help="Your name, for the record.", show_default="the current user")] = None,
 ) -> None:
     """Lets billing continue after another program has billed: accepts what that program has billed up to now."""
     accepted, after = _application().resume(by, reason)
