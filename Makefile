@@ -22,7 +22,8 @@ demo: $(VENV)/.demo ## Tell the whole story on a temporary PostgreSQL, in under 
 run: $(VENV)/.demo ## Run one controller on sample data (or on DATABASE_URL) until Ctrl-C
 	@$(BIN)/containerstacks-billing demo run
 
-TEST_PROCESSES ?= auto
+# One more than the cores, because tests often wait.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 
 .PHONY: test
 test: $(VENV)/.dev ## Run all tests on the installed and on the embedded PostgreSQL

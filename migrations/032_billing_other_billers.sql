@@ -132,4 +132,4 @@ $$
     ) schedule
 $$;
 
-insert into billing_schema_migrations (name) values ('035_billing_other_billers') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('032_billing_other_billers') on conflict do nothing;

@@ -20,4 +20,4 @@ $$
         'base_hourly_rate', case when billing_is_price(monthly_price) then round(monthly_price / 730, 4) end)
 $$;
 
-insert into billing_schema_migrations (name) values ('045_billing_application_rows') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('034_billing_application_rows') on conflict do nothing;
