@@ -45,13 +45,18 @@ create or replace function billing_is_moment(moment timestamptz) returns boolean
 language sql immutable parallel safe as
 $$ select coalesce(moment >= timestamptz '1970-01-01 00:00:00+00' and moment < 'infinity', false) $$;
 
--- A UUID of version 7, which sorts by time: 48 bits of milliseconds, the version, 12 bits of the fraction of a millisecond, and
--- random bits. New rows go to the right end of an index. `moment` is used once, so that the planner can inline the function.
+-- A UUID whose first 48 bits are the time (version 7's layout), so that new rows land at the right end of an index.
 create or replace function billing_time_ordered_uuid(moment timestamptz) returns uuid
 language sql volatile parallel safe as
 $$
-    select (overlay(lpad(to_hex((extract(epoch from moment) * 4096000)::bigint), 15, '0') placing '7' from 13 for 0)
-        || right(gen_random_uuid()::text, 17))::uuid
+    select encode(
+        set_bit(set_bit(
+            overlay(
+                uuid_send(gen_random_uuid())
+                placing substring(int8send(floor(extract(epoch from moment) * 1000)::bigint) from 3)
+                from 1 for 6
+            ), 52, 1), 53, 1),
+        'hex')::uuid
 $$;
 
 -- One row per cycle.

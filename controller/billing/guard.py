@@ -121,7 +121,7 @@ class Guard:
             return
         # deleting an organization is legitimate, and deletes its payments together with its periods
         unpaid = sql.rows(ledger.connection, "guard_unpaid", runs=charged["runs"])
-        log.warning("payments.missing", amount=str(charged["amount"] - paid), organizations=len(unpaid))
+        log.warning("payments.missed", amount=str(charged["amount"] - paid), organizations=len(unpaid))
         for row in unpaid:
             detail = f"{row['periods']} periods without a payment, such as period {row['example']}"
             self._suspend(leadership, ledger, _Violation(row["organization_id"], "transactions", detail))

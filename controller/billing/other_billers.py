@@ -152,6 +152,6 @@ class Watch:
             raise
         except (psycopg.Error, BillingError) as error:
             self._due_at = self._clock() + min(self._look_seconds, RETRY_SECONDS)
-            log.debug("other_billers.unseen", error=one_line(error))
+            log.debug("other_billers.unchecked", error=one_line(error))
         finally:
             self._looking.release()

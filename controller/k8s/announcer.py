@@ -262,7 +262,7 @@ class Announcer:
             return False
         except BillingError as error:  # the database can't be read; other components log that
             back_off.failed(self._clock(), transient=True)
-            log.debug("k8s.former_leaders_unknown", error=self._redact(str(error)))
+            log.debug("k8s.former_leaders_unlisted", error=self._redact(str(error)))
             return False
         except Exception as error:  # noqa: BLE001 - a defect here must not stop billing
             back_off.failed(self._clock(), transient=False)

@@ -139,7 +139,7 @@ def test_payment_that_is_missing_after_its_commit_suspends_its_organization(worl
         guard(world).check(world.term())
         guard(world).check(world.term())
     assert suspended(world) == {organization: "transactions"}
-    assert [line["amount"] for line in logs if line["event"] == "payments.missing"] == ["0.07"]
+    assert [line["amount"] for line in logs if line["event"] == "payments.missed"] == ["0.07"]
 
 
 def test_deleted_organization_is_no_violation(world: World) -> None:

@@ -35,8 +35,9 @@ with payment as materialized (
             when c.total_amount <> billing_charge((c.metadata ->> 'monthly_price')::numeric, c.billing_period_start,
                 (c.metadata ->> 'hours')::bigint) then 'price_clock'
             when before.period_end > c.billing_period_start then 'periods'
-            when before.period_end < c.billing_period_start
-                and not billing_is_lawful_gap(c.vps_instance_id, c.billing_period_start, c.metadata) then 'periods'
+            -- `and` would call the function for a null, too
+            when case when before.period_end < c.billing_period_start
+                then not billing_is_lawful_gap(c.vps_instance_id, c.billing_period_start, c.metadata) end then 'periods'
             when i.last_billed_at is null or i.last_billed_at < c.billing_period_end then 'last_billed'
             when r.term is distinct from (c.metadata ->> 'term')::bigint then 'terms'
             when p.organization_id in (select organization_id from unsound) then 'wallet_state'
@@ -55,7 +56,8 @@ with payment as materialized (
         limit 1
     ) before on true
 )
-select (select count(*) from payment) as payments, (select -coalesce(sum(amount) filter (where abs(amount) < 'infinity'), 0) from payment) as amount,
+select (select count(*) from payment) as payments,
+    (select -coalesce(sum(amount) filter (where abs(amount) < 'infinity'), 0) from payment) as amount,
     (select id from payment order by id desc limit 1) as last_id,
     coalesce((
         select jsonb_agg(broken) from (
