@@ -9,14 +9,17 @@ $$
             when label is null then instance_id::text
             when label ~* 'container|caas|easypanel|dokploy' then left(instance_id::text, 8)
             else label
-        end || ', ' || hours || ' h'
+        end || ', ' || hours::text || ' h'
 $$;
 
--- What the application's invoices read from a period's metadata. base_hourly_rate is null if the price can't be charged.
-create or replace function billing_invoice_facts(label text, hours bigint, monthly_price numeric) returns jsonb
-language sql immutable parallel safe as
+-- The hours and the price in a period's metadata. The application's invoices read hours_charged, base_hourly_rate and vps_label.
+-- base_hourly_rate is null if the price can't be charged. The function is stable, as jsonb_build_object is, so that the planner
+-- can inline it.
+create or replace function billing_period_facts(label text, hours bigint, monthly_price numeric, price_source text) returns jsonb
+language sql stable parallel safe as
 $$
-    select jsonb_build_object('hours_charged', hours, 'vps_label', label,
+    select jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', price_source,
+        'hours_charged', hours, 'vps_label', label,
         'base_hourly_rate', case when billing_is_price(monthly_price) then round(monthly_price / 730, 4) end)
 $$;
 

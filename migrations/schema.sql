@@ -65,7 +65,7 @@ CREATE FUNCTION billing_charge_description(label text, instance_id uuid, hours b
             when label is null then instance_id::text
             when label ~* 'container|caas|easypanel|dokploy' then left(instance_id::text, 8)
             else label
-        end || ', ' || hours || ' h'
+        end || ', ' || hours::text || ' h'
 $$;
 
 CREATE FUNCTION billing_debts() RETURNS TABLE(organization_id uuid, instances bigint, owed numeric, since timestamp with time zone)
@@ -228,13 +228,6 @@ CREATE FUNCTION billing_instances(of_organization uuid, default_monthly_price nu
     ) open
     where i.organization_id = of_organization
     order by coalesce(i.created_at, 'infinity'), i.id
-$$;
-
-CREATE FUNCTION billing_invoice_facts(label text, hours bigint, monthly_price numeric) RETURNS jsonb
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$
-    select jsonb_build_object('hours_charged', hours, 'vps_label', label,
-        'base_hourly_rate', case when billing_is_price(monthly_price) then round(monthly_price / 730, 4) end)
 $$;
 
 CREATE FUNCTION billing_is_lawful_gap(instance_id uuid, starts_at timestamp with time zone, metadata jsonb) RETURNS boolean
@@ -491,6 +484,14 @@ $$;
 CREATE FUNCTION billing_owed(metadata jsonb, total_amount numeric) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select case when jsonb_typeof(metadata -> 'owed') = 'number' then (metadata ->> 'owed')::numeric else total_amount end $$;
+
+CREATE FUNCTION billing_period_facts(label text, hours bigint, monthly_price numeric, price_source text) RETURNS jsonb
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', price_source,
+        'hours_charged', hours, 'vps_label', label,
+        'base_hourly_rate', case when billing_is_price(monthly_price) then round(monthly_price / 730, 4) end)
+$$;
 
 CREATE FUNCTION billing_plan_lookup() RETURNS TABLE(key text, monthly_price numeric, source text, updated_at timestamp with time zone)
     LANGUAGE sql STABLE PARALLEL SAFE

@@ -67,8 +67,7 @@ with due as materialized (
     select charge_id, id, organization_id, period_start, period_end, round(monthly_price / 730, 4), amount, 'billed',
         case when amount > 0 then charge_id end,
         case when moved_forward then %(origin)s::jsonb || '{"moved_forward": true}' else %(origin)s::jsonb end
-            || jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', price_source)
-            || billing_invoice_facts(label, hours, monthly_price)
+            || billing_period_facts(label, hours, monthly_price, price_source)
     from charge returning total_amount
 ), advanced as (
     -- compare and swap: another session may have moved last_billed_at

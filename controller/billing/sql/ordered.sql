@@ -201,18 +201,16 @@ with charge as materialized (
     from (
         select instance_id, organization_id, starts_at, paid_until as ends_at, monthly_price, amount as exact, 'billed' as status,
             payment_id, case when paid_hours = hours then row_id end as row_id,
-            %(origin)s::jsonb || jsonb_strip_nulls(jsonb_build_object('hours', paid_hours, 'monthly_price', monthly_price,
-                'price_source', price_source, 'owed_since', case when paid_hours = hours then since end,
-                'moved_forward', case when ledger_end < starts_at and starts_at = last_billed_at then true end))
-                || billing_invoice_facts(label, paid_hours, monthly_price) as metadata
+            %(origin)s::jsonb || jsonb_strip_nulls(billing_period_facts(label, paid_hours, monthly_price, price_source)
+                || jsonb_build_object('owed_since', case when paid_hours = hours then since end,
+                    'moved_forward', case when ledger_end < starts_at and starts_at = last_billed_at then true end)) as metadata
         from charge where paid_hours > 0
         union all
         select instance_id, organization_id, paid_until, starts_at + hours * interval '1 hour', monthly_price, cost - amount,
             'failed', null, row_id,
-            %(origin)s::jsonb || jsonb_strip_nulls(jsonb_build_object('hours', hours - paid_hours, 'monthly_price', monthly_price,
-                'price_source', price_source, 'reason', coalesce(failure_reason, 'insufficient_balance'),
-                'owed', cost - amount, 'since', coalesce(since, to_jsonb(%(as_of)s::timestamptz))))
-                || billing_invoice_facts(label, hours - paid_hours, monthly_price)
+            %(origin)s::jsonb || jsonb_strip_nulls(billing_period_facts(label, hours - paid_hours, monthly_price, price_source)
+                || jsonb_build_object('reason', coalesce(failure_reason, 'insufficient_balance'),
+                    'owed', cost - amount, 'since', coalesce(since, to_jsonb(%(as_of)s::timestamptz))))
         from charge where paid_hours < hours
     ) p
 ), row_updated as (
