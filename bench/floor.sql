@@ -17,7 +17,9 @@ create temporary table charge on commit drop as
 select i.id, i.organization_id, i.label, w.id as wallet_id, w.currency, p.monthly_price, p.source, d.period_start, d.hours,
     d.period_start + d.hours * interval '1 hour' as period_end,
     billing_charge(p.monthly_price, d.period_start, d.hours) as amount,
-    billing_time_ordered_uuid(clock_timestamp()) as charge_id
+    w.balance - sum(billing_charge(p.monthly_price, d.period_start, d.hours)) over chain as balance_after,
+    row_number() over chain as place,
+    billing_time_ordered_uuid(clock_timestamp() + row_number() over chain * interval '1 microsecond') as charge_id
 from vps_instances i
 cross join lateral (
     select coalesce(i.last_billed_at, i.created_at) as period_start,
@@ -31,6 +33,7 @@ join (
 ) p on p.key = i.plan_id
 join wallets w on w.organization_id = i.organization_id
 where billing_due(i.last_billed_at, i.created_at, :'as_of'::timestamptz)
+window chain as (partition by w.id order by i.created_at, i.id)
 order by i.id;
 
 update wallets w
@@ -44,11 +47,12 @@ from charge c
 where i.id = c.id;
 
 insert into payment_transactions
-    (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata)
+    (id, organization_id, amount, currency, payment_method, payment_provider, status, description, metadata, created_at)
 select charge_id, organization_id, -amount, currency, 'wallet_debit', 'internal', 'completed',
-    'VPS ' || coalesce(label, id::text) || ', ' || hours || ' h',
-    '{"controller": "vps-billing", "term": 1, "run": 1}'::jsonb
-        || jsonb_build_object('vps_instance_id', id, 'hours', hours)
+    billing_charge_description(label, id, hours),
+    '{"controller": "vps-billing", "term": 1, "run": 1}'::jsonb || jsonb_build_object('vps_instance_id', id, 'hours', hours,
+        'balance_before', balance_after + amount, 'balance_after', balance_after),
+    now() + place * interval '1 microsecond'
 from charge
 where amount > 0;
 
@@ -58,5 +62,5 @@ insert into vps_billing_cycles
 select charge_id, id, organization_id, period_start, period_end,
     round(monthly_price / 730, 4), amount, 'billed', case when amount > 0 then charge_id end,
     '{"controller": "vps-billing", "term": 1, "run": 1}'::jsonb
-        || jsonb_build_object('hours', hours, 'monthly_price', monthly_price, 'price_source', source)
+        || billing_period_facts(label, hours, monthly_price, source)
 from charge

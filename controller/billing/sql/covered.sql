@@ -41,16 +41,17 @@ with due as materialized (
     from (select organization_id, sum(amount) as amount from costed group by 1 having count(amount) = count(*)) o
     join billing_sound_wallets(%(currency)s) w on w.organization_id = o.organization_id and w.balance >= o.amount
 ), charge as materialized (
-    -- a wallet's payments have ascending ids and times, and each begins at the balance that the previous one left
-    select *, period_start + hours * interval '1 hour' as period_end,
-        billing_time_ordered_uuid(clock_timestamp() + place * interval '1 microsecond') as charge_id
-    from (
-        select c.*, o.balance - sum(c.amount) over chain as balance_after, row_number() over chain as place
+    -- a wallet's payments have ascending ids and times, and each begins at the balance that the previous one left; the writes
+    -- visit instances in the order of their ids, so each index page once
+    select * from (
+        select c.*, c.period_start + c.hours * interval '1 hour' as period_end, o.balance - sum(c.amount) over chain as balance_after,
+            row_number() over chain as place,
+            billing_time_ordered_uuid(clock_timestamp() + row_number() over chain * interval '1 microsecond') as charge_id
         from costed c
         join covered o on o.organization_id = c.organization_id
         window chain as (partition by c.organization_id order by c.created_at, c.id)
     ) chained
-    order by organization_id, place
+    order by id
 ), paid as (
     insert into payment_transactions (id, organization_id, amount, currency, payment_method, payment_provider, status,
         description, metadata, created_at)
