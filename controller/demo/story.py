@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, LiteralString
@@ -147,9 +148,7 @@ class Story:
     def _hand_over(self) -> None:
         """Sends SIGTERM in mid-cycle: the leader finishes the cycle, then hands over."""
         second, name = self._leader, self._name
-        before = self._row("select max(id) as id from cycle").id
-        self._paid_in, wallets = self._row("select * from pg_temp.top_up()")
-        self._row("select pg_temp.add_instances(%s)", NEW_INSTANCES)
+        before, self._paid_in, wallets = self._until(self._add_work_between_cycles, f"{name} is between two cycles")
         paid = f"${self._paid_in:,.2f} is paid into {wallets} short wallets"
         self.say(f"{paid}; {NEW_INSTANCES:,} new instances", chapter="handover")
         cut = self._until_charged(SHARE * NEW_INSTANCES, before)
@@ -166,6 +165,21 @@ class Story:
         self._leader.signal(signal.SIGTERM)
         self._check_drained(self._leader)
         self._verified(f"{self._name} is told to stop, too, and ends: status 0")
+
+    def _add_work_between_cycles(self) -> tuple[int, Decimal, int] | None:
+        """Pays into wallets and adds instances while no cycle can begin, so that the next cycle plans all of it.
+
+        Returns:
+            The last cycle's id, the amount and the number of wallets; None if a cycle runs.
+        """
+        with self._ledger.transaction():
+            self._ledger.execute("lock table billing_runs in share mode")
+            last = self._row("select id, outcome from cycle order by id desc limit 1")
+            if last.outcome == "running":
+                return None
+            amount, wallets = self._row("select * from pg_temp.top_up()")
+            self._row("select pg_temp.add_instances(%s)", NEW_INSTANCES)
+        return last.id, amount, wallets
 
     def _prove(self) -> None:
         """Runs the audit, then checks the totals independently of the controller."""
