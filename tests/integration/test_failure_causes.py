@@ -208,7 +208,7 @@ def test_large_organization_with_slow_rows_is_billed_in_shorter_steps(world: Wor
 def test_worker_whose_session_is_refused_leaves_its_work_to_the_others(world: World) -> None:
     organizations(world, 8)
     world.run("drop role if exists limited")
-    world.run("create role limited login connection limit 1")
+    world.run("create role limited login connection limit 2")
     try:
         world.run("grant all on all tables in schema public to limited")
         world.run("grant all on all sequences in schema public to limited")

@@ -352,6 +352,7 @@ def test_controller_opens_no_socket_in_somebody_elses_folder(path: Path, served:
     assert [line["event"] for line in logs] == ["control.unavailable"]
 
 
+@pytest.mark.slow  # needs a process of its own: other tests' threads free descriptors in a shared one
 def test_lack_of_descriptors_delays_a_request_and_ends_no_thread(path: Path, served: Served) -> None:
     import resource  # noqa: PLC0415 - not on Windows
 
