@@ -222,7 +222,7 @@ def test_worker_whose_session_is_refused_leaves_its_work_to_the_others(world: Wo
             result = cycle.run(world.lead())
         assert result.outcome is Outcome.COMPLETED, result.error
         assert result.totals.instances == 8
-        assert [each["event"] for each in logs].count("worker.unavailable") >= 3
+        assert [each["event"] for each in logs].count("worker.unavailable") >= 1
     finally:
         world.run("drop owned by limited")
         world.run("drop role limited")
