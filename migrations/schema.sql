@@ -1030,9 +1030,9 @@ CREATE TABLE billing_leadership (
     elected_at timestamp with time zone,
     bill_after timestamp with time zone,
     interval_minutes double precision,
+    backend_pid integer,
     generation integer DEFAULT 1 NOT NULL,
     needs_version text,
-    backend_pid integer,
     takeover_delay_seconds double precision,
     other_billers text DEFAULT 'stop'::text NOT NULL,
     CONSTRAINT billing_leadership_only_row_check CHECK (only_row),
@@ -1043,11 +1043,11 @@ COMMENT ON COLUMN billing_leadership.bill_after IS 'no cycle starts before this 
 
 COMMENT ON COLUMN billing_leadership.interval_minutes IS 'BILLING_INTERVAL_MINUTES of the leader of this term';
 
+COMMENT ON COLUMN billing_leadership.backend_pid IS 'pg_backend_pid() of the lock session that minted the term';
+
 COMMENT ON COLUMN billing_leadership.generation IS 'the rules of billing that this database follows; a program of another generation does not contend';
 
 COMMENT ON COLUMN billing_leadership.needs_version IS 'the oldest version of containerstacks-billing that follows these rules';
-
-COMMENT ON COLUMN billing_leadership.backend_pid IS 'pg_backend_pid() of the lock session that minted the term';
 
 COMMENT ON COLUMN billing_leadership.takeover_delay_seconds IS 'while a takeover waits: the time that must have passed since the newest period of another program; else null';
 

@@ -1,6 +1,6 @@
 """Reads the answers to questions about customers: who owes what, why an instance was not charged, what happens next.
 
-The facts are SQL functions of the migrations from 035 on, so `psql` shows the same answers.
+The facts are SQL functions of the migrations from 034 on, so `psql` shows the same answers.
 """
 
 import re

@@ -2,7 +2,7 @@
 
 Two programs that bill at the same time charge the same hours twice. The leader checks before it starts a term, before
 each cycle, and every 30 seconds, even during a cycle. It stores its findings, and the view `billing_notices` (migration
-032) decides what they mean, so every replica, the commands, the status page and the heartbeat get the same answer.
+030) decides what they mean, so every replica, the commands, the status page and the heartbeat get the same answer.
 
 A *live daemon* writes heartbeats that aren't ours. While it is alive, the leader neither bills nor writes a heartbeat.
 *Foreign periods* are periods that another program billed after our takeover. One of them is a warning. If there are

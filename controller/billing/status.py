@@ -1,6 +1,6 @@
 """Reads the state of billing: who leads, the cycles and the debts. `status`, the status page and the metrics show it.
 
-The facts are SQL functions and views of migration 026, so `psql` shows the same answers.
+The facts are SQL functions and views of migrations 026, 028 and 032, so `psql` shows the same answers.
 """
 
 from dataclasses import asdict, dataclass

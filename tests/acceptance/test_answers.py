@@ -49,7 +49,7 @@ def test_debts_and_explain_answer_for_one_customer(program: Program, database: s
     assert max(map(len, done.out.splitlines())) <= 80
     assert "can't be charged in full" in program("explain", "organization-4").out
     assert program("explain", "organization-4", "--json").json["organization"]["wallets"] == 1
-    assert "no id, slug or label is nobody" in program("explain", "nobody").failed_with(2)
+    assert "no id, slug or label is unknown-org" in program("explain", "unknown-org").failed_with(2)
 
 
 def test_statement_prints_a_table_csv_and_json_of_the_same_lines(program: Program) -> None:
@@ -63,7 +63,7 @@ def test_statement_prints_a_table_csv_and_json_of_the_same_lines(program: Progra
     rows = list(csv.DictReader(program("statement", "organization-1", "--from", "yesterday", "--csv").out.splitlines()))
     assert [row["amount"] for row in rows[1:-1]] == [line["amount"] for line in shown["lines"]]
     assert (rows[0]["amount"], rows[-1]["amount"]) == (shown["opening"], shown["closing"])
-    program("statement", "nobody", "--from", "today").failed_with(2)
+    program("statement", "unknown-org", "--from", "today").failed_with(2)
     program("statement", "organization-1", "--from", "soon").failed_with(2)
 
 
@@ -86,4 +86,4 @@ def test_history_runway_and_the_audit_of_one_organization(program: Program, data
     assert done.status == 1
     assert " of organization-1)" in done.out
     assert re.search(r"^       and \d+ more$", done.out, re.MULTILINE)
-    program("audit", "--organization", "nobody").failed_with(2)
+    program("audit", "--organization", "unknown-org").failed_with(2)

@@ -29,7 +29,7 @@ from tests.integration.leadership_actor import LOCK, Actor, Clock, facts
 
 #: The name of a step, and the index of the replica that it affects.
 Step = tuple[str, int]
-NOBODY: Final = -1
+NO_REPLICA: Final = -1
 
 SCHEMA: Final = b"create table model_charges (example int, unit int, term bigint)"
 NOW: Final = b"""
@@ -106,7 +106,7 @@ class History(RuleBasedStateMachine):
             for who, actor in enumerate(self.actors)
             for name, possible, weight in self._steps_of(actor)
             if possible
-        ] + [("a_moment_passes", NOBODY, 4), ("a_deadline_passes", NOBODY, 4)]
+        ] + [("a_moment_passes", NO_REPLICA, 4), ("a_deadline_passes", NO_REPLICA, 4)]
 
     def _steps_of(self, actor: Actor) -> list[tuple[str, object, int]]:
         awake, at_work = not actor.frozen, actor.in_batch
@@ -295,6 +295,6 @@ def shortest(here: type[History]) -> list[str]:
         for place in reversed(range(len(steps))):
             if breaks_invariant(here, fewer := steps[:place] + steps[place + 1 :]):
                 steps = fewer
-    order = dict(zip(dict.fromkeys(who for _, who in steps if who != NOBODY), itertools.count(), strict=False))
-    assert breaks_invariant(here, [(name, order.get(who, NOBODY)) for name, who in steps])
+    order = dict(zip(dict.fromkeys(who for _, who in steps if who != NO_REPLICA), itertools.count(), strict=False))
+    assert breaks_invariant(here, [(name, order.get(who, NO_REPLICA)) for name, who in steps])
     return here.said

@@ -74,7 +74,7 @@ def test_restrictive_policy_is_refused_with_the_remedy(protected: psycopg.Connec
 
 
 def test_role_that_may_not_migrate_is_told_who_must(protected: psycopg.Connection[Any], tmp_path: Path) -> None:
-    protected.execute("delete from billing_schema_migrations where name like '032%'")
+    protected.execute("delete from billing_schema_migrations where name like '030%'")
     protected.execute(f"grant select on all tables in schema public to {OWNER}".encode())
     url = protected.info.dsn
     protected.execute(f"alter table vps_billing_cycles owner to current_user; set role {OWNER}".encode())

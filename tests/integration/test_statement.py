@@ -46,7 +46,7 @@ def billed(world: World) -> World:
 def test_statement_adds_up_and_each_charge_can_be_recomputed(billed: World) -> None:
     shown = read(billed)
     assert (shown.balance["opening"], shown.balance["closing"], shown.difference) == (D(10), D("13.50"), D(0))
-    assert shown.balance["derived"] is True, "nobody recorded the wallet before adoption"
+    assert shown.balance["derived"] is True, "the balance before adoption is calculated, not recorded"
     lines = [
         (line["kind"], line["label"], line["hours"], line["monthly_price"], line["amount"]) for line in shown.lines
     ]
@@ -102,6 +102,6 @@ def test_charges_of_a_deleted_instance_keep_their_amounts_and_hours(billed: Worl
     ],
 )
 def test_period_that_can_not_be_read_is_refused(world: World, start: str, end: str | None, message: str) -> None:
-    nobody = Subject(world.organization(), "Org", "org")
+    subject = Subject(world.organization(), "Org", "org")
     with pytest.raises(PeriodError, match=message):
-        read_statement(world.conn, nobody, start, end)
+        read_statement(world.conn, subject, start, end)

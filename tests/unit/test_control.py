@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import re
@@ -25,6 +24,8 @@ from controller.lifecycle.control import MAX_LINE_BYTES, ControlError, ControlSo
 from controller.lifecycle.drain import Drain, DrainSteps
 from controller.lifecycle.stop import StopToken
 from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
 
@@ -352,26 +353,35 @@ def test_controller_opens_no_socket_in_somebody_elses_folder(path: Path, served:
     assert [line["event"] for line in logs] == ["control.unavailable"]
 
 
-@pytest.mark.slow  # needs a process of its own: other tests' threads free descriptors in a shared one
-def test_lack_of_descriptors_delays_a_request_and_ends_no_thread(path: Path, served: Served) -> None:
+def drain_without_descriptors(path: Path) -> None:
+    """Requests a drain when the process has no descriptor left for the connection, then frees some."""
     import resource  # noqa: PLC0415 - not on Windows
 
-    gc.collect()  # what other tests left behind would free descriptors in the meantime
+    served, taken = Served(path), list[int]()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = []
     with socket.socket(socket.AF_UNIX) as peer, capture_logs() as logs:
         peer.settimeout(10)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(os.dup(0), 64) + 50, limits[1]))
-        try:
-            with contextlib.suppress(OSError):
-                while True:
-                    taken.append(os.dup(0))
-            peer.connect(str(path))
-            eventually(lambda: any(line["event"] == "control.failed" for line in logs), "a failed accept")
-        finally:
-            for descriptor in taken:
-                os.close(descriptor)
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        peer.connect(str(path))
+        eventually(lambda: any(line["event"] == "control.failed" for line in logs), "a failed accept")
+        for descriptor in taken:
+            os.close(descriptor)
         peer.sendall(b'{"drain": {"timeout_seconds": null}}\n')
         with peer.makefile("rb") as answer:
             assert b"completed" in answer.read()
+    served.stop()
+
+
+def test_lack_of_descriptors_delays_a_request_and_ends_no_thread(path: Path) -> None:
+    """It runs in a process of its own, where no other test opens or closes a descriptor."""
+    program = (
+        "import sys, pathlib; from tests.unit import test_control;"
+        "test_control.drain_without_descriptors(pathlib.Path(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -161,7 +161,7 @@ def test_leader_asserts_its_label_every_minute_and_a_standby_never(cluster: Clus
     assert set(cluster.requests) == {"a is leader"}
 
 
-def test_replica_that_no_longer_leads_relabels_nobody(cluster: Cluster) -> None:
+def test_replica_that_no_longer_leads_changes_no_label(cluster: Cluster) -> None:
     a, b, _ = replicas(cluster)
     a.elect()
     a.run()

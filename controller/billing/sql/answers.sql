@@ -1,4 +1,4 @@
--- Queries of the commands that answer questions. They read the functions of migrations 035 and later.
+-- Queries of the commands that answer questions. They read the functions of migrations 034 and later.
 
 -- name: find
 select * from billing_find(%(wanted)s) limit 1000

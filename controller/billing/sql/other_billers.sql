@@ -1,4 +1,4 @@
--- Looks for other billers. Each statement needs the fence. Migration 032 decides what the findings mean.
+-- Looks for other billers. Each statement needs the fence. Migration 030 decides what the findings mean.
 
 -- name: observe_daemons
 -- Stores the heartbeats of other daemons. A row that did not change keeps the time of its first reading, unless that time lies

@@ -1,4 +1,4 @@
--- What `status`, the status page and the metrics show, from the views of migrations 026 and 031.
+-- What `status`, the status page and the metrics show, from the views of migrations 028 and 032.
 
 -- name: status
 -- While billing is halted, the end of the heartbeats is infinite, which Python can't represent.

@@ -45,4 +45,4 @@ revoke all on function billing_keep_lost_debts() from public;
 create or replace trigger billing_keep_lost_debts after delete on vps_billing_cycles
     referencing old table as gone for each statement execute function billing_keep_lost_debts();
 
-insert into billing_schema_migrations (name) values ('036_billing_lost_debts') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('035_billing_lost_debts') on conflict do nothing;

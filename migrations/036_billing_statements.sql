@@ -88,4 +88,4 @@ $$
     order by l.kind <> 'top_up', l.kind, coalesce(i.label, l.old_label, l.instance_id), l.starts_at, l.booked_at
 $$;
 
-insert into billing_schema_migrations (name) values ('037_billing_statements') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('036_billing_statements') on conflict do nothing;

@@ -92,44 +92,4 @@ $$
 $$;
 create or replace view billing_notices as select * from billing_notices();
 
--- The time until which the leader may write heartbeats. The definition in 030 doesn't consider other billers. A live daemon's
--- heartbeat keeps the application's own billing paused, so the leader writes none. While another program bills, the leader
--- keeps writing its heartbeat: a third biller would make it worse.
-create or replace function billing_beats_until() returns timestamptz
-language sql stable as
-$$
-    select case
-        when exists (select from billing_live_daemons()) then '-infinity'
-        when exists (select from billing_notices() n where n.halts) then 'infinity'
-        else greatest(
-            (select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_is_successful(r.outcome))
-                + coalesce(l.interval_minutes, 60) * interval '1 minute',
-            l.bill_after,
-            billing_resumed_at(),
-            (select t.minted_at from billing_terms t order by t.term limit 1)
-        ) + interval '90 minutes' end
-    from billing_leadership l
-$$;
-
--- The definition in 028 doesn't consider notices.
-create or replace function billing_next_cycle() returns table (due_at timestamptz, waiting_for text)
-language sql stable as
-$$
-    select greatest(schedule.due_at, l.bill_after),
-        case
-            when not exists (select from billing_replicas() where role = 'leader') then 'leader'
-            when exists (select from billing_runs where outcome = 'running' and term = l.term) then 'running'
-            when exists (select from billing_notices() n where n.halts) then 'halted'
-            when l.bill_after > clock_timestamp() and l.bill_after >= coalesce(schedule.due_at, '-infinity') then 'takeover'
-            when schedule.due_at > clock_timestamp() then 'interval'
-            else 'nothing'
-        end
-    from billing_leadership l
-    cross join lateral (
-        select max(r.started_at) + coalesce(l.interval_minutes, 60) * interval '1 minute' as due_at
-        from billing_runs r
-        where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause)
-    ) schedule
-$$;
-
-insert into billing_schema_migrations (name) values ('032_billing_other_billers') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('030_billing_other_billers') on conflict do nothing;

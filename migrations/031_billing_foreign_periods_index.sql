@@ -3,4 +3,4 @@
 create index concurrently if not exists billing_foreign_periods_created_at
     on vps_billing_cycles (created_at)
     where status = 'billed' and not billing_is_ours(metadata);
-insert into billing_schema_migrations (name) values ('033_billing_foreign_periods_index') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('031_billing_foreign_periods_index') on conflict do nothing;

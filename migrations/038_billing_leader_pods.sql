@@ -5,4 +5,4 @@ comment on column billing_terms.pod is 'namespace, name and uid of the pod that 
 
 comment on column billing_daemon_status.daemon_instance_id is 'pod:suffix in Kubernetes, else hostname-pid';
 
-insert into billing_schema_migrations (name) values ('039_billing_leader_pods') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('038_billing_leader_pods') on conflict do nothing;

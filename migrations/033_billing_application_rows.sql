@@ -32,4 +32,4 @@ $$
         || right(gen_random_uuid()::text, 17))::uuid
 $$;
 
-insert into billing_schema_migrations (name) values ('034_billing_application_rows') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('033_billing_application_rows') on conflict do nothing;

@@ -73,4 +73,4 @@ $$
     where t.id = any (ids) and not exists (select from vps_billing_cycles c where c.id = t.id)
 $$;
 
-insert into billing_schema_migrations (name) values ('038_billing_outlooks') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('037_billing_outlooks') on conflict do nothing;

@@ -172,4 +172,4 @@ $$
     order by s.created_at, s.instance_id, s.starts_at
 $$;
 
-insert into billing_schema_migrations (name) values ('035_billing_answers') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('034_billing_answers') on conflict do nothing;
