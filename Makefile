@@ -22,7 +22,7 @@ demo: $(VENV)/.demo ## Tell the whole story on a temporary PostgreSQL, in under 
 run: $(VENV)/.demo ## Run one controller on sample data (or on DATABASE_URL) until Ctrl-C
 	@$(BIN)/containerstacks-billing demo run
 
-# One more than the cores, because tests often wait.
+# Use one process more than there are cores, because tests often wait.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 
 .PHONY: test

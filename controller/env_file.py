@@ -41,4 +41,4 @@ def misspelled(names: Collection[str], known: Collection[str]) -> Iterator[tuple
     for name in sorted({name.upper() for name in names} - set(known)):
         similar = get_close_matches(name, known, n=1, cutoff=_SIMILAR)
         if similar or (name.startswith("BILLING_") and not _OF_A_SERVICE.search(name)):
-            yield name, next(iter(similar or get_close_matches(name, known, n=1)), None)
+            yield name, next(iter(similar), None)

@@ -190,13 +190,12 @@ class Replica:
             return None
 
     def _vitals(self) -> Vitals:
-        running = {thread.name for thread in threading.enumerate()}
         return Vitals(
             role=self._elector.role,
             term=self._elector.term,
             silent_seconds=time.monotonic() - self._elector.alive_at,
             draining=self._drain.requested,
-            ended_threads=tuple(name for name in VITAL if name not in running),
+            ended_threads=tuple(name for name in self._services.ended if name in VITAL),
             halted=self._biller.halted,
             connect_error=self._application.redact(self._elector.trouble) if self._elector.trouble else None,
         )

@@ -91,6 +91,7 @@ class BatchWorker:
         """Records, on each due instance of an organization after the batch's resume point, that it failed."""
         context, organization = self._context, batch.first_organization
         without_row: tuple[UUID, ...] = ()
+        refused = False
 
         def count(ledger: Ledger, _attempt: int) -> Totals:
             nonlocal without_row
@@ -99,10 +100,15 @@ class BatchWorker:
                 return ledger.count_failed_organization(context.run, batch, reason)
 
         def record(ledger: Ledger, attempt: int) -> Totals:
-            if attempt > 0:  # locks or a conflict prevented the record; the failure still counts
+            nonlocal refused
+            if refused:  # locks or a conflict prevented the record; the failure still counts
                 return count(ledger, attempt)
-            with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
-                return ledger.record_failed_organization(context.run, batch, reason, error)
+            try:
+                with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
+                    return ledger.record_failed_organization(context.run, batch, reason, error)
+            except (psycopg.Error, InconsistentError):
+                refused = not ledger.connection.closed  # after a lost session, try again
+                raise
 
         log.warning("organization.failed", organization=str(organization), reason=reason, error=error)
         try:

@@ -36,6 +36,11 @@ class Services:
         """In the order in which the services were added."""
         return tuple(self._services)
 
+    @property
+    def ended(self) -> tuple[str, ...]:
+        """Services that have been started and no longer run."""
+        return tuple(name for name, thread in self._threads.items() if thread.ident and not thread.is_alive())
+
     def add(self, service: Service) -> None:
         """Adds a service. All of them must be added before `start`."""
         self._services[service.name] = service

@@ -48,7 +48,7 @@ class Vitals:
         term: of the leadership that the replica may believe in; None if it doesn't lead.
         silent_seconds: time since the elector's loop last turned.
         draining: True once the replica has been told to stop.
-        ended_threads: names of the threads that must run and don't. During a drain they may end.
+        ended_threads: names of the threads that must run and have ended. During a drain they may end.
         connect_error: why the replica has not joined the election.
         halted: why this leader bills nothing now; None if it bills or doesn't lead.
     """

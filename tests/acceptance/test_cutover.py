@@ -152,7 +152,7 @@ def host(application: str, tmp_path: Path) -> Iterator[Host]:
 
 
 def hours_that_are_not_billed_once(host: Host) -> list[dict[str, Any]]:
-    """Returns instances with an hour that no period or several cover, from the first billed one to last_billed_at."""
+    """Returns instances that have an hour billed twice or not at all, up to last_billed_at."""
     return host.rows(
         """
         select i.label from vps_instances i join vps_billing_cycles c on c.vps_instance_id = i.id
@@ -186,7 +186,7 @@ def test_cutover_from_the_old_daemon_and_back_bills_every_hour_once(host: Host) 
     (row,) = host.rows("select status from billing_daemon_status order by heartbeat_at desc limit 1")
     assert row["status"] == "stopped"
     assert [command.split()[0] for command in others] == ["cp", "systemctl", "systemctl"]
-    for section in ("A host that bills no more", "From built-in billing"):
+    for section in ("Retire a host", "From built-in billing"):
         assert commands("cutover.md", section)
 
 

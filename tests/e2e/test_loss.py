@@ -66,7 +66,7 @@ def test_evicted_leader_hands_over_and_the_budget_protects_the_standby(release: 
 
 
 def test_label_of_a_lost_leader_goes_to_its_successor(release: Installation) -> None:
-    """The lost one is a pod that never changes its label, recorded as the leader of the current term."""
+    """The lost leader is a pod that never changes its label and is recorded as the current term's leader."""
     leader = release.leader()
     kubectl = release.kubectl
     kubectl.apply(manifests.lost_leader("lost", image_name(release.values["image"])))

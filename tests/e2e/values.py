@@ -29,7 +29,7 @@ PURPOSES: Final[Mapping[str, Values]] = {
     "loss": {},
     "rollout": {},
     "upgraded": {"podAnnotations": {"e2e.example/upgraded": "yes"}},
-    # As OpenShift would assign them: any uid, group 0.
+    # OpenShift assigns any uid, and group 0.
     "scale": {
         "replicas": 1,
         "podSecurityContext": {"runAsUser": 1000740000, "runAsGroup": 0, "fsGroup": 1000740000},

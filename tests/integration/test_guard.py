@@ -199,16 +199,21 @@ def test_deleted_instance_is_no_violation(world: World) -> None:
 
 
 def test_refund_is_no_violation(world: World) -> None:
+    """Neither is the charge after it, which begins where the refunded period ends."""
     refunded, *_ = three_charged(world)
+    world.bill(THEN + HOUR)
     world.run(
         "with period as (update vps_billing_cycles set status = 'refunded' where vps_instance_id = %s"
-        " returning payment_transaction_id as id)"
+        " and billing_period_start = %s returning payment_transaction_id as id)"
         " update payment_transactions t set status = 'refunded' from period where t.id = period.id",
         refunded,
+        THEN,
     )
     with capture_logs() as logs:
         guard(world).check(world.term())
-    assert [line["event"] for line in logs] == ["guard.passed"]
+        world.bill(NOON)
+        guard(world).check(world.term())
+    assert [line["event"] for line in logs if line.get("part") == "guard"] == ["guard.passed"] * 2
 
 
 def test_payments_of_the_application_are_not_checked(world: World) -> None:

@@ -71,7 +71,7 @@ def kinds(world: World, leadership: Term) -> list[str]:
 
 
 def daemon(world: World, heartbeat: str = "now()", status: str = "running", name: str = OTHER) -> None:
-    """Writes another daemon's row; later calls do what its beat does, and change heartbeat_at alone."""
+    """Writes another daemon's row. Later calls change only heartbeat_at, as its heartbeat does."""
     world.run(
         "insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at)"
         " values (%s, %s, [moment]) on conflict (daemon_instance_id) do update"
@@ -410,7 +410,7 @@ def test_resume_accepts_the_periods_up_to_now_and_new_ones_stop_billing_again(ow
     assert kinds(owing, leadership) == ["other_periods"]
 
 
-def test_warn_bills_on(owing: World) -> None:
+def test_leader_keeps_billing_with_the_setting_warn(owing: World) -> None:
     leadership = takeover_ended(owing)
     with (ledger := owing.ledger()).connection, ledger.fenced(leadership.term):
         ledger.begin_term(60, "warn")

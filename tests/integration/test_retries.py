@@ -79,10 +79,11 @@ def test_transient_error_of_the_server_is_retried(scripted_world: World, sqlstat
 def test_deadlock_is_retried(scripted_world: World) -> None:
     """Another session locks an organization and then waits for the batch's wallet. The server ends one of the two."""
     first = scripted_world.one("select min(id::text)::uuid from organizations")
-    done = threading.Event()
+    done, pids = threading.Event(), list[int]()
 
     def top_up_late() -> None:
         with psycopg.connect(scripted_world.url) as other, other.transaction():
+            pids.append(other.info.backend_pid)
             other.execute("set local deadlock_timeout = '10s'")  # the server ends the batch's transaction
             other.execute("select from organizations where id = %s for update", (first,))
             holding.set()
@@ -98,8 +99,7 @@ def test_deadlock_is_retried(scripted_world: World) -> None:
     def unblock_and_wait(ledger: ScriptedLedger) -> None:
         ledger.connection.execute("set local deadlock_timeout = '10ms'")
         unblocked.set()
-        while not scripted_world.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
-            pass
+        scripted_world.wait_for_lock(pids[0])
 
     script_of(scripted_world).act_before("settle_periods", unblock_and_wait)
     result = scripted_world.bill(NOON, batch_size=2, pause=lambda _seconds: bool(done.wait(10)))

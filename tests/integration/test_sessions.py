@@ -254,5 +254,5 @@ def _backend(neighbour: psycopg.Connection[Any]) -> tuple[int, list[tuple[str, s
 
 
 def test_hostile_settings_are_all_stated() -> None:
-    """The other two have no effect with the values that are stated."""
+    """jit_above_cost and geqo_threshold have no effect once jit and geqo are stated."""
     assert HOSTILE.keys() - {name.lower() for name in STATED} == {"jit_above_cost", "geqo_threshold"}

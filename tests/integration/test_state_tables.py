@@ -108,7 +108,9 @@ def test_leader_whose_term_was_removed_says_so(billed: World, session: PostgresL
 
 
 @pytest.mark.parametrize("name", ["psql", "", "billing elector test-1"])
-def test_lock_without_a_term_is_named_as_what_it_is(billed: World, session: PostgresLockSession, name: str) -> None:
+def test_session_that_holds_the_lock_without_a_term_is_named(
+    billed: World, session: PostgresLockSession, name: str
+) -> None:
     assert session.try_lock().taken
     assert session.mint() == 4
     assert status_of(billed) == ("test-1", None)

@@ -63,7 +63,7 @@ class Server(EphemeralServer):
         return "postgresql://{}@/{}?host={}&port={}".format(*names, self.port)
 
     def create_database(self, name: str, template: str = "template1") -> str:
-        """As the demo's server does, but copies files where it can: twice as fast as copying through the WAL."""
+        """Creates the database by copying files if PostgreSQL can: half the time of copying through the WAL."""
         strategy = sql.SQL(" strategy file_copy" if self.installation.version >= 15 else "")
         with psycopg.connect(self.url(), autocommit=True) as conn:
             names = map(sql.Identifier, (name, template))

@@ -11,6 +11,8 @@ from bench.check import Bounds, CheckResult, findings
 from bench.fingerprint import differences
 from bench.measurement import Aim, Measurement, Section, percentile, plain, ratios
 from bench.report import as_text, write_result
+from bench.safeguards import SAFEGUARDS
+from controller import sql
 
 BOUNDS = Bounds(
     instances=1000,
@@ -22,6 +24,12 @@ BOUNDS = Bounds(
 )
 GOOD = CheckResult({"1": 1.0, "2": 1.4}, 0.02, {"vps_billing_cycles": 2.0})
 SECTION = Section("speed", "Speed", "In turn.", (Measurement("fast", "ms", (1.0, 3.0, 2.0), Aim(2.5)),))
+
+
+def test_edits_of_the_safeguards_fit_the_statements() -> None:
+    for variant in SAFEGUARDS:
+        for name, old, _new in variant.edits:
+            assert old in sql.load()[name], variant.name
 
 
 def test_aim_judged_by_the_worst_round_is_missed_by_one_bad_round() -> None:

@@ -18,7 +18,7 @@ A, B, C = (Pod("billing", name, f"uid-{name}", "billing") for name in "abc")
 
 @dataclass
 class Cluster:
-    """Pods with their labels, by uid, and one clock. A held patch arrives when the test says so."""
+    """Pods with their labels, by uid, and one clock. The test decides when a held patch arrives."""
 
     now: float = 0.0
     labels: dict[str, str] = field(default_factory=lambda: {"uid-a": "standby", "uid-b": "standby", "uid-c": "standby"})
@@ -125,7 +125,7 @@ def test_leaders_lost_one_after_the_other_are_all_relabelled(cluster: Cluster) -
 
 
 def test_patch_that_arrives_after_the_former_leader_leads_again_is_corrected(cluster: Cluster) -> None:
-    """A, B, A within a second; B's patch of A arrives last."""
+    """A, B and A lead within a second. B's patch of A's label arrives last."""
     a, b, _ = replicas(cluster)
     a.elect()
     a.run()

@@ -74,6 +74,16 @@ def test_service_that_was_never_started_counts_as_ended() -> None:
     assert services(one).stop("one", 10)
 
 
+def test_only_a_service_that_was_started_can_have_ended() -> None:
+    one, _ = loop("one")
+    made = services(one)
+    assert not made.ended
+    made.start()
+    assert not made.ended
+    made.stop("one", 10)
+    assert list(made.ended) == ["one"]
+
+
 def test_crash_is_reported_once_and_the_other_services_keep_running() -> None:
     crashes: list[tuple[str, BaseException]] = []
     error = ZeroDivisionError("by hand")

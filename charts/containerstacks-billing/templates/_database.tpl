@@ -47,7 +47,7 @@ keys:
 {{- end }}
 {{- end }}
 
-{{/* The same for the migrations, whose role may differ. Empty if they use the controller's. */}}
+{{/* The database of the migrations, whose role may differ; empty if they use the controller's. */}}
 {{- define "containerstacks-billing.migrationsSource" -}}
 {{- $migrations := .Values.migrations }}
 {{- if $migrations.existingFile }}

@@ -181,6 +181,9 @@ where (%(organization)s::uuid is null or i.organization_id = %(organization)s)
     and not exists (
         select from vps_billing_cycles c
         where c.vps_instance_id = i.id and c.status = 'failed' and billing_is_ours(c.metadata))
+    and exists (
+        select from billing_position(i.id, i.last_billed_at, i.created_at) p
+        where billing_due(p.starts_at, null, run.started_at))
 
 -- name: audit_terms
 -- no row written under a term that was not the newest

@@ -121,14 +121,19 @@ select (select count(*) filter (where exact) from charged) as charged,
 -- name: correct_balances
 -- Corrects balance_before and balance_after in this transaction's payments of a few organizations. The ids of these payments
 -- are no older than the transaction.
-with corrected as (
+with written as materialized (
+    select id, organization_id
+    from payment_transactions
+    where id >= (lpad(to_hex(floor(extract(epoch from now()) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
+        and billing_is_ours(metadata) and created_at >= now()
+), corrected as (
     update payment_transactions p
     set metadata = p.metadata || jsonb_build_object(
         'balance_before', (p.metadata ->> 'balance_before')::numeric + m.difference,
         'balance_after', (p.metadata ->> 'balance_after')::numeric + m.difference)
     from unnest(%(organizations)s::uuid[], %(differences)s::numeric[]) as m (organization_id, difference)
-    where p.organization_id = m.organization_id and p.created_at >= now() and billing_is_ours(p.metadata)
-        and p.id >= (lpad(to_hex(floor(extract(epoch from now()) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
+    join written w on w.organization_id = m.organization_id
+    where p.id = w.id
     returning p.organization_id
 )
 select count(distinct organization_id) as organizations from corrected

@@ -17,7 +17,7 @@ with due as materialized (
     select i.organization_id, f.organization_id is not null as failed_before
     from vps_instances i
     left join billing_failed_before() f on f.organization_id = i.organization_id
-    where billing_due(i.last_billed_at, i.created_at, coalesce(%(as_of)s::timestamptz, clock_timestamp()))
+    where billing_due(i.last_billed_at, i.created_at, coalesce(%(as_of)s::timestamptz, now()))
         and i.organization_id is distinct from %(without)s::uuid and i.organization_id is not null
         and not exists (select from billing_suspensions s where s.organization_id = i.organization_id)
     group by i.organization_id, f.organization_id
@@ -125,7 +125,7 @@ select failures from failed
 
 -- name: count_missed
 -- Instances that were due at the cycle's start, are still due, and have no open row with a reason. The organizations whose
--- failures could not be recorded are known.
+-- failures could not be recorded are known. If the ledger is ahead of last_billed_at, it decides whether a whole hour is unbilled.
 select count(*) as missed
 from vps_instances i
 where billing_due(i.last_billed_at, i.created_at, %(as_of)s)
@@ -133,6 +133,9 @@ where billing_due(i.last_billed_at, i.created_at, %(as_of)s)
     and not exists (
         select from vps_billing_cycles c
         where c.vps_instance_id = i.id and c.status = 'failed' and billing_is_ours(c.metadata))
+    and exists (
+        select from billing_position(i.id, i.last_billed_at, i.created_at) p
+        where billing_due(p.starts_at, null, %(as_of)s))
 
 -- name: record_missed
 -- They belong to the plan, which did not find them.

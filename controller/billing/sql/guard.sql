@@ -49,7 +49,7 @@ with payment as materialized (
     left join lateral (
         select b.billing_period_end as period_end
         from vps_billing_cycles b
-        where b.vps_instance_id = c.vps_instance_id and b.status = 'billed'
+        where b.vps_instance_id = c.vps_instance_id and b.status in ('billed', 'refunded')
             and billing_is_ours(b.metadata)
             and b.billing_period_start <= c.billing_period_start and b.id <> c.id
         order by b.billing_period_start desc
@@ -83,12 +83,18 @@ where b.written_at >= %(checked_until)s
     and b.run_id in (select id from billing_runs where coalesce(finished_at, 'infinity') >= %(checked_until)s)
 
 -- name: guard_unpaid
--- Billed periods of some runs whose payment is missing, by organization. It reads the whole history, but runs only if payments
--- of these runs are missing.
+-- Billed periods of some runs whose payment is missing, by organization. It runs only if payments of these runs are missing. It
+-- reads the newest periods of each instance, because their runs are the newest, too.
 select c.organization_id, count(*) as periods, min(c.id::text) as example
-from vps_billing_cycles c
-where billing_is_ours(c.metadata) and c.status = 'billed' and c.total_amount > 0
-    and c.metadata ->> 'run' = any (%(runs)s::text[])
+from vps_instances i
+cross join lateral (
+    select *
+    from vps_billing_cycles p
+    where p.vps_instance_id = i.id and p.status in ('billed', 'refunded') and billing_is_ours(p.metadata)
+    order by p.billing_period_start desc
+    limit 3
+) c
+where c.status = 'billed' and c.total_amount > 0 and c.metadata ->> 'run' = any (%(runs)s::text[])
     and not exists (
         select from payment_transactions p where p.id = c.payment_transaction_id and billing_is_ours(p.metadata))
 group by c.organization_id

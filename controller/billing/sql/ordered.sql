@@ -164,8 +164,8 @@ left join lateral (
 -- Deletes open rows that no segment continues: their hours are billed, or they have no price and are written again.
 delete from vps_billing_cycles c
 where c.vps_instance_id = any (%(instances)s::uuid[]) and c.status = 'failed' and billing_is_ours(c.metadata)
-    and c.id <> all (array(
-        select s.row_id from jsonb_to_recordset(%(segments)s::jsonb) as s (row_id uuid) where s.row_id is not null))
+    and c.id not in (
+        select s.row_id from jsonb_to_recordset(%(segments)s::jsonb) as s (row_id uuid) where s.row_id is not null)
 
 -- name: settle_periods
 -- Writes payments, billed periods and open rows for the segments of reckon_ordered. An open row that is paid in full becomes
@@ -234,7 +234,7 @@ with charge as materialized (
 select not exists (
         select from vps_billing_cycles c
         where c.vps_instance_id = any (%(instances)s::uuid[]) and c.status = 'failed' and billing_is_ours(c.metadata)
-            and c.id <> all (array(select row_id from charge where row_id is not null)))
+            and c.id not in (select row_id from charge where row_id is not null))
     and (select (count(*), coalesce(sum(amount), 0)) from paid)
         = (select (count(payment_id), -coalesce(sum(amount), 0)) from charge)
     and (select (count(*), coalesce(sum(total_amount), 0))
