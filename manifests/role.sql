@@ -88,7 +88,7 @@ grant select, insert, delete on billing_foreign_periods to containerstacks_billi
 grant select, insert on billing_commands to containerstacks_billing;
 
 -- Read by the commands, the status page and the metrics. A trigger that runs as the owner writes billing_lost_debts.
-grant select on billing_lost_debts, billing_instance_debts to containerstacks_billing;
+grant select on billing_lost_debts, billing_lost_periods, billing_instance_debts to containerstacks_billing;
 grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history, billing_notices
     to containerstacks_billing;
 

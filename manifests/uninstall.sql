@@ -44,7 +44,7 @@ begin
 
     -- Lists from migrations/schema.sql. `make schema` writes them.
     triggers := array[
-        'billing_keep_lost_debts vps_billing_cycles'
+        'billing_keep_lost_debts vps_billing_cycles', 'billing_keep_lost_periods vps_billing_cycles'
     ];
     indexes := array[
         'billing_foreign_periods_created_at', 'billing_ledger', 'billing_open_rows',
@@ -57,22 +57,22 @@ begin
     ];
     tables := array[
         'billing_batches', 'billing_commands', 'billing_daemon_sightings', 'billing_foreign_periods', 'billing_guard',
-        'billing_leadership', 'billing_lost_debts', 'billing_price_check', 'billing_prices', 'billing_runs',
-        'billing_schema_migrations', 'billing_suspensions', 'billing_terms', 'billing_wallet_baselines'
+        'billing_leadership', 'billing_lost_debts', 'billing_lost_periods', 'billing_price_check', 'billing_prices',
+        'billing_runs', 'billing_schema_migrations', 'billing_suspensions', 'billing_terms', 'billing_wallet_baselines'
     ];
     functions := array[
         'billing_affordable_segments', 'billing_beats_until', 'billing_charge', 'billing_charge_description',
         'billing_debts', 'billing_due', 'billing_epoch_microseconds', 'billing_failed_before', 'billing_failure_reason',
-        'billing_failures', 'billing_find', 'billing_got_through', 'billing_hours_until', 'billing_instance_debts',
-        'billing_instances', 'billing_is_lawful_gap', 'billing_is_moment', 'billing_is_of_wallet', 'billing_is_our_status',
-        'billing_is_ours', 'billing_is_price', 'billing_is_successful', 'billing_keep_lost_debts', 'billing_last_cycle',
-        'billing_live_daemons', 'billing_lock_key', 'billing_names', 'billing_next_cycle', 'billing_next_run',
-        'billing_notices', 'billing_organization', 'billing_outlook', 'billing_owed', 'billing_period_facts',
-        'billing_plan_lookup', 'billing_position', 'billing_price_changes', 'billing_price_clock', 'billing_price_history',
-        'billing_refuse_other_generation', 'billing_replicas', 'billing_resumed_at', 'billing_run_failures',
-        'billing_run_totals', 'billing_runway', 'billing_segments', 'billing_sound_wallets', 'billing_statement',
-        'billing_statement_balance', 'billing_status', 'billing_time_ordered_uuid', 'billing_whole_hours',
-        'billing_without_term'
+        'billing_failures', 'billing_find', 'billing_gap_is_lawful', 'billing_got_through', 'billing_hours_until',
+        'billing_instance_debts', 'billing_instances', 'billing_is_lawful_gap', 'billing_is_moment', 'billing_is_of_wallet',
+        'billing_is_our_status', 'billing_is_ours', 'billing_is_price', 'billing_is_successful', 'billing_keep_lost_debts',
+        'billing_keep_lost_periods', 'billing_last_cycle', 'billing_live_daemons', 'billing_lock_key', 'billing_names',
+        'billing_next_cycle', 'billing_next_run', 'billing_notices', 'billing_organization', 'billing_outlook',
+        'billing_owed', 'billing_period_facts', 'billing_plan_lookup', 'billing_position', 'billing_price_changes',
+        'billing_price_clock', 'billing_price_history', 'billing_refuse_other_generation', 'billing_replicas',
+        'billing_resumed_at', 'billing_run_failures', 'billing_run_totals', 'billing_runway', 'billing_segments',
+        'billing_sound_wallets', 'billing_statement', 'billing_statement_balance', 'billing_status',
+        'billing_time_ordered_uuid', 'billing_whole_hours', 'billing_without_term'
     ];
 
     foreach name in array triggers loop

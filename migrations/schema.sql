@@ -156,6 +156,24 @@ begin
 end
 $_$;
 
+CREATE FUNCTION billing_gap_is_lawful(instance_id uuid, gap_start timestamp with time zone, gap_end timestamp with time zone, metadata jsonb) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select metadata ? 'moved_forward'
+        or exists (
+            select from vps_billing_cycles c
+            where c.vps_instance_id = instance_id and c.billing_period_end = gap_end and c.status in ('billed', 'refunded')
+                and not billing_is_ours(c.metadata))
+        or coalesce(tstzrange(gap_start, gap_end) <@ (
+            select range_agg(lost.period)
+            from billing_lost_periods l cross join lateral unnest(l.periods) as lost (period)
+            where l.vps_instance_id = instance_id), false)
+        or gap_end <= (select m.applied_at from billing_schema_migrations m where m.name = '039_billing_lost_periods')
+            and exists (
+                select from billing_wallet_baselines b
+                where not exists (select from organizations o where o.id = b.organization_id))
+$$;
+
 CREATE FUNCTION billing_got_through(outcome text, cause text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select coalesce(billing_is_successful(outcome) or (outcome = 'failed' and cause = 'organizations'), false) $$;
@@ -288,6 +306,25 @@ begin
     return null;
 exception when others then
     raise warning 'billing could not keep a lost debt: %', sqlerrm;
+    return null;
+end
+$$;
+
+CREATE FUNCTION billing_keep_lost_periods() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+begin
+    insert into billing_lost_periods (vps_instance_id, organization_id, periods)
+    select g.vps_instance_id, g.organization_id, range_agg(tstzrange(g.billing_period_start, g.billing_period_end))
+    from gone g
+    where g.status in ('billed', 'refunded') and billing_is_ours(g.metadata)
+        and exists (select from vps_instances i where i.id = g.vps_instance_id)
+        and not exists (select from organizations o where o.id = g.organization_id)
+    group by g.vps_instance_id, g.organization_id;
+    return null;
+exception when others then
+    raise warning 'billing could not keep lost periods: %', sqlerrm;
     return null;
 end
 $$;
@@ -1072,6 +1109,15 @@ ALTER TABLE billing_lost_debts ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY 
     SEQUENCE NAME billing_lost_debts_id_seq
 );
 
+CREATE TABLE billing_lost_periods (
+    vps_instance_id uuid NOT NULL,
+    organization_id uuid NOT NULL,
+    periods tstzmultirange NOT NULL,
+    lost_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON TABLE billing_lost_periods IS 'billed periods that were deleted with an organization, of instances that exist';
+
 CREATE VIEW billing_notices AS
  SELECT kind,
     halts,
@@ -1212,6 +1258,8 @@ CREATE UNIQUE INDEX billing_ledger ON vps_billing_cycles USING btree (vps_instan
 
 CREATE INDEX billing_lost_debts_organization ON billing_lost_debts USING btree (organization_id);
 
+CREATE INDEX billing_lost_periods_instance ON billing_lost_periods USING btree (vps_instance_id);
+
 CREATE UNIQUE INDEX billing_open_rows ON vps_billing_cycles USING btree (vps_instance_id, billing_period_start) WHERE (((status)::text = 'failed'::text) AND billing_is_ours(metadata));
 
 CREATE INDEX billing_payments ON payment_transactions USING btree (id) WHERE billing_is_ours(metadata);
@@ -1225,5 +1273,7 @@ CREATE INDEX idx_billing_daemon_status_heartbeat ON billing_daemon_status USING 
 CREATE INDEX idx_billing_daemon_status_instance ON billing_daemon_status USING btree (daemon_instance_id);
 
 CREATE TRIGGER billing_keep_lost_debts AFTER DELETE ON vps_billing_cycles REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION billing_keep_lost_debts();
+
+CREATE TRIGGER billing_keep_lost_periods AFTER DELETE ON vps_billing_cycles REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION billing_keep_lost_periods();
 
 CREATE TRIGGER billing_refuse_other_generation BEFORE INSERT ON billing_terms FOR EACH ROW EXECUTE FUNCTION billing_refuse_other_generation();

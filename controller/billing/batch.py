@@ -30,6 +30,8 @@ FIRST_BACK_OFF_SECONDS = 0.1
 FEWER_ROWS = 8
 
 T = TypeVar("T")
+#: The id and the result of a transaction whose COMMIT has not been answered. Empty if there is none.
+Unanswered = list[tuple[str, T]]
 
 log = structlog.get_logger(part="billing")
 
@@ -92,20 +94,23 @@ class BatchWorker:
         context, organization = self._context, batch.first_organization
         without_row: tuple[UUID, ...] = ()
         refused = False
+        unanswered: Unanswered[Totals] = []
 
         def count(ledger: Ledger, _attempt: int) -> Totals:
             nonlocal without_row
             without_row = (organization,)
-            with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
-                return ledger.count_failed_organization(context.run, batch, reason)
+            return self._commit_once(
+                ledger, unanswered, lambda: ledger.count_failed_organization(context.run, batch, reason)
+            )
 
         def record(ledger: Ledger, attempt: int) -> Totals:
             nonlocal refused
             if refused:  # locks or a conflict prevented the record; the failure still counts
                 return count(ledger, attempt)
             try:
-                with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
-                    return ledger.record_failed_organization(context.run, batch, reason, error)
+                return self._commit_once(
+                    ledger, unanswered, lambda: ledger.record_failed_organization(context.run, batch, reason, error)
+                )
             except (psycopg.Error, InconsistentError):
                 refused = not ledger.connection.closed  # after a lost session, try again
                 raise
@@ -218,14 +223,22 @@ class BatchWorker:
         return alike + 1 >= FEWEST_ORGANIZATIONS and 2 * alike > len(others)
 
     def _charge_with_retries(self, batch: Batch, results: list[BatchResult], limit: int | None) -> None:
-        self._with_retries(
-            lambda ledger, attempt: self._charge(
-                ledger, batch, results, limit, lock_first=batch.locked_by_others or attempt > 0
-            )
-        )
+        unanswered: Unanswered[BatchResult] = []
+
+        def charge(ledger: Ledger, attempt: int) -> None:
+            self._charge(ledger, batch, results, limit, unanswered, lock_first=batch.locked_by_others or attempt > 0)
+
+        self._with_retries(charge)
 
     def _charge(
-        self, ledger: Ledger, batch: Batch, results: list[BatchResult], limit: int | None, *, lock_first: bool
+        self,
+        ledger: Ledger,
+        batch: Batch,
+        results: list[BatchResult],
+        limit: int | None,
+        unanswered: Unanswered[BatchResult],
+        *,
+        lock_first: bool,
     ) -> None:
         """Charges a batch in steps of at most `limit` rows, each in its own transaction.
 
@@ -233,20 +246,43 @@ class BatchWorker:
         charged before the locked ones.
         """
         context = self._context
+
+        def charge_step(after: ResumePoint | None) -> BatchResult:
+            if context.dry and results:  # the earlier steps were rolled back
+                spent = sum((each.totals.amount for each in results), Decimal(0))
+                ledger.take_from_wallet(batch.first_organization, spent)
+            return ledger.charge(context.run, batch, after, limit, lock_first=lock_first)
+
         while True:
             context.check()
             after = _resume_point(batch, results)
-            with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
-                if context.dry and results:  # the earlier steps were rolled back
-                    spent = sum((each.totals.amount for each in results), Decimal(0))
-                    ledger.take_from_wallet(batch.first_organization, spent)
-                result = ledger.charge(context.run, batch, after, limit, lock_first=lock_first)
+            result = self._commit_once(ledger, unanswered, partial(charge_step, after))
             if result.last is None or result.locked_by_others:
                 result = replace(result, last=after)
             results.append(result)
             context.on_result(result)
             if limit is None or result.due < limit or result.locked_by_others:
                 return
+
+    def _commit_once(self, ledger: Ledger, unanswered: Unanswered[T], work: Callable[[], T]) -> T:
+        """Does the work in a fenced transaction and returns its result.
+
+        If the session of an earlier attempt was lost in its COMMIT, the server tells whether that attempt committed. If
+        so, its result is returned: a second attempt would count the same debts and failures again.
+        """
+        context = self._context
+        if unanswered:
+            transaction_id, result = unanswered[0]
+            committed = ledger.has_committed(transaction_id)
+            unanswered.clear()
+            if committed:
+                return result
+        with ledger.fenced(context.run.term, keep=not context.dry, needs_heartbeat=True):
+            result = work()
+            if ledger.transaction_id is not None and not context.dry:
+                unanswered.append((ledger.transaction_id, result))
+        unanswered.clear()
+        return result
 
     def _with_retries(self, action: Callable[[Ledger, int], T], tries: int = TRIES_CONFLICT) -> T:
         """Runs an action until it succeeds or fails for good. It receives the number of failed attempts so far.

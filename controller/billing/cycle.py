@@ -108,7 +108,7 @@ class Cycle:
                 ledger.check_access()
                 _require_no_halt(look(ledger, leadership.term, keep=not dry), dry=dry)
                 with ledger.fenced(leadership.term, keep=not dry):
-                    begun = ledger.begin_run(leadership.term)
+                    begun = (ledger.preview_run if dry else ledger.begin_run)(leadership.term)
                     ledger.begin_heartbeat(require_fresh=not dry)
                 run = begun
                 plan = ledger.plan(run, self._settings.batch_size)

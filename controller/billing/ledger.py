@@ -41,7 +41,12 @@ class Ledger:
         holder: the replica that minted the terms it writes under.
         on_fenced: called for each transaction that the fence refuses. Must not block.
         assume_unsuspended: organizations that a dry run charges although they are suspended.
+
+    Attributes:
+        transaction_id: of the last transaction that passed the fence; None before the first.
     """
+
+    transaction_id: str | None = None
 
     def __init__(
         self,
@@ -77,8 +82,10 @@ class Ledger:
         with sql.transaction(self.connection, keep=keep, settings=TRANSACTION_BOUNDS):
             if keep if enforce is None else enforce:
                 fence = {"term": term, "holder": self._holder, "generation": GENERATION}
-                if sql.optional_row(self.connection, "fence", **fence, needs_heartbeat=needs_heartbeat) is None:
+                passed = sql.optional_row(self.connection, "fence", **fence, needs_heartbeat=needs_heartbeat)
+                if passed is None:
                     self._refuse(term)
+                self.transaction_id = passed["transaction_id"]
             if not keep:
                 for organization in self._assume_unsuspended:
                     sql.run(self.connection, "unsuspend_organization", organization_id=organization)
@@ -95,6 +102,10 @@ class Ledger:
             raise HeartbeatError(f"this leader has written no heartbeat for 60 minutes; {NO_HEARTBEAT}")
         self._on_fenced()
         raise DeposedError(f"term {term} is over: another replica leads")
+
+    def has_committed(self, transaction_id: str) -> bool:
+        """Returns True if a transaction of `fenced` committed, although its session was lost in the COMMIT."""
+        return bool(sql.row(self.connection, "has_committed", transaction_id=transaction_id)["committed"])
 
     def begin_heartbeat(self, *, require_fresh: bool = True) -> None:
         """Writes this leader's first heartbeat of a cycle. Needs `fenced`, in the transaction that begins the run.
@@ -125,6 +136,11 @@ class Ledger:
         sql.run(self.connection, "close_abandoned_runs", term=term)
         sql.run(self.connection, "record_prices")
         return self.record_run(term)
+
+    def preview_run(self, term: int) -> Run:
+        """Returns a run that is never recorded, for transactions that are rolled back."""
+        row = sql.row(self.connection, "preview_run")
+        return Run(row["id"], term, row["started_at"])
 
     def record_run(self, term: int) -> Run:
         """Adds the row of a run that begins now. Needs `fenced`."""

@@ -57,4 +57,4 @@ def prove(connect: Callable[[], Ledger], leadership: Leadership, stop: StopToken
 
 def _try(ledger: Ledger, term: int, batch: Batch) -> BatchResult:
     with ledger.fenced(term, keep=False, enforce=True):
-        return ledger.charge(ledger.begin_run(term), batch, None, INSTANCES)
+        return ledger.charge(ledger.preview_run(term), batch, None, INSTANCES)

@@ -265,15 +265,38 @@ def test_empty_database_is_clean(world: World) -> None:
     assert all(each == Finding(each.invariant, each.meaning, 0, 0, ()) for each in report.findings)
 
 
-def test_instance_that_moved_through_a_deleted_organization_is_exempt(world: World) -> None:
-    first, middle, last = (world.organization() for _ in range(3))
-    instance = world.instance(first, world.plan("7.30"), NOON - 9 * HOUR)
-    for hours, organization in ((6, middle), (3, last)):
+def records_lost_periods(world: World) -> None:
+    """Pretends that lost periods have been recorded since long before the simulated time."""
+    world.run("update billing_schema_migrations set applied_at = '-infinity'")
+
+
+def test_instance_that_moved_through_deleted_organizations_is_exempt(world: World) -> None:
+    records_lost_periods(world)
+    first, second, third, last = (world.organization() for _ in range(4))
+    instance = world.instance(first, world.plan("7.30"), NOON - 12 * HOUR)
+    for hours, organization in ((9, second), (6, third), (3, last)):
         world.bill(NOON - hours * HOUR)
         world.run("update vps_instances set organization_id = %s where id = %s", organization, instance)
     world.bill(NOON)
-    world.run("delete from organizations where id = %s", middle)
+    for organization in (second, third):
+        world.run("delete from organizations where id = %s", organization)
     assert exempt(world) == {"periods": 1}
+
+
+def test_gap_is_a_violation_although_another_organization_was_deleted(world: World) -> None:
+    records_lost_periods(world)
+    instances = [world.instance(world.organization(), world.plan("7.30"), NOON - 9 * HOUR) for _ in range(2)]
+    for hours in (6, 3, 0):
+        world.bill(NOON - hours * HOUR)
+    world.run(
+        "delete from organizations o using vps_instances i where o.id = i.organization_id and i.id = %s", instances[0]
+    )
+    world.run(
+        "delete from vps_billing_cycles where vps_instance_id = %s and billing_period_end = %s",
+        instances[1],
+        NOON - 3 * HOUR,
+    )
+    assert "periods" in world.violations()
 
 
 def test_instance_that_moved_away_and_back_is_clean_for_each_organization(world: World) -> None:

@@ -140,3 +140,20 @@ def test_batch_of_a_dry_run_delays_no_election(scripted_world: World) -> None:
     world.lead()
     assert dry(world, NOON).totals.instances == 4
     assert terms == [2]
+
+
+def test_dry_run_does_not_delay_the_start_of_a_cycle(scripted_world: World) -> None:
+    world, began = scripted_world, []
+
+    def begin(_ledger: ScriptedLedger) -> None:
+        with World(world.url) as leader:
+            leader.run("set lock_timeout = '1ms'")
+            result = leader.bill(NOON - HOUR)
+            assert result.run is not None
+            began.append(result.run.id)
+
+    world.lead()
+    for name in ("begin_heartbeat", "charge_covered"):
+        script_of(world).act_before(name, begin)
+    dry(world, NOON)
+    assert began == [1, 2]

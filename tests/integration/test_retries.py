@@ -7,9 +7,9 @@ import psycopg
 import pytest
 
 from controller.billing.values import Batch, BatchResult, ResumePoint, Run, Totals
-from tests.integration.scripted_ledger import ScriptedLedger, script_of
+from tests.integration.scripted_ledger import CommitScriptedLedger, ScriptedLedger, script_of
 from tests.integration.world import LedgerAt, World
-from tests.model import NOON
+from tests.model import HOUR, NOON
 
 D = Decimal
 BILLED = Totals(instances=4, hours=20, amount=D("0.20"))
@@ -36,6 +36,31 @@ def test_worker_survives_the_end_of_its_session_at_every_statement(scripted_worl
     assert sorted(ended) == sorted(statements)
     assert scripted_world.violations() == {}
     assert scripted_world.bill(NOON).totals == Totals()
+
+
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_commit_whose_answer_is_lost_counts_debts_and_failures_once(database: str, batch_size: int) -> None:
+    class Script(CommitScriptedLedger):
+        pass
+
+    def lose_answer(ledger: ScriptedLedger, before: bool) -> None:  # noqa: FBT001 - as ActAtCommit takes it
+        if not before:
+            ledger.connection.close()
+            raise psycopg.OperationalError("the connection was lost in the COMMIT")
+
+    with World(database, Script) as world:
+        plan = world.plan("7.30")
+        for balance in ("1.00", "0.02", None, "1.00"):
+            organization = world.organization(balance)
+            for _ in range(3):
+                world.instance(organization, plan, NOON - 5 * HOUR)
+        Script.commits = dict.fromkeys(range(20), lose_answer)
+        result = world.bill(NOON, batch_size=batch_size)
+        assert result.totals == Totals(7, 32, D("0.32"), 3, 3)
+        assert world.rows(
+            "select planned, instances, debts, charged_in_part, failures, vanished from billing_runs"
+        ) == [{"planned": 12, "instances": 7, "debts": 3, "charged_in_part": 1, "failures": 3, "vanished": 0}]
+        assert world.violations() == {}
 
 
 def test_session_lost_before_the_commit_charges_once(scripted_world: World) -> None:

@@ -110,6 +110,11 @@ class LedgerAt(Ledger):
         self.connection.execute("update billing_runs set started_at = %s where id = %s", (self.as_of, run.id))
         return replace(run, as_of=self.as_of)
 
+    def preview_run(self, term: int) -> Run:
+        """Returns a run, and moves its start."""
+        run = super().preview_run(term)
+        return run if self.as_of is None else replace(run, as_of=self.as_of)
+
 
 def got_through(result: CycleResult) -> bool:
     """True if each due instance was charged, or the reason why not was recorded."""

@@ -67,7 +67,7 @@ select 'instance ' || o.vps_instance_id as subject,
     case when o.previous_end > o.billing_period_start then 'period ' || o.id || ' overlaps the one before it'
         else 'gap of ' || (o.billing_period_start - o.previous_end) || ' before period ' || o.id end as detail,
     o.previous_end < o.billing_period_start
-        and billing_is_lawful_gap(o.vps_instance_id, o.billing_period_start, o.metadata) as exempt
+        and billing_gap_is_lawful(o.vps_instance_id, o.previous_end, o.billing_period_start, o.metadata) as exempt
 from own o
 where o.previous_end <> o.billing_period_start and (%(organization)s::uuid is null or o.organization_id = %(organization)s)
 union all

@@ -48,6 +48,11 @@ insert into billing_runs (term, holder, started_at)
 values (%(term)s, %(holder)s, clock_timestamp())
 returning id, started_at
 
+-- name: preview_run
+-- The run that a dry run pretends to be. It adds no row: a row with the next number, even one that is rolled back later, would
+-- block the leader's next cycle for as long as it is there.
+select billing_next_run() as id, clock_timestamp() as started_at
+
 -- name: plan_cycle
 -- Returns the batches: ranges of organizations with about batch_size due instances each, in the one global order. An
 -- organization larger than a batch is a batch of its own, which is charged in several transactions. These come first, because

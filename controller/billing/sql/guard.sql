@@ -37,7 +37,7 @@ with payment as materialized (
             when before.period_end > c.billing_period_start then 'periods'
             -- `and` would call the function for a null, too
             when case when before.period_end < c.billing_period_start
-                then not billing_is_lawful_gap(c.vps_instance_id, c.billing_period_start, c.metadata) end then 'periods'
+                then not billing_gap_is_lawful(c.vps_instance_id, before.period_end, c.billing_period_start, c.metadata) end then 'periods'
             when i.last_billed_at is null or i.last_billed_at < c.billing_period_end then 'last_billed'
             when r.term is distinct from (c.metadata ->> 'term')::bigint then 'terms'
             when p.organization_id in (select organization_id from unsound) then 'wallet_state'

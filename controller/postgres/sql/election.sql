@@ -90,13 +90,20 @@ where l.locktype = 'advisory' and l.granted
 -- The first statement of every transaction that writes. If it returns no row, the writer is deposed. It locks `for share`
 -- and not `for key share`, because a mint changes no key and would not conflict with the weaker lock. It compares the
 -- holder too, because a promoted server that lacks the newest terms can mint a term a second time. A batch also needs a
--- heartbeat of this leader: without one, the application bills the same hours.
-select term from billing_leadership
+-- heartbeat of this leader: without one, the application bills the same hours. Returns the id of the transaction, so that the
+-- writer can find out whether it committed if the connection is lost in the COMMIT.
+select term, pg_current_xact_id()::text as transaction_id from billing_leadership
 where term = %(term)s and holder = %(holder)s and generation = %(generation)s
     and (not %(needs_heartbeat)s::boolean or exists (
         select from billing_daemon_status s
         where s.daemon_instance_id = %(holder)s::text and s.heartbeat_at > clock_timestamp() - interval '60 minutes'
     )) for share
+
+-- name: has_committed
+-- True if the transaction committed. After a failover to another server, an id may be one that has not been assigned yet, and
+-- pg_xact_status would raise an error.
+select case when %(transaction_id)s::xid8 < pg_snapshot_xmax(pg_current_snapshot())
+    then pg_xact_status(%(transaction_id)s::xid8) = 'committed' end is true as committed
 
 -- name: current_term
 select term, holder, lock_name, elected_at, generation, needs_version from billing_leadership
