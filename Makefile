@@ -18,9 +18,10 @@ help: ## List the targets
 demo: $(VENV)/.demo ## Tell the whole story on a temporary PostgreSQL, in under a minute
 	@$(BIN)/containerstacks-billing demo
 
+# An exported DATABASE_URL is ignored, because it may be production's. Only one on make's own command line counts.
 .PHONY: run
-run: $(VENV)/.demo ## Run one controller on sample data (or on DATABASE_URL) until Ctrl-C
-	@$(BIN)/containerstacks-billing demo run
+run: $(VENV)/.demo ## Run one controller on sample data until Ctrl-C; DATABASE_URL=... bills that database instead
+	@$(BIN)/containerstacks-billing demo run $(if $(filter command,$(origin DATABASE_URL)),--use-database-url)
 
 # Use one process more than there are cores, because tests often wait.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")

@@ -47,7 +47,6 @@ app = typer.Typer(
     name="containerstacks-billing",
     help="Billing controller for ContainerStacks. PostgreSQL elects a leader, which charges every hour exactly once.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -209,13 +208,20 @@ def seed(
 
 
 @demo_app.command(name="run")
-def run_demo() -> None:
-    """Runs one controller until Ctrl-C, on DATABASE_URL if it is set, else on sample data in a temporary PostgreSQL."""
+def run_demo(
+    use_database_url: Annotated[
+        bool, typer.Option("--use-database-url", help="Migrate and bill the database of DATABASE_URL instead.")
+    ] = False,
+) -> None:
+    """Runs one controller on sample data in a temporary PostgreSQL until Ctrl-C.
+
+    It ignores .env and every DATABASE_ variable, so it never touches a real database by accident.
+    """
     from controller.demo import sample, server  # noqa: PLC0415
 
-    loaded = settings.load()
+    loaded = settings.load(None, ignored=settings.database_variables() - {"DATABASE_URL" if use_database_url else ""})
     with ExitStack() as stack:
-        if loaded.database_url is None and loaded.database_url_file is None:
+        if not use_database_url:
             postgres = stack.enter_context(server.EphemeralServer())
             url = postgres.create_database("containerstacks")
             loaded = loaded.for_sample(url, postgres.folder / "control.sock")

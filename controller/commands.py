@@ -31,7 +31,9 @@ def application(
             raise
     level = "warn" if one_off and loaded.log_level == "info" else loaded.log_level
     stream = sys.stderr if one_off else sys.stdout
-    log.configure(level, loaded.log_format, instance_id(loaded.pod_name), loaded.secrets, stream)
+    log.configure(
+        level, loaded.log_format, instance_id(loaded.pod_name), loaded.secrets, stream, colours=loaded.no_color is None
+    )
     for warning in settings.warnings():
         structlog.get_logger(part="settings").warning(**warning)
     return Application(loaded)

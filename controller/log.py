@@ -3,11 +3,13 @@
 An event is named `noun.verb_past` and carries key-values. `term`, `cycle` and `instance` are the keys to search for.
 """
 
+import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -16,6 +18,14 @@ from controller.terminal import printable
 
 #: Keys that may hold text from elsewhere, which can contain a secret. All other keys hold our own words and numbers.
 FOREIGN_TEXT = {"error", "exception", "reason"}
+#: The first keys of a JSON line, in this order.
+FIRST: Final = ("time", "level", "event")
+#: The last keys of a console line.
+LAST: Final = ("part", "instance")
+#: SGR parameters: red, yellow, green, blue.
+LEVEL_STYLES: Final = {"error": "31", "warning": "33", "info": "32", "debug": "34"}
+#: Text that a console line shows without quotation marks.
+_BARE: Final = re.compile(r'[^\s"=]+')
 
 #: Every secret that this process has read, including rotated ones.
 _known: set[str] = set()
@@ -34,6 +44,8 @@ def configure(
     instance: str,
     read_secrets: Callable[[], Collection[str]],
     stream: TextIO = sys.stdout,
+    *,
+    colours: bool = True,
 ) -> None:
     """Configures structlog for the process.
 
@@ -44,6 +56,7 @@ def configure(
         read_secrets: returns the texts to replace with ***. Called again for each line with text from elsewhere,
             because a password file may have changed.
         stream: where the lines go.
+        colours: False if NO_COLOR is set. Only a terminal gets colours.
     """
     known = _known
     known.update(read_secrets())
@@ -63,28 +76,22 @@ def configure(
         return event
 
     console = style == "console" or (style is None and stream.isatty())
-
-    def escape(_logger: Any, _method: str, event: EventDict) -> EventDict:  # noqa: ANN401
-        for key, value in event.items():
-            if isinstance(value, str):  # others are printed by repr(), which escapes
-                event[key] = "\n".join(map(printable, value.split("\n"))) if key == "exception" else printable(value)
-        return event
-
     render: list[Processor] = (
         [
-            escape,
-            structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback),
+            structlog.processors.TimeStamper("%Y-%m-%d %H:%M:%S.%f UTC", key="time"),
+            _Console(colours and stream.isatty()),
         ]
         if console
-        else [structlog.processors.JSONRenderer(default=str)]
+        else [
+            structlog.processors.TimeStamper("iso", key="time"),
+            _in_order,
+            structlog.processors.JSONRenderer(default=str),
+        ]
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             add_instance,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False)
-            if console
-            else structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.format_exc_info,
             redact,
             *render,
@@ -141,6 +148,42 @@ class _Line:
             self._stream.flush()
 
     log = debug = info = warn = warning = error = critical = exception = msg
+
+
+class _Console:
+    """Renders a line for people. Text with blanks is quoted and other values are JSON; nothing is a Python repr."""
+
+    def __init__(self, colours: bool) -> None:  # noqa: FBT001 - the only argument
+        self._colours = colours
+
+    def __call__(self, _logger: Any, _method: str, event: EventDict) -> str:  # noqa: ANN401
+        time, level, name = (printable(event.pop(key)) for key in FIRST)
+        exception = event.pop("exception", None)
+        own = [key for key in event if key not in LAST]
+        line = " ".join(
+            [
+                self._styled("2", time),
+                self._styled(LEVEL_STYLES.get(level, ""), f"{level:<7}"),
+                self._styled("1", f"{name:<24}"),
+                *(f"{self._styled('36', key)}={_shown(event[key])}" for key in (*own, *LAST) if key in event),
+            ]
+        )
+        return "\n".join([line, *(printable(each) for each in str(exception or "").splitlines())])
+
+    def _styled(self, style: str, text: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if self._colours else text
+
+
+def _shown(value: object) -> str:
+    if value is not None and not isinstance(value, bool | int | float | dict | list | tuple):
+        value = str(value)
+        if _BARE.fullmatch(value):
+            return printable(value)
+    return printable(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _in_order(_logger: Any, _method: str, event: EventDict) -> EventDict:  # noqa: ANN401
+    return {key: event.pop(key) for key in FIRST} | dict(event)
 
 
 def _without(text: str, secrets: Collection[str]) -> str:

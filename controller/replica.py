@@ -25,8 +25,9 @@ from controller.listener import parse_address
 from controller.metrics import Metrics
 from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
 
-#: How long the process waits for its SIGTERM after a `drain` command, so that the command receives its answer.
-LINGER_SECONDS: Final = 5.0
+#: How long the process outlives a `drain` command that has its answer. In a pod this process is PID 1: if it ended
+#: first, the command would be killed, and the preStop hook would count as failed.
+LINGER_SECONDS: Final = 0.5
 #: How long a drain waits for an elector that doesn't lead, and may be connecting.
 CONNECTING_STOP_SECONDS: Final = 0.5
 #: The threads without which a replica is not alive.
@@ -98,9 +99,10 @@ class Replica:
         self._services.add(Service("elector", self._elector.run, self._elector.stop))
         self._services.add(Service("biller", self._biller.run, stop.stop_cycles))
         self._services.add(Service("heartbeat", heartbeat.run, heartbeat.stop))
+        self._control = None
         if settings.control_socket is not None:
-            control = ControlSocket(settings.control_socket, self._drain)
-            self._services.add(Service("control", control.run, control.stop))
+            self._control = ControlSocket(settings.control_socket, self._drain)
+            self._services.add(Service("control", self._control.run, self._control.stop))
 
     def run(self) -> int:
         """Runs until it is told to stop, drains, and returns the exit status."""
@@ -116,6 +118,8 @@ class Replica:
         while draining.is_alive():
             signals_seen += self._handle(signals_seen, self._signals.wait(0.1))
         if self._drain.reason == DRAIN_COMMAND and not signals_seen:
+            if self._control is not None:
+                self._control.wait_until_answered()
             self._signals.wait(LINGER_SECONDS)
         for name in reversed(self._services.names):
             if name != "elector" and not self._services.stop(name, STOP_SECONDS):

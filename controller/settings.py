@@ -8,6 +8,7 @@ generated from the descriptions of the fields below.
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, cast
@@ -319,6 +320,11 @@ class Settings(BaseSettings):
         _setting("LOG_FORMAT", OUTPUT, "Format of a log line.", default="console on a terminal, else json"),
     ] = None
 
+    no_color: Annotated[
+        str | None,
+        _setting("NO_COLOR", OUTPUT, "Any value disables colours.", default="unset"),
+    ] = None
+
     kubernetes: Annotated[
         Literal["auto", "off"],
         BeforeValidator(_lower),
@@ -466,8 +472,12 @@ class Settings(BaseSettings):
         return sorted(found)
 
 
-def load(env_file: Path | None = ENV_FILE) -> Settings:
+def load(env_file: Path | None = ENV_FILE, *, ignored: Collection[str] = ()) -> Settings:
     """Reads the environment and, if it exists, `env_file`. The environment takes precedence.
+
+    Args:
+        env_file: None to read only the environment.
+        ignored: variables that count as unset; they must be optional.
 
     Raises:
         SettingsError: one line with every wrong value, the first one first.
@@ -475,7 +485,7 @@ def load(env_file: Path | None = ENV_FILE) -> Settings:
     try:
         given = {name.upper() for name, value in os.environ.items() if value}
         from_file = {name: value for name, value in env_files.read(env_file).items() if name not in given}
-        return Settings(**cast("dict[str, Any]", from_file))
+        return Settings(**cast("dict[str, Any]", {**from_file, **dict.fromkeys(ignored)}))
     except UnicodeDecodeError:
         raise SettingsError(f"{env_file} is not UTF-8 text: save it as UTF-8") from None
     except ValidationError as error:
@@ -484,14 +494,23 @@ def load(env_file: Path | None = ENV_FILE) -> Settings:
         raise SettingsError(messages[0] + more) from None
 
 
+def variables() -> set[str]:
+    """Returns the names of all variables that are settings."""
+    fields: list[Any] = list(Settings.model_fields.values())
+    return {str(field.validation_alias.choices[0]) for field in fields}
+
+
+def database_variables() -> set[str]:
+    """Returns the variables that say which database to use, and how."""
+    return {name for name in variables() if name.startswith("DATABASE_")}
+
+
 def warnings(env_file: Path = ENV_FILE) -> list[dict[str, str]]:
     """Returns warnings about settings that are suspicious but usable. Each is an event with its key-value pairs."""
     found = []
     if remedy := env_files.exposed(env_file):
         found.append({"event": "settings.exposed", "remedy": remedy})
-    fields: list[Any] = list(Settings.model_fields.values())
-    known = {str(field.validation_alias.choices[0]) for field in fields}
-    for name, similar in env_files.misspelled({*os.environ, *env_files.read(env_file)}, known):
+    for name, similar in env_files.misspelled({*os.environ, *env_files.read(env_file)}, variables()):
         remedy = f"set {similar} instead" if similar else "remove it"
         found.append({"event": "settings.unknown", "variable": name, "remedy": f"{name} is not a setting: {remedy}"})
     return found

@@ -1072,6 +1072,7 @@ CREATE TABLE billing_leadership (
     needs_version text,
     takeover_delay_seconds double precision,
     other_billers text DEFAULT 'stop'::text NOT NULL,
+    resigned_term bigint,
     CONSTRAINT billing_leadership_only_row_check CHECK (only_row),
     CONSTRAINT billing_leadership_other_billers_check CHECK ((other_billers = ANY (ARRAY['stop'::text, 'warn'::text])))
 );
@@ -1089,6 +1090,8 @@ COMMENT ON COLUMN billing_leadership.needs_version IS 'the oldest version of con
 COMMENT ON COLUMN billing_leadership.takeover_delay_seconds IS 'while a takeover waits: the time that must have passed since the newest period of another program; else null';
 
 COMMENT ON COLUMN billing_leadership.other_billers IS 'BILLING_OTHER_BILLERS of the leader of this term';
+
+COMMENT ON COLUMN billing_leadership.resigned_term IS 'the newest term whose leader resigned; a lost leader leaves an older one';
 
 CREATE TABLE billing_lost_debts (
     id bigint NOT NULL,

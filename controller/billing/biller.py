@@ -204,8 +204,10 @@ class Biller:
         if start.silent or start.after_other:
             delay_seconds = self._takeover_delay_seconds if start.silent else 0
             with ledger.fenced(leadership.term):
-                ledger.begin_takeover(delay_seconds)
-            log.info("takeover.begun", delay_seconds=delay_seconds)
+                until = ledger.begin_takeover(delay_seconds)
+            log.info("takeover.begun", delay_seconds=delay_seconds, until=until.isoformat(timespec="seconds"))
+        elif start.waits_until is not None:
+            log.info("takeover.inherited", until=start.waits_until.isoformat(timespec="seconds"))
         self._heartbeat.start(leadership)
         return True
 

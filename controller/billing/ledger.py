@@ -355,14 +355,18 @@ class Ledger:
         row = sql.row(self.connection, "begin_term", interval_minutes=interval_minutes, other_billers=other_billers)
         return TermStart(**row)
 
-    def begin_takeover(self, delay_seconds: float) -> None:
+    def begin_takeover(self, delay_seconds: float) -> datetime:
         """Writes a heartbeat, which pauses the application's billing, and delays the first cycle. Needs `fenced`.
+
+        Returns:
+            The end of the delay, by the database's clock.
 
         Raises:
             HeartbeatError: the heartbeat can't be written.
         """
-        sql.run(self.connection, "begin_takeover", delay_seconds=delay_seconds)
+        ends_at: datetime = sql.row(self.connection, "begin_takeover", delay_seconds=delay_seconds)["bill_after"]
         self.begin_heartbeat()
+        return ends_at
 
     def seconds_until_due(self) -> float:
         """Seconds until the next cycle is due, by the database's clock; negative once it is due."""

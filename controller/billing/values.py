@@ -114,10 +114,12 @@ class TermStart:
     Attributes:
         silent: no heartbeat is younger than 90 minutes, so the application may be billing.
         after_other: the newest heartbeat is another daemon's.
+        waits_until: the end of a takeover delay that an earlier leader began; None if no delay is running.
     """
 
     silent: bool
     after_other: bool
+    waits_until: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ leads, or as unhealthy because it doesn't.
 from controller.election.bounds import Bounds, BoundsError
 from controller.election.elector import Elector, Role
 from controller.election.leadership import Leadership
-from controller.election.session import Attempt, Holder, LockSession, LockSessionError, Ping
+from controller.election.session import Attempt, Holder, LockSession, LockSessionError, Ping, Predecessor
 from controller.election.silence import Silence
 
 __all__ = [
@@ -107,6 +107,7 @@ __all__ = [
     "LockSession",
     "LockSessionError",
     "Ping",
+    "Predecessor",
     "Role",
     "Silence",
 ]

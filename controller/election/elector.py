@@ -11,7 +11,7 @@ import structlog
 
 from controller.election.bounds import Bounds, Clock
 from controller.election.leadership import Leadership
-from controller.election.session import LockSession, LockSessionError
+from controller.election.session import LockSession, LockSessionError, Predecessor
 from controller.election.silence import Silence
 from controller.errors import one_line
 from controller.log import WarnOnce
@@ -75,6 +75,7 @@ class Elector:
         self._stopping = threading.Event()
         self._contend_again_at = clock()
         self._failures = WarnOnce(log, "session.failed")
+        self._evicted: str | None = None
         self._other_role_holds = False
         self._without_term: tuple[str | None, float] = None, 0.0
         self._intruders = WarnOnce(log, "lock.held_without_term", level="error")
@@ -180,6 +181,7 @@ class Elector:
         silence.observe(None)
         evicted = session.evict(holder)
         if evicted:
+            self._evicted = holder.instance
             log.warning("leader.evicted", holder=holder.instance, silent_seconds=round(seconds, 1))
             self._on_evicted()
         return evicted
@@ -196,7 +198,7 @@ class Elector:
         """Leads until the end; returns why this replica was deposed, or None after a resignation."""
         self._failures.worked()
         self.role, self.trouble = Role.LEADER, None
-        log.info("leader.elected", term=leadership.term)
+        log.info("leader.elected", term=leadership.term, **self._succession(session.predecessor()))
         self._on_elected(leadership)
         try:
             reason = self._ping_until_over(session, leadership)
@@ -208,6 +210,17 @@ class Elector:
             with suppress(LockSessionError):
                 session.resign()
         return reason
+
+    def _succession(self, predecessor: Predecessor | None) -> dict[str, str]:
+        """Says whom this leader follows, and how that leadership ended."""
+        evicted, self._evicted = self._evicted, None
+        if predecessor is None:
+            return {}
+        if predecessor.resigned:
+            ended = "resigned"
+        else:
+            ended = "evicted" if evicted and predecessor.instance.endswith(evicted) else "gone"
+        return {"predecessor": predecessor.instance, "predecessor_ended": ended}
 
     def _ping_until_over(self, session: LockSession, leadership: Leadership) -> str | None:
         """Pings while this replica leads; returns why it was deposed, or None if it is to resign."""

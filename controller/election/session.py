@@ -54,6 +54,14 @@ class Attempt:
     without_term: str | None = None
 
 
+@dataclass(frozen=True)
+class Predecessor:
+    """The leader of the previous term: its id, and True if it resigned before it released the lock."""
+
+    instance: str
+    resigned: bool
+
+
 class LockSession(Protocol):
     """A dedicated session. Every call is bounded in time, and every failure is a LockSessionError."""
 
@@ -72,6 +80,9 @@ class LockSession(Protocol):
     def mint(self) -> int:
         """Increments the term and returns it. Once this has committed, the fence refuses older terms."""
 
+    def predecessor(self) -> Predecessor | None:
+        """Returns the leader that `mint` has found; None if no replica led before. Doesn't query the database."""
+
     def ping(self) -> Ping:
         """Asks the server if this session still holds the lock."""
 
@@ -86,7 +97,7 @@ class LockSession(Protocol):
         """Ends a `wait` in another thread. May be called at any time, even after `close`."""
 
     def resign(self) -> None:
-        """Releases the lock and notifies the standbys."""
+        """Records the resignation, releases the lock, and notifies the standbys."""
 
     def close(self) -> None:
         """Closes the session, which releases the lock. Never raises."""

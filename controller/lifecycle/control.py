@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 
 import structlog
@@ -24,6 +25,8 @@ DRAIN_COMMAND = "drain command"
 MAX_LINE_BYTES = 4096
 CONNECT_TIMEOUT_SECONDS = 5.0
 ACCEPT_RETRY_SECONDS = 0.5
+#: How long a command may take to read its answer.
+ANSWER_SECONDS = 5.0
 
 log = structlog.get_logger(part="lifecycle")
 
@@ -41,6 +44,7 @@ class ControlSocket:
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
         self._refusals = WarnOnce(log, "control.failed")
+        self._requests: list[threading.Thread] = []
 
     def run(self) -> None:
         """Serves requests until `stop` is called. If the socket can't be created, logs a warning and returns."""
@@ -66,7 +70,9 @@ class ControlSocket:
                     self._stopping.wait(ACCEPT_RETRY_SECONDS)
                     continue
                 self._refusals.worked()
-                threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True).start()
+                serving = threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True)
+                self._requests = [thread for thread in self._requests if thread.is_alive()] + [serving]
+                serving.start()
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == own_inode:  # by now it may belong to a successor
                 self._path.unlink()
@@ -74,6 +80,15 @@ class ControlSocket:
     def stop(self) -> None:
         """Ends the loop within half a second."""
         self._stopping.set()
+
+    def wait_until_answered(self) -> None:
+        """Waits until each command has read its answer and hung up, for at most ANSWER_SECONDS.
+
+        The drain must be over.
+        """
+        give_up_at = time.monotonic() + ANSWER_SECONDS
+        for thread in self._requests:
+            thread.join(max(give_up_at - time.monotonic(), 0.0))
 
     def _listen(self) -> socket.socket:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -111,6 +126,7 @@ class ControlSocket:
             while not self._drain.wait_until_done(1.0):
                 pass
             peer.sendall(json.dumps({"outcome": str(self._drain.outcome)}).encode() + b"\n")
+            peer.recv(1)  # returns when the command hangs up
 
 
 def request_drain(path: Path, timeout_seconds: float | None) -> str:

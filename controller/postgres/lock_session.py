@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 import psycopg
 
 from controller import sql
-from controller.election import Attempt, Bounds, Holder, LockSessionError, Ping
+from controller.election import Attempt, Bounds, Holder, LockSessionError, Ping, Predecessor
 from controller.errors import BillingError, SettingsError, one_line
 from controller.generation import GENERATION, refuse_other_generation
 from controller.postgres import migrations
@@ -24,6 +24,8 @@ from controller.postgres.connections import (
 )
 from controller.readable import readable
 
+#: A resignation is recorded for people. It must not delay the handover, and may be lost in a crash.
+RESIGNATION: Final = {"lock_timeout": "500ms", "synchronous_commit": "off"}
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
 
 
@@ -65,6 +67,8 @@ class PostgresLockSession:
         self._pod = None if pod is None else json.dumps(pod)
         self._backend_pid: int | None = None
         self._watched_pid: int | None = None
+        self._term: int | None = None
+        self._predecessor: Predecessor | None = None
         self._awake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
 
@@ -153,7 +157,13 @@ class PostgresLockSession:
                 )
         except (psycopg.Error, OtherControllerError) as error:
             raise LockSessionError(one_line(error)) from None
-        return int(row["term"])
+        if row["former_holder"] is not None:
+            self._predecessor = Predecessor(row["former_holder"], resigned=bool(row["former_resigned"]))
+        self._term = int(row["term"])
+        return self._term
+
+    def predecessor(self) -> Predecessor | None:
+        return self._predecessor
 
     def ping(self) -> Ping:
         try:
@@ -182,6 +192,11 @@ class PostgresLockSession:
             self._waker.send(b"!")
 
     def resign(self) -> None:
+        try:
+            with sql.transaction(self._connection, settings=RESIGNATION):
+                sql.run(self._connection, "record_resignation", term=self._term, holder=self._holder)
+        except psycopg.Error as error:
+            raise LockSessionError(one_line(error)) from None
         self._row("resign", space=SPACE, lock_key=self._lock.key)
 
     def close(self) -> None:

@@ -81,7 +81,11 @@ def test_takeover_delay_applies_without_a_heartbeat(world: World) -> None:
 def test_takeover_delay_outlives_the_leader_that_began_it(world: World) -> None:
     begin_term(world, world.lead())
     world.run("insert into billing_daemon_status (daemon_instance_id, status, heartbeat_at) values ('a-1', 'x', now())")
-    assert begin_term(world, world.lead()) is False, "the successor finds a heartbeat that is seconds old"
+    ledger, leadership = world.ledger(), world.lead()
+    with ledger.connection, ledger.fenced(leadership.term):
+        start = ledger.begin_term(60)
+    assert not start.silent, "the successor finds a heartbeat that is seconds old"
+    assert start.waits_until == world.one("select bill_after from billing_leadership"), "and knows until when it waits"
     assert 290 < seconds_until_due(world) <= 300, "but the delay continues"
 
 

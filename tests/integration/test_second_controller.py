@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ import pytest
 
 from controller.demo.process import ControllerProcess, run_command
 from controller.demo.sample import create_schema
-from controller.election import Bounds, LockSessionError
+from controller.election import Bounds, LockSessionError, Predecessor
 from controller.postgres.claim import OtherControllerError
 from controller.postgres.connections import Database
 from controller.postgres.lock_session import LockName, PostgresLockSession
@@ -87,6 +88,19 @@ def test_second_lock_name_in_another_schema_is_refused(two_schemas: tuple[str, s
         leader.resign()
         contender.close()
         leader.close()
+
+
+def test_mint_names_the_predecessor_and_knows_if_it_resigned(database: str, lock_session: Sessions) -> None:
+    found = []
+    for name, resigns in (("a", True), ("b", False), ("c", True)):
+        session = lock_session(database, name)
+        eventually(partial(joins, session), "the predecessor's claim has ended")
+        leads(session)
+        found.append(session.predecessor())
+        if resigns:
+            session.resign()
+        session.close()
+    assert found == [None, Predecessor("replica-of-a", resigned=True), Predecessor("replica-of-b", resigned=False)]
 
 
 def test_rename_works_once_the_old_controller_is_silent(database: str, lock_session: Sessions) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from controller.election import Attempt, Bounds, Elector, Holder, Leadership, LockSessionError, Ping
+from controller.election import Attempt, Bounds, Elector, Holder, Leadership, LockSessionError, Ping, Predecessor
 
 HELD = Ping(held=True)
 NOT_HELD = Ping(held=False)
@@ -117,6 +117,11 @@ class Session:
         term = self._answer("mint", self.world.terms)
         assert isinstance(term, int)
         return term
+
+    def predecessor(self) -> Predecessor | None:
+        answer = self.script.get("predecessor", [None])[0]
+        assert answer is None or isinstance(answer, Predecessor)
+        return answer
 
     def ping(self) -> Ping:
         answer = self._answer("ping", HELD)

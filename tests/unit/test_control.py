@@ -385,3 +385,16 @@ def test_lack_of_descriptors_delays_a_request_and_ends_no_thread(path: Path) -> 
         [sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_controller_waits_for_a_command_until_it_has_its_answer_and_no_longer(path: Path) -> None:
+    served = Served(path)
+    with socket.socket(socket.AF_UNIX) as command:
+        command.connect(str(path))
+        command.sendall(b'{"drain": {"timeout_seconds": 1}}\n')
+        with command.makefile("rb") as answers:
+            assert [next(iter(json.loads(answers.readline()))) for _ in range(2)] == ["accepted", "outcome"]
+        assert [thread.is_alive() for thread in served.control._requests] == [True]
+    served.control.wait_until_answered()
+    assert [thread.is_alive() for thread in served.control._requests] == [False]
+    served.stop()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from controller.election import Attempt, Bounds, LockSessionError, Ping, Role
+from controller.election import Attempt, Bounds, LockSessionError, Ping, Predecessor, Role
 from tests.unit.elector_script import HELD, NOT_HELD, Session, World, later, stop
 
 
@@ -288,6 +288,23 @@ def test_log_names_the_term_and_why_it_ended() -> None:
     terms = [(line["event"], line["term"]) for line in logs if line["event"].startswith("leader.")]
     assert terms == [("leader.elected", 1), ("leader.deposed", 1), ("leader.elected", 2), ("leader.resigned", 2)]
     assert "lock" in told["leader.deposed"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("predecessor", "told"),
+    [
+        (None, {}),
+        (Predecessor("a-1", resigned=True), {"predecessor": "a-1", "predecessor_ended": "resigned"}),
+        (Predecessor("a-1", resigned=False), {"predecessor": "a-1", "predecessor_ended": "gone"}),
+    ],
+)
+def test_log_says_whom_a_leader_follows_and_how_that_leadership_ended(
+    predecessor: Predecessor | None, told: dict[str, str]
+) -> None:
+    with capture_logs() as logs:
+        World().run(Session(predecessor=[predecessor], wait=[stop]))
+    (elected,) = [line for line in logs if line["event"] == "leader.elected"]
+    assert {key: value for key, value in elected.items() if key.startswith("predecessor")} == told
 
 
 def test_log_says_why_a_holder_of_another_role_is_not_evicted() -> None:

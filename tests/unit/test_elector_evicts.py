@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from structlog.testing import capture_logs
 
-from controller.election import Attempt, Holder, LockSessionError, Silence
+from controller.election import Attempt, Holder, LockSessionError, Predecessor, Silence
 from tests.unit.elector_script import Session, World, stop
 
 
@@ -30,6 +30,16 @@ def test_silent_holder_is_evicted_after_its_deadline_by_the_standbys_clock() -> 
     (told, *_) = [line for line in logs if line["event"] == "leader.evicted"]
     assert (told["log_level"], told["holder"], told["silent_seconds"]) == ("warning", "other-1", 6.3)
     assert world.evictions == len(standby.evicted)
+
+
+def test_log_says_that_a_leader_follows_one_that_it_evicted() -> None:
+    standby = Session(wait=[None] * 30, predecessor=[Predecessor("its-pod-other-1", resigned=False)])
+    standby.script["try_lock"] = [lambda _world: True if standby.evicted else heard()] * 30
+    world = World()
+    with capture_logs() as logs:
+        world.run(standby)
+    (elected,) = [line for line in logs if line["event"] == "leader.elected"]
+    assert (elected["predecessor"], elected["predecessor_ended"]) == ("its-pod-other-1", "evicted")
 
 
 def test_tries_after_an_eviction_start_immediately_and_slow_down() -> None:

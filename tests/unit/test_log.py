@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal
 
 import pytest
@@ -50,6 +52,39 @@ def test_json_line_has_time_level_event_instance_and_values() -> None:
     assert fields == {
         "event": "cycle.completed", "level": "info", "instance": "host-1", "part": "test", "term": 3, "amount": "1.50",
     }  # fmt: skip
+
+
+def test_json_line_begins_with_time_level_and_event() -> None:
+    (line,) = lines(lambda logger: logger.info("x.done", term=3, exc_info=raised("x")))
+    assert list(json.loads(line))[:3] == ["time", "level", "event"]
+
+
+def test_console_line_has_the_date_utc_and_values_that_are_no_python_reprs() -> None:
+    def tell(logger: Any) -> None:  # noqa: ANN401 - structlog's
+        values = {"word": "debts", "text": 'no "price"', "none": None, "yes": True, "amount": Decimal("1.50")}
+        logger.info("x.done", **values, reasons={"locked": 2}, terms=(1, 2), empty="")
+
+    (line,) = lines(tell, style="console")
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6} UTC info +x\.done +word=debts ", line)
+    assert line.endswith(
+        r'text="no \"price\"" none=null yes=true amount=1.50 reasons={"locked": 2} terms=[1, 2] empty=""'
+        " part=test instance=host-1"
+    )
+
+
+def test_no_color_disables_colours_on_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def shown(*, colours: bool) -> str:
+        stream = Terminal()
+        log.configure("info", None, "host-1", list, stream, colours=colours)
+        structlog.get_logger(part="test").warning("x.failed", error="no")
+        return stream.getvalue()
+
+    assert "\x1b[33m" in shown(colours=True)
+    assert "\x1b" not in shown(colours=False)
 
 
 def test_time_is_utc_to_the_microsecond() -> None:

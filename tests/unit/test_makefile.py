@@ -1,8 +1,11 @@
 """`make help` is how people find the other targets."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,3 +21,23 @@ def test_make_help_lists_every_target_once_with_a_description() -> None:
     listed = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert [name for _, name, _ in listed] == sorted(targets)
     assert {"e2e", "help", "test"} <= set(targets)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exported", "uses_it"),
+    [([], False, False), ([], True, False), (["DATABASE_URL=postgresql://x"], False, True)],
+    ids=["unset", "exported", "argument"],
+)
+def test_make_run_uses_a_database_only_if_it_is_an_argument(
+    arguments: list[str],
+    exported: bool,  # noqa: FBT001 - a column of the table above
+    uses_it: bool,  # noqa: FBT001
+) -> None:
+    environment = {**os.environ, "MAKEFLAGS": "", "DATABASE_URL": "postgresql://production"}
+    if not exported:
+        del environment["DATABASE_URL"]
+    command = ["make", "--no-print-directory", "--dry-run", "run", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    last = done.stdout.splitlines()[-1]
+    assert "containerstacks-billing demo run" in last
+    assert ("--use-database-url" in last) is uses_it

@@ -59,6 +59,9 @@ class Session:
     def mint(self) -> int:
         return 7
 
+    def predecessor(self) -> None:
+        return None
+
     def ping(self) -> Ping:
         return Ping(held=True)
 

@@ -309,3 +309,16 @@ def test_password_in_two_places_is_refused(credentials: dict[str, str]) -> None:
 def test_ca_file_verifies_the_servers_name_unless_the_url_says_otherwise(query: str, expected: dict[str, str]) -> None:
     url = load(DATABASE_URL=f"postgresql://u@db/app{query}", DATABASE_CA_FILE="/ca.crt").read_url()
     assert {key: text for key, text in conninfo_to_dict(url).items() if key.startswith("ssl")} == expected
+
+
+def test_demo_ignores_variables_and_file_that_name_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("BILLING_INTERVAL_MINUTES=7\n", "utf-8")
+    for name in controller_settings.database_variables():
+        monkeypatch.setenv(name, str(tmp_path / "contradicts-the-others"))
+    monkeypatch.setenv("BILLING_WORKERS", "3")
+    loaded = controller_settings.load(None, ignored=controller_settings.database_variables())
+    assert [name for name, value in loaded if name.startswith("database_") and value is not None] == []
+    assert (loaded.workers, loaded.interval_minutes) == (3, 60)
+    monkeypatch.setenv("DATABASE_URL", URL)
+    asked = controller_settings.load(None, ignored=controller_settings.database_variables() - {"DATABASE_URL"})
+    assert (asked.read_url(), asked.read_direct_url()) == (URL, URL)

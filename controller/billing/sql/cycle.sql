@@ -4,7 +4,8 @@
 -- Needs the fence. Records the settings of the leader that everyone must know: the schedule follows the interval. `silent` is
 -- true if no heartbeat is younger than 90 minutes, because the application's own billing may be running then. A heartbeat in
 -- the future proves nothing: the clock of another daemon's host may be wrong by hours. Our own heartbeats use the database's
--- clock, which may have been set back. `after_other` is true if the newest heartbeat is another daemon's.
+-- clock, which may have been set back. `after_other` is true if the newest heartbeat is another daemon's. `waits_until` is the
+-- end of a takeover's delay that an earlier leader began and that has not passed.
 update billing_leadership
 set interval_minutes = %(interval_minutes)s, other_billers = %(other_billers)s
 returning (
@@ -15,7 +16,8 @@ returning (
 ) as silent, coalesce((
     select not billing_is_our_status(metadata) from billing_daemon_status
     where heartbeat_at is not null order by heartbeat_at desc limit 1
-), false) as after_other
+), false) as after_other,
+    case when takeover_delay_seconds is not null and bill_after > clock_timestamp() then bill_after end as waits_until
 
 -- name: begin_takeover
 -- Needs the fence. The application's own billing may be in the middle of a run, and it reads last_billed_at only when it
@@ -26,6 +28,7 @@ set bill_after = greatest(
         clock_timestamp() + %(delay_seconds)s * interval '1 second',
         case when takeover_delay_seconds is not null then bill_after end),
     takeover_delay_seconds = greatest(%(delay_seconds)s, takeover_delay_seconds)
+returning bill_after
 
 -- name: seconds_until_due
 -- By the database's clock, and independent of the replica that led the last cycle. Negative once the cycle is due.

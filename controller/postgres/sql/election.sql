@@ -21,8 +21,10 @@ left join pg_stat_activity a on a.pid = %(watched_pid)s
 lock table billing_leadership in exclusive mode
 
 -- name: mint_term
--- No row: the database follows the rules of another generation.
-with minted as (
+-- No row: the database follows the rules of another generation. `former_holder` is null if this is the first term.
+with former as (
+    select holder, resigned_term = term as resigned from billing_leadership
+), minted as (
     update billing_leadership
     set term = term + 1, holder = %(holder)s, lock_name = %(lock_name)s, elected_at = clock_timestamp(),
         backend_pid = pg_backend_pid()
@@ -32,7 +34,7 @@ with minted as (
     insert into billing_terms (term, holder, minted_at, generation, pod)
     select term, holder, elected_at, generation, %(pod)s::jsonb from minted
 )
-select term from minted
+select m.term, f.holder as former_holder, f.resigned as former_resigned from minted m cross join former f
 
 -- name: former_leader_pods
 -- Newest first. Several pods may still carry the label: a leader may be lost before it has relabelled its predecessor's pod.
@@ -69,6 +71,10 @@ where a.pid = %(pid)s and a.backend_start = %(began_at)s and a.state_change = %(
 -- name: listen_for_resignations
 -- All lock names share one channel: an unrelated notification costs a standby one attempt.
 listen billing_resigned
+
+-- name: record_resignation
+-- Commits before the lock is released, so the successor's mint reads it.
+update billing_leadership set resigned_term = term where term = %(term)s and holder = %(holder)s
 
 -- name: resign
 -- The unlocks take effect at once, and the notification when the statement commits. A standby that it wakes therefore finds
