@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -16,6 +16,7 @@ from bench.catchup import catchup
 from bench.check import Bounds, TooSlowError, findings, measure
 from bench.compare import compare
 from bench.costs import costs
+from bench.failing import failing
 from bench.failover import failover
 from bench.idle import idle
 from bench.machine import describe
@@ -36,6 +37,7 @@ SUITES = {
     "idle": "memory, CPU time, statements and connections of idle replicas; time to Ready",
     "costs": "a cycle's time with one thing changed, for each of many changes",
     "safeguards": "what each safeguard of a charge costs",
+    "failing": "a cycle in which all charges fail, or those of half of the organizations",
     "breakdown": "where a batch's time goes, by EXPLAIN ANALYZE",
     "compare": "throughput of this checkout relative to another one; fails if it is more than 3% slower",
     "check": "the regression check: fails if a bound of bench/bounds.json is broken; under two minutes",
@@ -80,14 +82,15 @@ def _sections(server: Server, arguments: argparse.Namespace) -> Iterator[Section
         yield failover(server, arguments.runs)
     if everything or suite == "idle":
         yield idle(server, rounds, arguments.window)
-    if suite == "costs":
-        yield costs(server, size, rounds, max(workers), batch_size, only=arguments.only)
-    if suite == "safeguards":
-        yield safeguards(server, size, rounds, max(workers), batch_size)
-    if suite == "breakdown":
-        yield breakdown(server, size, rounds, batch_size)
-    if suite == "compare":
-        yield compare(server, arguments.other, size, rounds, workers=workers, batch_size=batch_size)
+    alone: dict[str, Callable[[], Section]] = {
+        "costs": lambda: costs(server, size, rounds, max(workers), batch_size, only=arguments.only),
+        "safeguards": lambda: safeguards(server, size, rounds, max(workers), batch_size),
+        "failing": lambda: failing(server, size, rounds, max(workers), batch_size),
+        "breakdown": lambda: breakdown(server, size, rounds, batch_size),
+        "compare": lambda: compare(server, arguments.other, size, rounds, workers=workers, batch_size=batch_size),
+    }
+    if suite in alone:
+        yield alone[suite]()
 
 
 def _check(arguments: argparse.Namespace) -> int:
