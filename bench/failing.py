@@ -17,8 +17,9 @@ _REFUSE: Final = (
     create function refuse() returns trigger language plpgsql as
     $$ begin raise sqlstate 'AP001' using message = 'refused'; end $$
     """,
-    "create trigger refuse before insert on payment_transactions for each row when ({condition})"
-    " execute function refuse()",
+    """
+    create trigger refuse before insert on payment_transactions for each row when ({condition}) execute function refuse()
+    """,
 )
 _EVERY_OTHER: Final = "hashtext(new.organization_id::text) % 2 = 0"
 ALL_FAIL_SECONDS: Final = Aim(10, judged_by="worst")
