@@ -49,6 +49,7 @@ class CycleSpec:
         session: settings that override those of the workers' sessions.
         edits: changes to named statements: the name, the text to replace, and its replacement.
         may_fail: True accepts cycles that do not complete.
+        pace: the share of the time that each worker works, as if every cycle began on time.
     """
 
     url: str
@@ -59,6 +60,7 @@ class CycleSpec:
     session: dict[str, str] = field(default_factory=dict)
     edits: list[tuple[str, str, str]] = field(default_factory=list)
     may_fail: bool = False
+    pace: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class TimedLedger(Ledger):
     def begin_run(self, term: int) -> Run:
         run = super().begin_run(term)
         self.connection.execute("update billing_runs set started_at = %s where id = %s", (self.as_of, run.id))
-        return replace(run, as_of=self.as_of)
+        return replace(run, as_of=self.as_of, late_seconds=0.0)
 
     @contextmanager
     def fenced(
@@ -165,7 +167,7 @@ def _run(spec: CycleSpec) -> Iterator[CycleRun]:
         made.as_of, made.transactions = datetime.fromisoformat(spec.as_of), seconds
         return made
 
-    settings = CycleSettings(workers=spec.workers, batch_size=spec.batch_size)
+    settings = CycleSettings(workers=spec.workers, batch_size=spec.batch_size, pace=spec.pace)
     cycle = Cycle(lambda: ledger(CYCLE, []), lambda: ledger(worker, transactions), settings, StopToken())
     with psycopg.connect(spec.url, autocommit=True) as own:
         own.execute("update billing_leadership set term = %s, holder = %s", [TERM, HOLDER])

@@ -18,7 +18,8 @@ _REFUSE: Final = (
     $$ begin raise sqlstate 'AP001' using message = 'refused'; end $$
     """,
     """
-    create trigger refuse before insert on payment_transactions for each row when ({condition}) execute function refuse()
+    create trigger refuse before insert on payment_transactions
+    for each row when ({condition}) execute function refuse()
     """,
 )
 _EVERY_OTHER: Final = "hashtext(new.organization_id::text) % 2 = 0"

@@ -13,6 +13,7 @@ from bench.measurement import Aim, Measurement, Section, percentile, ratios
 from bench.server import LogTail, changed_settings
 from bench.template import Template, fresh_copy, mixed_template
 from bench.topup_load import Load, topping_up
+from controller.settings import Settings
 from tests.support.servers import Server
 
 CONNECTIONS = 4
@@ -20,6 +21,10 @@ EVERY_MS = 5.0
 P99_AIM = Aim(150.0, judged_by="worst")
 WORST_AIM = Aim(1000.0, judged_by="worst")
 TRANSACTION_AIM = Aim(1000.0, judged_by="worst")
+#: The default of BILLING_PACE, and what it should leave the application.
+PACE: float = Settings.model_fields["pace"].default
+RATE_AIM = Aim(0.9, at_least=True)
+PACED_P99_AIM = Aim(2.0)
 #: The length of a round without a cycle.
 IDLE_SECONDS = 5.0
 #: The server logs lock waits that last longer than this.
@@ -33,15 +38,15 @@ class Rounds:
     """All rounds of one kind.
 
     Attributes:
-        every_ms: the pace of the top-ups; None for unpaced ones.
-        billing: True if a cycle runs.
+        every_ms: the interval of the top-ups; None for as many as possible.
+        pace: of the cycle; None if no cycle runs.
         latencies: seconds of each top-up, by round.
         rate: top-ups per second.
         lock_waits: milliseconds of each logged lock wait, by round.
     """
 
     every_ms: float | None
-    billing: bool
+    pace: float | None
     cycles: list[CycleRun] = field(default_factory=list)
     latencies: list[list[float]] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
@@ -56,15 +61,16 @@ class Rounds:
         with fresh_copy(server, template.name) as url:
             log = LogTail(server)
             with topping_up(Load(url, CONNECTIONS, self.every_ms)) as top_ups:
-                if self.billing:
-                    cycle = run_cycle(CycleSpec(url, template.as_of.isoformat(), workers, batch_size))
+                if self.pace is not None:
+                    spec = CycleSpec(url, template.as_of.isoformat(), workers, batch_size, pace=self.pace)
+                    cycle = run_cycle(spec)
                     self.cycles.append(cycle)
                     began, ended = cycle.began, cycle.began + cycle.seconds
                 else:
                     began = time.monotonic()
                     threading.Event().wait(IDLE_SECONDS)
                     ended = time.monotonic()
-            if self.billing:
+            if self.pace is not None:
                 require_clean_audit(url)
             latencies = top_ups.between(began, ended)
             self.latencies.append(latencies)
@@ -73,47 +79,71 @@ class Rounds:
 
 
 def topup_latency(server: Server, instances: int, rounds: int, workers: int, batch_size: int) -> Section:
-    """Measures the latency of paced top-ups and the throughput of unpaced ones, each with and without a cycle."""
+    """Measures top-ups beside no cycle, beside a cycle at full speed, and beside one at the default pace.
+
+    The top-ups are steady, which shows their latency, or as many as possible, which shows their throughput.
+    """
     template = mixed_template(server, instances)
     with changed_settings(server, {"log_lock_waits": "on", "deadlock_timeout": f"{LOGGED_WAIT_MS}ms"}):
         for each in _kinds():  # warm-up
             each.run_round(server, template, workers, batch_size)
-        paced, paced_alone, unpaced, unpaced_alone = kinds = _kinds()
+        fast, paced, alone, most_fast, most_paced, most_alone = kinds = _kinds()
         for number in range(1, rounds + 1):
             for each in kinds:
                 each.run_round(server, template, workers, batch_size)
             print(f"  round {number}: p99 {paced.milliseconds(0.99)[-1]:.1f} ms", flush=True)
-    transactions = tuple(1000 * max(each.transactions) for each in paced.cycles)
-    lock_waits = tuple(float(len(each)) for each in paced.lock_waits)
+    alone_p99 = alone.milliseconds(0.99)
+    latencies = [
+        Measurement(f"top-up {title}, {name}", "ms", each.milliseconds(share), aim)
+        for title, each, aims in (
+            ("during a cycle at full speed", fast, {"p99": P99_AIM, "worst": WORST_AIM}),
+            ("during a paced cycle", paced, {"p99": P99_AIM, "worst": WORST_AIM}),
+            ("without a cycle", alone, {}),
+        )
+        for name, share, aim in (("p50", 0.5, None), ("p99", 0.99, aims.get("p99")), ("worst", 1.0, aims.get("worst")))
+    ]
     return Section(
         "topup_latency",
         "Top-ups during a cycle",
         f"A top-up is due every {EVERY_MS:g} ms, for a random organization, on {CONNECTIONS} connections, while a cycle"
         f" of {instances:,} instances runs ({workers} workers, batches of {batch_size:,}). Latency is the time from"
-        " when a top-up is due to its commit. The same load then runs without a pause between top-ups. One"
-        " organization in twelve is short of money.",
+        f" when a top-up is due to its commit. The cycle runs at full speed, or at a pace of {PACE:g}. The same load"
+        " then runs without a pause between top-ups. One organization in twelve is short of money.",
         (
-            Measurement("top-up during a cycle, p50", "ms", paced.milliseconds(0.5)),
-            Measurement("top-up during a cycle, p99", "ms", paced.milliseconds(0.99), P99_AIM),
-            Measurement("top-up during a cycle, worst", "ms", paced.milliseconds(1.0), WORST_AIM),
-            Measurement("top-up without a cycle, p50", "ms", paced_alone.milliseconds(0.5)),
-            Measurement("top-up without a cycle, p99", "ms", paced_alone.milliseconds(0.99)),
-            Measurement("top-up without a cycle, worst", "ms", paced_alone.milliseconds(1.0)),
-            Measurement("unpaced top-ups during a cycle", "top-ups/s", tuple(unpaced.rate)),
-            Measurement("unpaced top-ups without a cycle", "top-ups/s", tuple(unpaced_alone.rate)),
-            Measurement("rate during a cycle relative to without", "", ratios(unpaced.rate, unpaced_alone.rate)),
-            Measurement("cycle during paced top-ups", "s", tuple(each.seconds for each in paced.cycles)),
-            Measurement("longest transaction of the cycle", "ms", transactions, TRANSACTION_AIM),
-            Measurement(f"lock waits over {LOGGED_WAIT_MS} ms per cycle, all sessions", "", lock_waits),
-            Measurement("longest lock wait", "ms", tuple(max(each, default=0.0) for each in paced.lock_waits)),
+            *latencies,
+            Measurement(
+                "p99 during a paced cycle relative to without",
+                "",
+                ratios(paced.milliseconds(0.99), alone_p99),
+                PACED_P99_AIM,
+            ),
+            Measurement("top-ups without a pause and without a cycle", "top-ups/s", tuple(most_alone.rate)),
+            Measurement("their rate during a cycle at full speed", "", ratios(most_fast.rate, most_alone.rate)),
+            Measurement("their rate during a paced cycle", "", ratios(most_paced.rate, most_alone.rate), RATE_AIM),
+            Measurement("cycle at full speed", "s", tuple(each.seconds for each in fast.cycles)),
+            Measurement("paced cycle", "s", tuple(each.seconds for each in paced.cycles)),
+            Measurement(
+                "longest transaction of a cycle",
+                "ms",
+                tuple(1000 * max(each.transactions) for each in fast.cycles),
+                TRANSACTION_AIM,
+            ),
+            Measurement(
+                f"lock waits over {LOGGED_WAIT_MS} ms per cycle at full speed",
+                "",
+                tuple(float(len(each)) for each in fast.lock_waits),
+            ),
+            Measurement("longest lock wait", "ms", tuple(max(each, default=0.0) for each in fast.lock_waits)),
         ),
     )
 
 
-def _kinds() -> tuple[Rounds, Rounds, Rounds, Rounds]:
+def _kinds() -> tuple[Rounds, Rounds, Rounds, Rounds, Rounds, Rounds]:
     return (
-        Rounds(EVERY_MS, billing=True),
-        Rounds(EVERY_MS, billing=False),
-        Rounds(None, billing=True),
-        Rounds(None, billing=False),
+        Rounds(EVERY_MS, pace=1.0),
+        Rounds(EVERY_MS, pace=PACE),
+        Rounds(EVERY_MS, pace=None),
+        Rounds(None, pace=1.0),
+        Rounds(None, pace=PACE),
+        Rounds(None, pace=None),
     )

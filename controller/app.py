@@ -103,11 +103,14 @@ class Application:
 
     # --- the parts of a replica
 
-    def cycle(self, stop: StopToken) -> Cycle:
+    def cycle(self, stop: StopToken, *, paced: bool = False) -> Cycle:
+        """Returns what runs cycles. Only a replica's cycles are paced; `bill` runs at full speed."""
         settings = CycleSettings(
-            self.settings.workers,
-            self.settings.batch_size,
-            self.settings.status_retention_days,
+            workers=self.settings.workers,
+            batch_size=self.settings.batch_size,
+            retention_days=self.settings.status_retention_days,
+            pace=self.settings.pace if paced else 1.0,
+            interval_minutes=self.settings.interval_minutes,
         )
         return Cycle(partial(self.ledger, CYCLE), partial(self.ledger, WORKER), settings, stop)
 

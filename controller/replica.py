@@ -62,7 +62,7 @@ class Replica:
         heartbeat = application.heartbeat()
         self._biller = Biller(
             connect=application.ledger,
-            cycle=application.cycle(stop),
+            cycle=application.cycle(stop, paced=True),
             guard=application.guard(stop),
             heartbeat=heartbeat,
             stop=stop,

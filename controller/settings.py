@@ -162,6 +162,16 @@ class Settings(BaseSettings):
     batch_size: Annotated[
         int, _setting("BILLING_BATCH_SIZE", BILLING, "Instances per transaction."), Field(ge=1, le=20000)
     ] = 3000
+    pace: Annotated[
+        float,
+        _setting(
+            "BILLING_PACE",
+            BILLING,
+            "The share of the time that each session works in a cycle that began on time. Between two transactions, it"
+            " pauses for the rest. `1` never pauses. A cycle that is late or long runs at full speed.",
+        ),
+        Field(ge=0.01, le=1),
+    ] = 0.15
     default_hourly_rate: Annotated[
         Annotated[Decimal, Field(ge=0, le=100000, allow_inf_nan=False)] | None,
         BeforeValidator(_none),

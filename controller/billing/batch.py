@@ -1,6 +1,7 @@
 """One batch: its transactions, its retries, and the search for the organizations that can't be charged."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from psycopg import errors
 from controller.billing.errors import CycleFailedError, DeposedError, InconsistentError, StoppedError, is_transient
 from controller.billing.evidence import FEWEST_ORGANIZATIONS, TRIALS, Evidence, signature
 from controller.billing.ledger import Ledger
+from controller.billing.pace import Pace
 from controller.billing.values import Batch, BatchResult, ResumePoint, Run, Totals
 from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
@@ -47,6 +49,8 @@ class CycleContext:
         on_result: called with the result of each transaction, on the worker's thread.
         evidence: decides whether an organization or the controller is at fault for a failure.
         dry: True rolls back what each batch did.
+        pace: when workers pause; None for full speed.
+        on_quiet: called between two parts of a paced cycle, while none of its transactions is open.
     """
 
     run: Run
@@ -57,6 +61,8 @@ class CycleContext:
     on_result: Callable[[BatchResult], None]
     evidence: Evidence
     dry: bool = False
+    pace: Pace | None = None
+    on_quiet: Callable[[], None] = lambda: None
 
 
 class BatchWorker:
@@ -65,6 +71,7 @@ class BatchWorker:
     def __init__(self, context: CycleContext) -> None:
         self._context = context
         self._ledger: Ledger | None = None
+        self._pause_seconds = 0.0
 
     def open(self) -> Ledger:
         """Opens the session, unless it is open.
@@ -254,15 +261,25 @@ class BatchWorker:
             return ledger.charge(context.run, batch, after, limit, lock_first=lock_first)
 
         while True:
+            self._pause()
             context.check()
             after = _resume_point(batch, results)
+            began = time.monotonic()
             result = self._commit_once(ledger, unanswered, partial(charge_step, after))
+            if context.pace is not None:
+                self._pause_seconds = context.pace.pause_after(time.monotonic() - began, result.due)
             if result.last is None or result.locked_by_others:
                 result = replace(result, last=after)
             results.append(result)
             context.on_result(result)
             if limit is None or result.due < limit or result.locked_by_others:
                 return
+
+    def _pause(self) -> None:
+        """Pauses after the last transaction, as the cycle's pace requires."""
+        seconds, self._pause_seconds = self._pause_seconds, 0.0
+        if seconds > 0:
+            self._context.stop.pause(seconds)
 
     def _commit_once(self, ledger: Ledger, unanswered: Unanswered[T], work: Callable[[], T]) -> T:
         """Does the work in a fenced transaction and returns its result.

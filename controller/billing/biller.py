@@ -232,7 +232,7 @@ class Biller:
     def _bill(self, leadership: Leadership) -> CycleResult:
         self._guard.unsuspend(leadership)
         log.info("cycle.started")
-        result = self._cycle.run(leadership)
+        result = self._cycle.run(leadership, on_quiet=lambda: self._guard.check(leadership))
         _log_result(result)
         self._on_cycle_ended(result)
         if self._stop.may_start_cycle():

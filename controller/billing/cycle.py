@@ -1,7 +1,7 @@
 """One cycle: its plan, the workers that charge its batches, and the history row that records how it went."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +17,7 @@ from controller.billing.errors import CycleFailedError, DeposedError, StoppedErr
 from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
 from controller.billing.other_billers import LOOK_SECONDS, Notice, Watch, look, refuse_if_halted
+from controller.billing.pace import SHARE_OF_INTERVAL, Pace, may_be_paced
 from controller.billing.proof import prove
 from controller.billing.values import (
     Batch,
@@ -51,12 +52,18 @@ class CycleSettings:
         batch_size: instances in one transaction.
         retention_days: how long the batches of finished runs are kept.
         look_seconds: between two checks for other billers.
+        pace: the share of the time that each worker works in a cycle that begins on time; 1 never pauses.
+        interval_minutes: between the starts of two cycles.
+        guard_seconds: between two calls of the guard in a paced cycle.
     """
 
     workers: int = 2
     batch_size: int = 3000
     retention_days: int = 30
     look_seconds: float = LOOK_SECONDS
+    pace: float = 1.0
+    interval_minutes: float = 60.0
+    guard_seconds: float = 60.0
 
 
 class Cycle:
@@ -88,6 +95,7 @@ class Cycle:
         dry: bool = False,
         on_planned: Callable[[int], None] = lambda _instances: None,
         on_result: Callable[[BatchResult], None] = lambda _result: None,
+        on_quiet: Callable[[], None] = lambda: None,
     ) -> CycleResult:
         """Charges everything that is due now. A cycle that fails or is stopped returns a result and raises nothing.
 
@@ -96,6 +104,7 @@ class Cycle:
             dry: True runs the same statements and rolls each batch back; this leaves no trace and needs no lock.
             on_planned: called with the number of due instances.
             on_result: called with the result of each transaction, on a worker's thread.
+            on_quiet: called every `guard_seconds` of a paced cycle, while no transaction of the cycle is open.
         """
         began = time.monotonic()
         state = _CycleState(on_result)
@@ -126,6 +135,8 @@ class Cycle:
                 on_result=state.add,
                 evidence=state.evidence,
                 dry=dry,
+                pace=self._pace(run, planned),
+                on_quiet=on_quiet,
             )
             self._charge(context, plan, state)
             if not dry:  # after a roll-back everything is still due
@@ -157,6 +168,13 @@ class Cycle:
             dict(state.failures_by_reason),
             ending.cause,
         )
+
+    def _pace(self, run: Run, planned: int) -> Pace | None:
+        settings = self._settings
+        if settings.pace >= 1 or not may_be_paced(run.late_seconds):
+            return None
+        seconds = settings.interval_minutes * 60 * SHARE_OF_INTERVAL
+        return Pace(settings.pace, workers=settings.workers, instances=planned, seconds=seconds, stop=self._stop)
 
     def _record_run(self, leadership: Leadership) -> Run | None:
         """Adds a row for a cycle that failed before it had one, so the history shows it. None if that fails too."""
@@ -212,18 +230,26 @@ class Cycle:
 
         A worker whose session is refused leaves its work to the others.
         """
-        queue = iter(batches)
-        queue_lock = Lock()
+        queue = deque(batches)
+        while queue:
+            self._run_workers_once(context, queue, state)
+            if state.error is not None:
+                raise state.error
+            if queue:
+                context.on_quiet()
+
+    def _run_workers_once(self, context: CycleContext, queue: deque[Batch], state: "_CycleState") -> None:
+        """Charges batches until the queue is empty, or, in a paced cycle, until it is time for the guard."""
+        ends_at = time.monotonic() + self._settings.guard_seconds if context.pace else None
 
         def charge_until_empty(worker: BatchWorker) -> None:
             try:
-                while True:
-                    with queue_lock:
-                        batch = next(queue, None)
-                    if batch is None:
-                        return
-                    worker.charge(batch)
-            except BaseException as error:  # noqa: BLE001 - raised again below, on the thread that waits
+                while queue:
+                    with suppress(IndexError):  # another worker took the last batch
+                        worker.charge(queue.popleft())
+                    if ends_at is not None and time.monotonic() > ends_at:
+                        break
+            except BaseException as error:  # noqa: BLE001 - raised by the caller, on the thread that waits
                 state.fail(error)
             finally:
                 worker.close()
@@ -237,14 +263,12 @@ class Cycle:
                 return
             charge_until_empty(worker)
 
-        threads = max(1, min(self._settings.workers, len(batches)))
+        threads = max(1, min(self._settings.workers, len(queue)))
         with ThreadPoolExecutor(threads, thread_name_prefix="worker") as pool:
             for _ in range(threads):
                 pool.submit(work)
         if state.error is None:
             charge_until_empty(BatchWorker(context))  # if no session could be opened, keep trying on this thread
-        if state.error is not None:
-            raise state.error
 
     def _finish(self, run: Run, ending: "_Ending") -> Totals:
         """Writes the end of the run. Tries twice, so that a session lost here doesn't fail a successful cycle."""

@@ -140,12 +140,12 @@ class Ledger:
     def preview_run(self, term: int) -> Run:
         """Returns a run that is never recorded, for transactions that are rolled back."""
         row = sql.row(self.connection, "preview_run")
-        return Run(row["id"], term, row["started_at"])
+        return Run(row["id"], term, row["started_at"], row["late_seconds"])
 
     def record_run(self, term: int) -> Run:
         """Adds the row of a run that begins now. Needs `fenced`."""
         row = sql.row(self.connection, "begin_run", term=term, holder=self._holder)
-        return Run(row["id"], term, row["started_at"])
+        return Run(row["id"], term, row["started_at"], row["late_seconds"])
 
     def check_access(self) -> None:
         """Raises AccessError unless this role sees and may write everything that billing needs."""

@@ -100,11 +100,18 @@ class Totals:
 
 @dataclass(frozen=True)
 class Run:
-    """A cycle in progress: its row in `billing_runs`. It charges what was due at `as_of`, by the database's clock."""
+    """A cycle in progress: its row in `billing_runs`.
+
+    Attributes:
+        as_of: the cycle charges what was due at this time of the database's clock.
+        late_seconds: from the time at which the cycle was due to its start; negative if it was triggered early. None
+            for the first cycle and for a dry run.
+    """
 
     id: int
     term: int
     as_of: datetime
+    late_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ class StopToken:
                 return
         callback()
 
+    def pause(self, seconds: float) -> None:
+        """Blocks between two batches for up to `seconds`; returns early once no cycle may start."""
+        self._cycles_stopped.wait(seconds)
+
     def wait(self, seconds: float) -> None:
         """Blocks between two batches for up to `seconds`; returns early once no batch may start."""
         self._batches_stopped.wait(seconds)

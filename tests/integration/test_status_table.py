@@ -103,6 +103,20 @@ def test_run_that_ended_during_the_drain_is_recorded_without_a_heartbeat(
     assert (row["status"], row["total_amount"], row["heartbeat_at"]) == ("stopped", Decimal("0.05"), before)
 
 
+def test_earlier_term_of_the_same_replica_writes_nothing(world: World, make_heartbeat: MakeHeartbeat) -> None:
+    other, earlier, newest = make_heartbeat("test-2"), make_heartbeat(), make_heartbeat()
+    other.start(world.lead(holder="test-2"))
+    old = world.lead()
+    earlier.start(old)
+    newest.start(world.lead())
+    world.run("update billing_daemon_status set status = 'running'")
+    before = world.rows("select * from billing_daemon_status order by id")
+    assert earlier.beat() is False
+    earlier.start(old)
+    earlier.mark_stopped()
+    assert world.rows("select * from billing_daemon_status order by id") == before
+
+
 def test_failed_run_is_an_error_with_its_reason_until_one_completes(
     world: World, make_heartbeat: MakeHeartbeat
 ) -> None:

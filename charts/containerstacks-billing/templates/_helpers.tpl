@@ -150,6 +150,8 @@ values. OpenShift assigns uid, gid and fsGroup itself, and refuses others.
   value: {{ .Values.billing.workers | int64 | quote }}
 - name: BILLING_BATCH_SIZE
   value: {{ .Values.billing.batchSize | int64 | quote }}
+- name: BILLING_PACE
+  value: {{ .Values.billing.pace | toString | quote }}
 - name: BILLING_DEFAULT_HOURLY_RATE
   value: {{ .Values.billing.defaultHourlyRate | toString | quote }}
 - name: BILLING_CURRENCY

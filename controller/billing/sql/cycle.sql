@@ -47,14 +47,20 @@ cross join lateral billing_run_totals(running.id) b
 where r.id = running.id and running.outcome = 'running' and running.term <= %(term)s
 
 -- name: begin_run
+-- late_seconds is the time since the run was due, without a takeover's wait. It is null for the first run.
 insert into billing_runs (term, holder, started_at)
 values (%(term)s, %(holder)s, clock_timestamp())
-returning id, started_at
+returning id, started_at, (
+    select extract(epoch from clock_timestamp() - max(r.started_at) - l.interval_minutes * interval '1 minute')::float8
+    from billing_leadership l, billing_runs r
+    where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause)
+    group by l.interval_minutes
+) as late_seconds
 
 -- name: preview_run
 -- The run that a dry run pretends to be. It adds no row: a row with the next number, even one that is rolled back later, would
 -- block the leader's next cycle for as long as it is there.
-select billing_next_run() as id, clock_timestamp() as started_at
+select billing_next_run() as id, clock_timestamp() as started_at, null::float8 as late_seconds
 
 -- name: plan_cycle
 -- Returns the batches: ranges of organizations with about batch_size due instances each, in the one global order. An

@@ -1,0 +1,77 @@
+"""The pace of a cycle: workers pause between transactions, so that the application hardly notices a cycle.
+
+A worker that works a share `s` of its time pauses for `(1 - s) / s` seconds after each second of work. It holds no lock
+and no transaction while it pauses. A cycle is paced only if it began on time and can end within half of the interval at
+this pace. The latter is judged again after each transaction. A drain ends every pause, and the rest of the cycle runs
+at full speed.
+"""
+
+import time
+from collections.abc import Callable
+from threading import Lock
+from typing import Final
+
+from controller.lifecycle.stop import StopToken
+
+#: A cycle that begins later than this is not paced.
+ON_TIME_SECONDS: Final = 60.0
+#: The share of the interval in which a paced cycle must end.
+SHARE_OF_INTERVAL: Final = 0.5
+
+
+class Pace:
+    """The pace of one cycle. Its workers share it. Thread-safe.
+
+    Args:
+        share: of the time that each worker works; 1 never pauses.
+        workers: that share the work.
+        instances: the cycle's plan.
+        seconds: in which the cycle must end, from now on.
+        stop: ends pauses once no cycle may start.
+        clock: monotonic.
+    """
+
+    def __init__(
+        self,
+        share: float,
+        *,
+        workers: int,
+        instances: int,
+        seconds: float,
+        stop: StopToken,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._share = share
+        self._workers = workers
+        self._left = instances
+        self._stop = stop
+        self._clock = clock
+        self._ends_at = clock() + seconds
+        self._worked = 0.0
+        self._done = 0
+        self._lock = Lock()
+
+    def pause_after(self, worked: float, instances: int) -> float:
+        """Returns the seconds for which a worker should pause before its next transaction.
+
+        Args:
+            worked: seconds that its last transaction took.
+            instances: that the transaction dealt with.
+        """
+        with self._lock:
+            self._worked += worked
+            self._done += instances
+            self._left -= instances
+            if not self._stop.may_start_cycle() or not self._done:
+                return 0.0
+            paced_seconds = self._left * self._worked / self._done / self._share / self._workers
+            late = self._clock() + paced_seconds > self._ends_at
+        return 0.0 if late else worked * (1 / self._share - 1)
+
+
+def may_be_paced(late_seconds: float | None) -> bool:
+    """Returns True if a cycle that begins this long after it was due may be paced.
+
+    A triggered cycle begins before it is due. The first cycle of a database has no due time.
+    """
+    return late_seconds is not None and 0 <= late_seconds <= ON_TIME_SECONDS

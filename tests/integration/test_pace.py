@@ -1,0 +1,105 @@
+"""A paced cycle holds nothing while it pauses, calls the guard meanwhile, and runs at full speed once it is drained."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.billing.cycle import Cycle, CycleSettings
+from controller.billing.values import Outcome
+from controller.lifecycle.stop import StopToken
+from controller.postgres.connections import FOREGROUND, WORKER
+from tests.integration.world import World
+
+ORGANIZATIONS = 6
+OPEN = """
+select count(*) from pg_stat_activity a
+where a.datname = current_database() and a.pid <> pg_backend_pid() and a.application_name like 'billing%%'
+    and (a.state <> 'idle' or exists (select from pg_locks l where l.pid = a.pid))
+"""
+
+
+class Stop(StopToken):
+    """Doesn't pause. Records what is open at each pause, and drains at the nth one."""
+
+    def __init__(self, world: World, drain_at: int | None = None) -> None:
+        super().__init__()
+        self._world, self._drain_at = world, drain_at
+        self.open: list[int] = []
+        self.seconds: list[float] = []
+
+    def pause(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.open.append(self._world.one(OPEN))
+        if len(self.seconds) == self._drain_at:
+            self.stop_cycles()
+
+
+@pytest.fixture
+def due(world: World) -> World:
+    """Organizations with an unbilled hour, and a cycle that is due now."""
+    plan = world.plan("7.30")
+    for _ in range(ORGANIZATIONS):
+        world.instance(world.organization("1.00"), plan, world.one("select now() - interval '90 minutes'"))
+    term = world.lead().term
+    world.run("update billing_leadership set interval_minutes = 60")
+    world.run(
+        "insert into billing_runs (term, holder, started_at, finished_at, outcome)"
+        " select %s, holder, now() - interval '60 minutes', now() - interval '59 minutes', 'completed'"
+        " from billing_leadership",
+        term,
+    )
+    return world
+
+
+def cycle(world: World, stop: StopToken, guard_seconds: float = 60.0) -> Cycle:
+    return Cycle(
+        lambda: world.ledger(FOREGROUND),
+        lambda: world.ledger(WORKER),
+        CycleSettings(workers=1, batch_size=1, pace=0.5, guard_seconds=guard_seconds),
+        stop,
+    )
+
+
+def test_paced_cycle_holds_nothing_while_it_pauses(due: World) -> None:
+    stop = Stop(due)
+    result = cycle(due, stop).run(due.term())
+    assert (result.outcome, result.totals.instances) == (Outcome.COMPLETED, ORGANIZATIONS)
+    assert stop.open == [0] * (ORGANIZATIONS - 1), "no pause follows the last transaction"
+    assert all(seconds > 0 for seconds in stop.seconds)
+
+
+def test_drained_cycle_ends_at_full_speed(due: World) -> None:
+    stop = Stop(due, drain_at=2)
+    result = cycle(due, stop).run(due.term())
+    assert (result.outcome, result.totals.instances) == (Outcome.COMPLETED, ORGANIZATIONS)
+    assert len(stop.seconds) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update billing_runs set started_at = started_at - interval '2 minutes'",
+        "update billing_runs set started_at = started_at + interval '2 minutes'",
+        "delete from billing_runs",
+    ],
+    ids=["late", "triggered", "first"],
+)
+def test_cycle_that_does_not_begin_on_time_does_not_pause(due: World, change: str) -> None:
+    due.run(change)
+    stop = Stop(due)
+    assert cycle(due, stop).run(due.term()).totals.instances == ORGANIZATIONS
+    assert stop.seconds == []
+
+
+def test_guard_is_called_during_a_paced_cycle_while_nothing_is_open(due: World) -> None:
+    stop, charged, opened = Stop(due), list[int](), list[int]()
+
+    def look() -> None:
+        opened.append(due.one(OPEN))
+        charged.append(due.one("select count(*) from payment_transactions where metadata ->> 'controller' is not null"))
+
+    guarded = cycle(due, stop, guard_seconds=0.0001)
+    assert guarded.run(due.term(), on_quiet=look).totals.instances == ORGANIZATIONS
+    assert set(opened) == {0}
+    assert charged == sorted(charged)
+    assert 0 < charged[-1] < ORGANIZATIONS

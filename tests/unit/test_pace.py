@@ -1,0 +1,58 @@
+"""A paced cycle pauses between transactions, unless it is late, would take too long, or is being drained."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.billing.pace import Pace, may_be_paced
+from controller.lifecycle.stop import StopToken
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def pace(clock: Clock, *, share: float = 0.25, instances: int = 1000, seconds: float = 60, workers: int = 2) -> Pace:
+    return Pace(share, workers=workers, instances=instances, seconds=seconds, stop=StopToken(), clock=clock)
+
+
+def test_worker_pauses_for_the_rest_of_its_time() -> None:
+    assert pace(Clock()).pause_after(0.5, 100) == pytest.approx(1.5)
+
+
+def test_cycle_that_would_take_too_long_runs_at_full_speed() -> None:
+    """900 instances are left. At 5 ms each, paced, on two workers, they take 9 s."""
+    assert pace(Clock(), seconds=9.1).pause_after(0.5, 100) > 0
+    assert pace(Clock(), seconds=8.9).pause_after(0.5, 100) == 0
+
+
+def test_end_is_judged_again_after_each_transaction() -> None:
+    clock = Clock()
+    paced = pace(clock, seconds=20)
+    assert paced.pause_after(0.5, 100) > 0
+    clock.now += 15
+    assert paced.pause_after(0.5, 100) == 0
+    assert paced.pause_after(0.5, 700) > 0, "the rest now ends in time"
+
+
+def test_transaction_without_instances_tells_nothing_about_the_rate() -> None:
+    assert pace(Clock()).pause_after(0.5, 0) == 0
+
+
+def test_drain_ends_the_pace() -> None:
+    stop = StopToken()
+    paced = Pace(0.25, workers=1, instances=1000, seconds=60, stop=stop, clock=Clock())
+    stop.stop_cycles()
+    assert paced.pause_after(0.5, 100) == 0
+
+
+@pytest.mark.parametrize(
+    ("late_seconds", "paced"),
+    [(0.0, True), (60.0, True), (60.1, False), (3600.0, False), (-0.1, False), (-1800.0, False), (None, False)],
+)
+def test_only_a_cycle_that_begins_on_time_is_paced(late_seconds: float | None, paced: bool) -> None:  # noqa: FBT001
+    assert may_be_paced(late_seconds) is paced
