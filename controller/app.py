@@ -23,7 +23,6 @@ from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
-from controller.billing.other_billers import Notice, resume
 from controller.billing.status import Status, read_history, read_status
 from controller.billing.values import Pricing
 from controller.election import LockSession, LockSessionError
@@ -250,18 +249,14 @@ class Application:
         except psycopg.Error as error:
             raise DatabaseUnreachableError(one_line(error)) from None
 
-    def resume(self, given_by: str | None, reason: str | None) -> tuple[tuple[Notice, ...], Status]:
-        """Accepts what other programs have billed up to now; returns the accepted notices, and the status afterwards.
+    def operator(self, name: str | None) -> str:
+        """Returns who gives a command, and where, for the record.
 
         Args:
-            given_by: who gave the command; None for the operating system's user.
-            reason: for the record.
+            name: of the person; None for the operating system's user.
         """
-        name = storable(given_by or f"{_user()} on {socket.gethostname()}")
-        with self.connect() as connection:
-            migrations.check(connection)
-            accepted = resume(connection, name, reason)
-            return accepted, read_status(connection)
+        pod = self.settings.pod_name
+        return storable(f"{name or _user()} {f'in pod {pod}' if pod else f'on {socket.gethostname()}'}")
 
     def history(self, limit: int) -> list[dict[str, Any]]:
         """Reads the newest runs, newest first."""

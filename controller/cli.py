@@ -9,7 +9,7 @@ import psycopg
 import typer
 from typer.core import TyperGroup
 
-from controller import __version__, answers, foreground, log, output, settings, settings_help
+from controller import __version__, answers, control, foreground, log, output, settings, settings_help
 from controller.billing.values import CycleResult, Outcome
 from controller.commands import AsJson
 from controller.commands import application as _application
@@ -53,6 +53,7 @@ app = typer.Typer(
 demo_app = typer.Typer(help="Shows billing and a failover on a temporary PostgreSQL.", rich_markup_mode=None)
 app.add_typer(demo_app, name="demo")
 app.add_typer(answers.app)
+app.add_typer(control.app)
 WaitSeconds = Annotated[
     float, typer.Option("--wait", min=0, max=86400, help="Seconds to wait for a database that isn't ready.")
 ]
@@ -145,17 +146,6 @@ def bill(
     redacted = replace(result, error=result.error and application.redact(result.error))
     output.cycle(redacted, dry=dry_run, as_json=as_json)
     raise typer.Exit(OUTCOME_STATUS[result.outcome])
-
-
-@app.command()
-def resume(
-    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
-    by: Annotated[str | None, typer.Option(help="Your name, for the record.", show_default="the current user")] = None,
-) -> None:
-    """Lets billing continue after another program has billed: accepts what that program has billed up to now."""
-    accepted, after = _application().resume(by, reason)
-    output.resumed(accepted, after)
-    raise typer.Exit(1 if any(notice.halts for notice in after.notices) else 0)
 
 
 @app.command()

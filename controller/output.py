@@ -18,8 +18,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from controller.billing.audit import AuditReport
-from controller.billing.other_billers import Notice
-from controller.billing.status import Status
 from controller.billing.values import BatchResult, CycleResult
 from controller.terminal import note, printable, width, write
 from controller.wording import json_value, time
@@ -27,7 +25,7 @@ from controller.wording import json_value, time
 #: The beginning of a line: a name, and the blanks before its value.
 _NAME: Final = re.compile(r" *\S+(?: \S+)* {2,}")
 
-__all__ = ["Progress", "audit", "clear", "cycle", "history", "json_line", "line", "note", "resumed"]
+__all__ = ["Progress", "audit", "clear", "cycle", "history", "json_line", "line", "note"]
 
 
 def line(text: str) -> None:
@@ -49,18 +47,6 @@ def clear() -> None:
 #: The columns of `history`. NUMBERS lists those that hold numbers.
 COLUMNS: Final = ("cycle", "term", "leader", "started", "seconds", "outcome")
 NUMBERS: Final = ("instances", "hours", "amount", "debts", "failures")
-
-
-def resumed(accepted: Sequence[Notice], after: Status) -> None:
-    """Prints the result of `resume`."""
-    for notice in accepted:
-        line(f"accepted: {notice.message}")
-    for notice in after.notices:
-        line(f"still {'halted' if notice.halts else 'reported'}: {notice.message}")
-    if not accepted and not after.notices:
-        line("nothing to accept: no other program has billed")
-    elif not any(notice.halts for notice in after.notices):
-        line(f"{after.leader} bills again within seconds" if after.leader else "recorded; no replica leads")
 
 
 def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:

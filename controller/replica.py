@@ -80,6 +80,7 @@ class Replica:
             on_ended=self._leadership_ended,
             evicts=settings.eviction == "on",
             on_evicted=self._metrics.leader_evicted,
+            on_command=self._biller.commands_waiting,
         )
         self._services = Services(self._crashed)
         self._drain = Drain(

@@ -85,7 +85,7 @@ grant select, insert, delete on billing_suspensions to containerstacks_billing;
 grant select, insert, update on billing_prices, billing_price_check to containerstacks_billing;
 grant select, insert, update, delete on billing_daemon_sightings to containerstacks_billing;
 grant select, insert, delete on billing_foreign_periods to containerstacks_billing;
-grant select, insert on billing_commands to containerstacks_billing;
+grant select, insert, update on billing_commands to containerstacks_billing;
 
 -- Read by the commands, the status page and the metrics. A trigger that runs as the owner writes billing_lost_debts.
 grant select on billing_lost_debts, billing_lost_periods, billing_instance_debts to containerstacks_billing;

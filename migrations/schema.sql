@@ -45,6 +45,7 @@ CREATE FUNCTION billing_beats_until() RETURNS timestamp with time zone
                 + coalesce(l.interval_minutes, 60) * interval '1 minute',
             l.bill_after,
             billing_resumed_at(),
+            billing_pause_ended_at(),
             (select t.minted_at from billing_terms t order by t.term limit 1)
         ) + interval '90 minutes' end
     from billing_leadership l
@@ -463,6 +464,12 @@ CREATE FUNCTION billing_notices() RETURNS TABLE(kind text, halts boolean, since 
         where f.created_at > coalesce(billing_resumed_at(), '-infinity')
     ) p
     where p.periods > 0
+    union all
+    select 'paused', true, p.since,
+        'paused ' || case when p.until is null then 'until `containerstacks-billing resume`'
+                else 'until ' || to_char(p.until at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC' end
+            || ' by ' || p.given_by || ': ' || p.reason
+    from billing_pause() p
 $$;
 
 CREATE FUNCTION billing_organization(of_organization uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, wallets bigint, balance numeric, currency text, suspended text, suspended_detail text, suspended_at timestamp with time zone, instances bigint)
@@ -521,6 +528,28 @@ $$;
 CREATE FUNCTION billing_owed(metadata jsonb, total_amount numeric) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select case when jsonb_typeof(metadata -> 'owed') = 'number' then (metadata ->> 'owed')::numeric else total_amount end $$;
+
+CREATE FUNCTION billing_pause() RETURNS TABLE(since timestamp with time zone, until timestamp with time zone, given_by text, reason text)
+    LANGUAGE sql STABLE
+    AS $$
+    with pause as (
+        select p.*, lag(coalesce(p.until, 'infinity')) over (order by p.id) > p.given_at as replaces
+        from billing_commands p
+        where p.command = 'pause'
+            and p.id > coalesce((select max(r.id) from billing_commands r where r.command = 'resume'), 0)
+    )
+    select (select max(f.given_at) from pause f where f.replaces is not true), newest.until, newest.given_by, newest.reason
+    from (select * from pause order by id desc limit 1) newest
+    where coalesce(newest.until, 'infinity') > clock_timestamp()
+$$;
+
+CREATE FUNCTION billing_pause_ended_at() RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    AS $$
+    select c.until
+    from (select * from billing_commands p where p.command in ('pause', 'resume') order by p.id desc limit 1) c
+    where c.command = 'pause' and c.until <= clock_timestamp()
+$$;
 
 CREATE FUNCTION billing_period_facts(label text, hours bigint, monthly_price numeric, price_source text) RETURNS jsonb
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -943,8 +972,29 @@ CREATE TABLE billing_commands (
     given_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     given_by text NOT NULL,
     reason text,
-    CONSTRAINT billing_commands_command_check CHECK ((command = 'resume'::text))
+    term bigint,
+    until timestamp with time zone,
+    organization_id uuid,
+    instance_id uuid,
+    acknowledged_at timestamp with time zone,
+    acknowledged_by text,
+    finished_at timestamp with time zone,
+    run_id bigint,
+    refusal text,
+    CONSTRAINT billing_commands_command_check CHECK ((command = ANY (ARRAY['pause'::text, 'resume'::text, 'trigger'::text, 'suspend'::text, 'unsuspend'::text, 'waive'::text, 'step-down'::text])))
 );
+
+COMMENT ON COLUMN billing_commands.term IS 'the newest term when the command was given';
+
+COMMENT ON COLUMN billing_commands.until IS 'of a pause or a suspension: when it ends; null: indefinitely. Of a waiver: the end of the hours';
+
+COMMENT ON COLUMN billing_commands.acknowledged_at IS 'when a leader first read the command';
+
+COMMENT ON COLUMN billing_commands.finished_at IS 'when the leader had nothing left to do for the command. A pause: no batch is in hand any more';
+
+COMMENT ON COLUMN billing_commands.run_id IS 'the run that carried the command out';
+
+COMMENT ON COLUMN billing_commands.refusal IS 'why the leader did not obey';
 
 ALTER TABLE billing_commands ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_commands_id_seq
@@ -1254,6 +1304,8 @@ ALTER TABLE ONLY billing_wallet_baselines
     ADD CONSTRAINT billing_wallet_baselines_pkey PRIMARY KEY (wallet_id);
 
 CREATE INDEX billing_batches_run ON billing_batches USING btree (run_id);
+
+CREATE INDEX billing_commands_open ON billing_commands USING btree (id) WHERE (finished_at IS NULL);
 
 CREATE INDEX billing_foreign_periods_created_at ON vps_billing_cycles USING btree (created_at) WHERE (((status)::text = 'billed'::text) AND (NOT billing_is_ours(metadata)));
 

@@ -4,7 +4,7 @@ Row-level security hides rows without an error: no instance is due, every wallet
 is written. So billing refuses to start on a database where that can happen, and says what to change.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from controller import sql
@@ -30,7 +30,7 @@ RIGHTS: Final = {
     "billing_guard": {"select": "", "update": ""},
     "billing_daemon_sightings": {"select": "", "insert": "", "update": "", "delete": ""},
     "billing_foreign_periods": {"select": "", "insert": "", "delete": ""},
-    "billing_commands": {"select": "", "insert": ""},
+    "billing_commands": {"select": "", "insert": "", "update": ""},
 }
 #: The types that hold what billing writes; for numeric, the decimals that it needs.
 TYPES: Final = {
@@ -68,7 +68,7 @@ def check(connection: sql.Connection, accepted_columns: Collection[str]) -> None
     with sql.transaction(connection):
         problems = [
             *_not_tables(connection),
-            *_missing_rights(connection),
+            *_lacking(connection),
             *_hidden_rows(connection),
             *_unfit_columns(connection),
             *_unknown_prices(connection, accepted_columns),
@@ -78,11 +78,32 @@ def check(connection: sql.Connection, accepted_columns: Collection[str]) -> None
         raise AccessError(problems[0] + more)
 
 
-def _missing_rights(connection: sql.Connection) -> list[str]:
-    wanted = [(table, right, columns) for table, rights in RIGHTS.items() for right, columns in rights.items()]
+def require(connection: sql.Connection, rights: Mapping[str, Mapping[str, str]], purpose: str) -> None:
+    """Raises AccessError if this role lacks a right.
+
+    Args:
+        connection: with the role.
+        rights: table, then right, then columns, as in RIGHTS.
+        purpose: what the rights are for, such as `to give commands`.
+    """
+    with sql.transaction(connection):
+        missing = _missing_rights(connection, rights)
+    if missing:
+        raise AccessError(f"this role lacks the right {purpose}: {missing[0]}; use the controller's role")
+
+
+def _lacking(connection: sql.Connection) -> list[str]:
+    return [
+        f"this role lacks the right to {right}; run manifests/role.sql as the owner"
+        for right in _missing_rights(connection, RIGHTS)
+    ]
+
+
+def _missing_rights(connection: sql.Connection, rights: Mapping[str, Mapping[str, str]]) -> list[str]:
+    wanted = [(table, right, columns) for table, needed in rights.items() for right, columns in needed.items()]
     tables, privileges, columns = (list(each) for each in zip(*wanted, strict=True))
     rows = sql.rows(connection, "missing_rights", tables=tables, privileges=privileges, columns=columns)
-    return [f"this role lacks the right to {row['right']}; run manifests/role.sql as the owner" for row in rows]
+    return [row["right"] for row in rows]
 
 
 def _not_tables(connection: sql.Connection) -> list[str]:

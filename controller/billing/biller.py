@@ -19,7 +19,7 @@ from controller.lifecycle.stop import StopToken
 
 #: The longest wait for a new leadership. A wake-up ends it.
 IDLE_SECONDS = 60.0
-#: Seconds between two checks while billing is halted, so that `resume` takes effect soon.
+#: Seconds between two checks while billing is halted, so that it continues soon after a pause or another biller ends.
 HALTED_LOOK_SECONDS = 5.0
 #: Time between two attempts to prove that billing works, after 90 minutes without a heartbeat.
 PROOF_RETRY_SECONDS = 300.0
@@ -107,6 +107,11 @@ class Biller:
         """Ends the wait for the next cycle, so that the loop notices. Any thread."""
         self._wake.set()
 
+    def commands_waiting(self) -> None:
+        """Makes the loop or the running cycle read operators' commands soon. Any thread."""
+        self._cycle.commands_waiting()
+        self._wake.set()
+
     def run(self) -> None:
         """Bills until no cycle may start any more."""
         while self._stop.may_start_cycle():
@@ -179,7 +184,7 @@ class Biller:
             if not started:
                 with ledger.fenced(leadership.term):
                     start = ledger.begin_term(self._interval_minutes, self._other_billers)
-            notices = look(ledger, leadership.term)
+            notices = look(ledger, leadership.term, between_cycles=True)
             changed = self._report(notices)
             halt = halting(notices)
             if halt is not None and halt.kind == "other_daemon":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
+from threading import Event, Lock
 from uuid import UUID
 
 import psycopg
@@ -87,6 +87,11 @@ class Cycle:
         self._connect_worker = connect_worker
         self._settings = settings
         self._stop = stop
+        self._look_now = Event()
+
+    def commands_waiting(self) -> None:
+        """Makes a running cycle read operators' commands before its next batch. Any thread."""
+        self._look_now.set()
 
     def run(
         self,
@@ -108,7 +113,7 @@ class Cycle:
         """
         began = time.monotonic()
         state = _CycleState(on_result)
-        watch = None if dry else Watch(self._connect, leadership.term, self._settings.look_seconds)
+        watch = None if dry else self._watch(leadership)
         run: Run | None = None
         ending = _Ending(Outcome.COMPLETED)
         try:
@@ -175,6 +180,9 @@ class Cycle:
             return None
         seconds = settings.interval_minutes * 60 * SHARE_OF_INTERVAL
         return Pace(settings.pace, workers=settings.workers, instances=planned, seconds=seconds, stop=self._stop)
+
+    def _watch(self, leadership: Leadership) -> Watch:
+        return Watch(self._connect, leadership.term, self._settings.look_seconds, look_now=self._look_now)
 
     def _record_run(self, leadership: Leadership) -> Run | None:
         """Adds a row for a cycle that failed before it had one, so the history shows it. None if that fails too."""

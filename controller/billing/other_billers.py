@@ -1,12 +1,16 @@
-"""Looks for other billers: anything but this controller that charges instance-hours or writes a heartbeat.
+"""What the leader checks between two batches: other billers, and operators' commands.
+
+Other billers are anything but this controller that charges instance-hours or writes a heartbeat.
 
 Two programs that bill at the same time charge the same hours twice. The leader checks before it starts a term, before
 each cycle, and every 30 seconds, even during a cycle. It stores its findings, and the view `billing_notices` (migration
-030) decides what they mean, so every replica, the commands, the status page and the heartbeat get the same answer.
+045) decides what they mean, so every replica, the commands, the status page and the heartbeat get the same answer.
 
 A *live daemon* writes heartbeats that aren't ours. While it is alive, the leader neither bills nor writes a heartbeat.
 *Foreign periods* are periods that another program billed after our takeover. One of them is a warning. If there are
 more, the leader stops billing until an operator runs `resume`, but keeps writing its heartbeat.
+
+A pause is a notice, too. The leader checks as soon as its ping shows a new command.
 """
 
 import threading
@@ -20,6 +24,7 @@ import psycopg
 import structlog
 
 from controller import sql
+from controller.billing import control
 from controller.billing.errors import DeposedError, HaltedError
 from controller.billing.ledger import Ledger
 from controller.errors import BillingError, one_line
@@ -38,7 +43,7 @@ class Notice:
     """A row of `billing_notices`: something about billing as a whole that operators must know.
 
     Attributes:
-        kind: other_daemon or other_periods.
+        kind: other_daemon, other_periods or paused.
         halts: True if the leader charges nothing until the cause is gone.
         since: when it was first seen, by the database's clock.
         message: what is wrong, and the remedy; without any customer's data.
@@ -50,13 +55,14 @@ class Notice:
     message: str
 
 
-def look(ledger: Ledger, term: int, *, keep: bool = True) -> tuple[Notice, ...]:
-    """Stores what other billers have done since the last check, and returns the notices.
+def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool = False) -> tuple[Notice, ...]:
+    """Stores what other billers have done since the last check, acknowledges commands, and returns the notices.
 
     Args:
         ledger: on the leader's session.
         term: the leader's.
         keep: False, for a dry run, stores nothing and accepts any term.
+        between_cycles: True if no batch is in hand.
 
     Raises:
         DeposedError, GenerationError: the fence refused the term.
@@ -67,6 +73,7 @@ def look(ledger: Ledger, term: int, *, keep: bool = True) -> tuple[Notice, ...]:
         sql.run(ledger.connection, "extend_takeover")
         sql.run(ledger.connection, "record_foreign_periods")
         sql.run(ledger.connection, "prune_foreign_periods")
+        control.acknowledge(ledger.connection, between_cycles=between_cycles)
         return read_notices(ledger.connection)
 
 
@@ -77,26 +84,6 @@ def read_notices(connection: sql.Connection) -> tuple[Notice, ...]:
         psycopg.Error: the database can't be reached, or is not migrated.
     """
     return tuple(Notice(**row) for row in sql.rows(connection, "notices"))
-
-
-def resume(connection: sql.Connection, given_by: str, reason: str | None) -> tuple[Notice, ...]:
-    """Accepts the periods that other programs have billed up to now. The leader bills again within seconds.
-
-    Args:
-        connection: in autocommit mode; the command takes no lock, so it works while a replica leads.
-        given_by: who gave the command.
-        reason: for the record.
-
-    Returns:
-        The notices that were accepted.
-
-    Raises:
-        psycopg.Error: the database can't be reached, or this role may not give commands.
-    """
-    before = read_notices(connection)
-    sql.run(connection, "resume", given_by=given_by, reason=reason)
-    after = {notice.kind for notice in read_notices(connection)}
-    return tuple(notice for notice in before if notice.kind not in after)
 
 
 def halting(notices: Sequence[Notice]) -> Notice | None:
@@ -111,13 +98,14 @@ def refuse_if_halted(notices: Sequence[Notice]) -> None:
 
 
 class Watch:
-    """Checks for other billers every 30 seconds while a cycle runs. The cycle's workers share it.
+    """Checks for other billers every 30 seconds while a cycle runs, and at once if commands wait. The workers share it.
 
     Args:
         connect: opens a session in autocommit mode.
         term: under which the cycle works.
         look_seconds: between two checks.
         clock: monotonic seconds.
+        look_now: set by another thread; the next check looks, and clears it.
     """
 
     def __init__(
@@ -126,24 +114,28 @@ class Watch:
         term: int,
         look_seconds: float = LOOK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        look_now: threading.Event | None = None,
     ) -> None:
         self._connect = connect
         self._term = term
         self._look_seconds = look_seconds
+        self._look_now = look_now or threading.Event()
         self._clock = clock
         self._due_at = clock() + look_seconds
         self._looking = threading.Lock()
 
     def check(self) -> None:
-        """Checks if it is time and no other thread is checking. If the check fails, billing continues until the next.
+        """Looks if it is time and no other thread is looking. If that fails, billing continues until the next look.
 
         Raises:
             HaltedError: billing is halted.
             DeposedError, GenerationError: the fence refused the term.
         """
-        if self._clock() < self._due_at or not self._looking.acquire(blocking=False):
+        due = self._look_now.is_set() or self._clock() >= self._due_at
+        if not due or not self._looking.acquire(blocking=False):
             return
         try:
+            self._look_now.clear()
             self._due_at = self._clock() + self._look_seconds
             ledger = self._connect()
             with ledger.connection:

@@ -47,6 +47,7 @@ class Elector:
             argument is the reason, or None after a resignation.
         evicts: True if a standby ends the session of a leader that has been silent past its own deadline.
         on_evicted: called after each eviction.
+        on_command: called when a ping shows a command that this leadership has not seen.
         jitter: random numbers in [0, 1).
     """
 
@@ -60,6 +61,7 @@ class Elector:
         on_ended: Callable[[Leadership, str | None], None],
         evicts: bool = False,
         on_evicted: Callable[[], None] = lambda: None,
+        on_command: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._connect = connect
@@ -69,6 +71,7 @@ class Elector:
         self._on_ended = on_ended
         self._evicts = evicts
         self._on_evicted = on_evicted
+        self._on_command = on_command
         self._jitter = jitter
         self._session: LockSession | None = None
         self._leadership: Leadership | None = None
@@ -224,13 +227,18 @@ class Elector:
 
     def _ping_until_over(self, session: LockSession, leadership: Leadership) -> str | None:
         """Pings while this replica leads; returns why it was deposed, or None if it is to resign."""
+        seen_command: int | None = None
         while not (self._stopping.is_set() or leadership.stepping_down):
             self.alive_at = sent_at = self._clock()
             try:
-                if not session.ping().held:
+                ping = session.ping()
+                if not ping.held:
                     return "the lock session no longer holds the lock"
                 if not leadership.extend(sent_at):
                     return "the last ping came back after the deadline"
+                if ping.newest_command != seen_command:
+                    seen_command = ping.newest_command
+                    self._on_command()
                 session.wait(self._bounds.ping_interval_seconds)
             except LockSessionError as error:
                 return one_line(error)

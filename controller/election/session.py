@@ -11,9 +11,15 @@ class LockSessionError(Exception):
 
 @dataclass(frozen=True)
 class Ping:
-    """Answer to a ping: True if the backend that took the lock still holds it."""
+    """Answer to a ping.
+
+    Attributes:
+        held: True if the backend that took the lock still holds it.
+        newest_command: number of the newest command of an operator; None if there has been none.
+    """
 
     held: bool
+    newest_command: int | None = None
 
 
 @dataclass(frozen=True)

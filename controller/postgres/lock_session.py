@@ -173,7 +173,9 @@ class PostgresLockSession:
         self._refuse_other_generation(row)
         if self._backend_pid is None:
             self._backend_pid = row["backend_pid"]
-        return Ping(held=bool(row["held"]) and row["backend_pid"] == self._backend_pid)
+        return Ping(
+            held=bool(row["held"]) and row["backend_pid"] == self._backend_pid, newest_command=row["newest_command"]
+        )
 
     def wait(self, timeout_seconds: float) -> None:
         try:

@@ -14,10 +14,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from controller.app import Application
+from controller.billing.control import Wish, give
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import MARKER
-from controller.billing.other_billers import Notice, Watch, look, resume
+from controller.billing.other_billers import Notice, Watch, look, read_notices
 from controller.billing.status import read_status
 from controller.billing.values import Outcome
 from controller.demo.process import ControllerProcess, run_command
@@ -398,13 +399,12 @@ def test_resume_accepts_the_periods_up_to_now_and_new_ones_stop_billing_again(ow
     for instance in (first, second):
         foreign_period(owing, instance)
     assert kinds(owing, leadership) == ["other_periods"]
-    (accepted,) = resume(owing.conn, "ada", "stopped the old daemon")
-    assert accepted.kind == "other_periods"
+    give(owing.conn, Wish("resume", "ada", "stopped the old daemon"))
+    assert read_notices(owing.conn) == ()
     command = owing.rows("select * from billing_commands")[0]
     assert (command["command"], command["reason"]) == ("resume", "stopped the old daemon")
     assert command["given_by"].startswith("ada (role ")
     assert looks(owing, leadership) == []
-    assert resume(owing.conn, "ada", None) == ()
     for instance in (third, fourth):
         foreign_period(owing, instance)
     assert kinds(owing, leadership) == ["other_periods"]
@@ -602,14 +602,12 @@ def test_resume_command_lets_the_leader_continue(
     assert f"{replica.instance} bills again within seconds" in resumed.stdout
     replica.wait_for("cycle.completed", after=replica.wait_for("billing.continued"))
     again = run_command("resume", folder=tmp_path, DATABASE_URL=owing.url)
-    assert "nothing to accept" in again.stdout
+    assert "nothing to resume" in again.stdout
 
 
 def test_name_of_the_user_can_be_missing(owing: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: (_ for _ in ()).throw(KeyError("uid not found")))
-    application = Application(Settings(DATABASE_URL=owing.url))
-    application.resume(None, None)
-    assert owing.one("select given_by from billing_commands").startswith("uid ")
+    assert Application(Settings(DATABASE_URL=owing.url)).operator(None).startswith("uid ")
 
 
 def test_facts_do_not_depend_on_the_applications_tables(world: World) -> None:

@@ -67,7 +67,3 @@ where created_at <= billing_resumed_at()
 
 -- name: notices
 select kind, halts, since, message from billing_notices order by halts desc, kind
-
--- name: resume
-insert into billing_commands (command, given_by, reason)
-values ('resume', %(given_by)s || ' (role ' || current_user || ')', %(reason)s)

@@ -44,13 +44,15 @@ where term < %(term)s and term >= %(term)s - 100 and pod ->> 'uid' is distinct f
 group by pod order by max(term) desc limit 8
 
 -- name: ping
--- True if this session still holds the lock, on the backend that took it. A migration may have raised the generation.
+-- held is true if this session still holds the lock, on the backend that took it. A migration may have raised the generation,
+-- and an operator may have given a command.
 select exists (
     select from pg_locks
     where locktype = 'advisory' and granted and pid = pg_backend_pid()
         and database = (select oid from pg_database where datname = current_database())
         and classid = %(lock_high)s::bigint::oid and objid = %(lock_low)s::bigint::oid and objsubid = 1
-) as held, pg_backend_pid() as backend_pid, (select generation from billing_leadership) as generation
+) as held, pg_backend_pid() as backend_pid, (select generation from billing_leadership) as generation,
+    (select max(id) from billing_commands) as newest_command
 
 -- name: evict
 -- Ends exactly the session that the standby has watched: the same role, the same backend, idle since the same statement,

@@ -1,0 +1,136 @@
+"""Operators' commands: `pause`, `resume` and the others that tell the leader what to do.
+
+A command adds a row to `billing_commands` and takes no lock, so it works while a replica leads. Migration 045 has the
+table, and says what applies. The leader learns of a new row with its ping, reads the table between two batches, and
+records in the row that it has.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from controller import sql
+from controller.billing import access
+
+#: How long a command waits for the leader's answer.
+ANSWER_SECONDS: Final = 10.0
+#: How long it waits for a replica to become leader. A failover takes about a second.
+LEADER_SECONDS: Final = 3.0
+POLL_SECONDS: Final = 0.1
+#: The rights that every command needs.
+RIGHTS: Final = {"billing_commands": {"select": "", "insert": ""}, "billing_leadership": {"select": ""}}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of `billing_commands`. Times are the database's.
+
+    Attributes:
+        until: when a pause or a suspension ends; None if only another command ends it.
+        acknowledged_at: when a leader first read the command; None if none has.
+        acknowledged_by: instance id of that leader.
+        finished_at: when the leader had nothing left to do for it.
+        run_id: the run that carried it out.
+        refusal: why the leader did not obey.
+        leader: instance id of the replica that leads now; None if no replica does.
+    """
+
+    id: int
+    command: str
+    given_at: datetime
+    given_by: str
+    reason: str | None
+    until: datetime | None
+    acknowledged_at: datetime | None
+    acknowledged_by: str | None
+    finished_at: datetime | None
+    run_id: int | None
+    refusal: str | None
+    leader: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What an operator wants, who the operator is, and why.
+
+    Attributes:
+        command: its name in `billing_commands`.
+        given_by: for the record.
+        reason: for the record; None if the operator gave none.
+        until: when it ends.
+        for_seconds: how long it lasts, by the database's clock; used if `until` is None. None: indefinitely.
+        organization_id: to which it applies.
+        instance_id: to which it applies.
+    """
+
+    command: str
+    given_by: str
+    reason: str | None = None
+    until: datetime | None = None
+    for_seconds: float | None = None
+    organization_id: UUID | None = None
+    instance_id: UUID | None = None
+
+
+def give(connection: sql.Connection, wish: Wish) -> Command:
+    """Records a command.
+
+    Args:
+        connection: in autocommit mode.
+        wish: what to record.
+
+    Raises:
+        AccessError: this role may not give commands; one line with the missing right and the remedy.
+        psycopg.Error: the database can't be reached, or is not migrated.
+    """
+    access.require(connection, RIGHTS, "to give commands")
+    return read(connection, sql.row(connection, "give_command", **asdict(wish))["id"])
+
+
+def read(connection: sql.Connection, command: int) -> Command:
+    """Reads a command's row."""
+    return Command(**sql.row(connection, "command", id=command))
+
+
+def wait(
+    connection: sql.Connection,
+    command: Command,
+    until: Callable[[Command], bool],
+    *,
+    seconds: float = ANSWER_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Command:
+    """Reads a command until a condition holds, or no answer can be expected.
+
+    Args:
+        connection: in autocommit mode.
+        command: as it was given.
+        until: the condition.
+        seconds: to wait.
+        clock: monotonic seconds.
+        sleep: waits between two reads.
+    """
+    led_at = began_at = clock()
+    while not until(command) and clock() < min(began_at + seconds, led_at + LEADER_SECONDS):
+        sleep(POLL_SECONDS)
+        command = read(connection, command.id)
+        led_at = clock() if command.leader else led_at
+    return command
+
+
+def acknowledge(connection: sql.Connection, *, between_cycles: bool) -> None:
+    """Records that the leader has read every command. Needs the fence.
+
+    Args:
+        connection: the leader's.
+        between_cycles: True if no batch is in hand, which is what a pause waits for.
+    """
+    sql.run(connection, "acknowledge_commands", between_cycles=between_cycles)

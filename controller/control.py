@@ -1,0 +1,114 @@
+"""Commands that tell the leader what to do. They record the command and wait for the leader's answer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from controller import output, sql
+from controller.answers import parse_age
+from controller.app import Application
+from controller.billing import control
+from controller.billing.control import ANSWER_SECONDS, Command, Wish
+from controller.billing.other_billers import Notice, read_notices
+from controller.commands import AsJson, application
+from controller.postgres import migrations
+from controller.wording import time
+
+Reason = Annotated[str, typer.Option(help="The reason, for the record. The status and the application show it.")]
+By = Annotated[str | None, typer.Option(help="Your name, for the record.", show_default="the current user")]
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def pause(
+    reason: Reason,
+    for_time: Annotated[
+        str | None, typer.Option("--for", help="How long: 30m, 4h or 2d.", show_default="4h", metavar="TIME")
+    ] = None,
+    indefinitely: Annotated[bool, typer.Option("--indefinitely", help="Until `resume`.")] = False,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stops billing after the batch in hand. Billing continues by itself at the end, and charges the hours since."""
+    if indefinitely and for_time is not None:
+        raise typer.BadParameter("choose one of --for and --indefinitely")
+    seconds = None if indefinitely else parse_age(for_time or "4h", "--for").total_seconds()
+    if seconds == 0:
+        raise typer.BadParameter("a pause takes longer than that", param_hint="--for")
+    with _session() as (connection, built):
+        wish = Wish("pause", built.operator(by), reason, for_seconds=seconds)
+        given = control.wait(connection, control.give(connection, wish), lambda each: each.finished_at is not None)
+    until = f"until {time(given.until)}" if given.until else "until `containerstacks-billing resume`"
+    done = (
+        f"paused {until}" if given.finished_at else f"{given.acknowledged_by} pauses after the batch in hand, {until}"
+    )
+    raise typer.Exit(_answer(given, done, as_json=as_json))
+
+
+@app.command()
+def resume(
+    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ends a pause, and accepts what another program has billed up to now."""
+    with _session() as (connection, built):
+        before = read_notices(connection)
+        given = control.give(connection, Wish("resume", built.operator(by), reason))
+        given = control.wait(connection, given, _acknowledged)
+        after = read_notices(connection)
+    kinds = {notice.kind for notice in after}
+    lifted = [notice for notice in before if notice.kind not in kinds]
+    if not as_json:
+        for notice in lifted:
+            output.line(f"{'lifted' if notice.kind == 'paused' else 'accepted'}: {notice.message}")
+        for notice in after:
+            output.line(f"still {'halted' if notice.halts else 'reported'}: {notice.message}")
+    halted = any(notice.halts for notice in after)
+    done = f"{given.leader} bills again within seconds"
+    if not lifted and not after:
+        done = "nothing to resume: billing is not paused, and no other program has billed"
+    status = _answer(given, None if halted else done, as_json=as_json, lifted=lifted, notices=list(after))
+    raise typer.Exit(1 if halted else status)
+
+
+def _acknowledged(command: Command) -> bool:
+    return command.acknowledged_at is not None
+
+
+def _answer(given: Command, done: str | None, *, as_json: bool, **more: list[Notice]) -> int:
+    """Prints the leader's answer, and returns the exit status.
+
+    Args:
+        given: after the wait.
+        done: what to print if the leader has answered; None for nothing.
+        as_json: print JSON.
+        more: more fields for JSON.
+    """
+    if as_json:
+        output.json_line(
+            given.as_dict() | {name: [_fields(each) for each in notices] for name, notices in more.items()}
+        )
+    elif given.acknowledged_at is not None:
+        if done is not None:
+            output.line(done)
+    elif given.leader is None:
+        output.line("recorded; nobody leads: the next leader will obey")
+    else:
+        output.line(f"recorded; {given.leader} leads, and has not answered within {ANSWER_SECONDS:g} s")
+    return 1 if given.acknowledged_at is None and given.leader is not None else 0
+
+
+def _fields(notice: Notice) -> dict[str, Any]:
+    return {"kind": notice.kind, "halts": notice.halts, "since": notice.since, "message": notice.message}
+
+
+@contextmanager
+def _session() -> Iterator[tuple[sql.Connection, Application]]:
+    built = application()
+    with built.connect() as connection:
+        migrations.check(connection)
+        yield connection, built
