@@ -154,6 +154,7 @@ class _AtScrape(Collector):
             others.add_metric([kind], float(f"other_{kind}" in kinds))
         yield others
         yield _gauge("halted", "1 while billing is halted, else 0.", any(notice.halts for notice in status.notices))
+        yield _gauge("paused_seconds", "Time since an operator paused billing; 0 if it is not paused.", _paused(status))
         if status.heartbeat_age_seconds is not None:
             yield _gauge("heartbeat_age_seconds", "Age of the newest heartbeat.", status.heartbeat_age_seconds)
         if status.last_completed_at is not None:
@@ -162,6 +163,11 @@ class _AtScrape(Collector):
                 "Start of the newest completed cycle, by the database's clock.",
                 status.last_completed_at.timestamp(),
             )
+
+
+def _paused(status: Status) -> float:
+    paused = (status.database_time - notice.since for notice in status.notices if notice.kind == "paused")
+    return max((each.total_seconds() for each in paused), default=0.0)
 
 
 def _gauge(name: str, description: str, value: float) -> GaugeMetricFamily:

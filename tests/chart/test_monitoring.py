@@ -35,6 +35,7 @@ METRICS = {
     "containerstacks_billing_suspended_organizations",
     "containerstacks_billing_halted",
     "containerstacks_billing_other_biller",
+    "containerstacks_billing_paused_seconds",
     "containerstacks_billing_heartbeat_age_seconds",
     "containerstacks_billing_last_cycle_timestamp_seconds",
     "containerstacks_billing_fenced_writes_total",
@@ -215,6 +216,7 @@ FAILED = '{namespace="billing",pod="containerstacks-billing-5d9f-abcde",outcome=
             {f"containerstacks_billing_suspended_organizations{FIRST}": "0+0x60 1+0x140"},
             ["BillingOrganizationsSuspended"],
         ),
+        ({f"containerstacks_billing_paused_seconds{FIRST}": "0+0x60 7000+60x140"}, ["BillingPausedTooLong"]),
         ({f"containerstacks_billing_other_biller{FIRST}": "0+0x60 1+0x140"}, ["BillingOtherBiller"]),
         ({f"containerstacks_billing_fenced_writes_total{FIRST}": "0+0x148 1+0x10"}, ["BillingFencedWrites"]),
         ({f"containerstacks_billing_database_up{FIRST}": "0+0x200"}, []),  # the other replica leads
