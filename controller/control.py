@@ -1,23 +1,31 @@
 """Commands that tell the leader what to do. They record the command and wait for the leader's answer."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from controller import output, sql
+from controller import output, report, sql
 from controller.answers import parse_age
 from controller.app import Application
 from controller.billing import control
+from controller.billing.answers import read_run
 from controller.billing.control import ANSWER_SECONDS, Command, Wish
 from controller.billing.other_billers import Notice, read_notices
 from controller.commands import AsJson, application
+from controller.errors import BillingError
 from controller.postgres import migrations
 from controller.wording import time
 
 Reason = Annotated[str, typer.Option(help="The reason, for the record. The status and the application show it.")]
 By = Annotated[str | None, typer.Option(help="Your name, for the record.", show_default="the current user")]
+
+
+class RefusedError(BillingError):
+    """The leader doesn't obey; the message says why. Exit status 1."""
+
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -75,8 +83,55 @@ def resume(
     raise typer.Exit(1 if halted else status)
 
 
+@app.command()
+def trigger(
+    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes the leader run a cycle now, and follows it to its end. Exit status as of `bill`."""
+    with _session() as (connection, built):
+        given = control.give(connection, Wish("trigger", built.operator(by), reason))
+        given = control.wait(connection, given, _acknowledged)
+        if _acknowledged(given):
+            given = control.wait(connection, given, _over, seconds=math.inf)
+        shown, failures = read_run(connection, given.run_id) if given.run_id is not None else (None, [])
+    if shown is None or shown["outcome"] == "running":
+        raise typer.Exit(_answer(given, None, as_json=as_json))
+    shown["error"] = built.redact(shown["error"]) if shown["error"] else None
+    if as_json:
+        output.json_line(given.as_dict() | {"run": shown})
+    else:
+        for line in report.run(shown, failures):
+            output.line(line)
+    raise typer.Exit(0 if shown["outcome"] == "completed" else 1)
+
+
+@app.command()
+def step_down(
+    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes the leader hand over to a standby, after the cycle in hand."""
+    with _session() as (connection, built):
+        given = control.give(connection, Wish("step-down", built.operator(by), reason))
+        given = control.wait(connection, given, _acknowledged)
+        if _acknowledged(given):
+            given = control.wait(connection, given, lambda each: each.finished_at is not None, seconds=math.inf)
+        if given.finished_at is not None and given.refusal is None:
+            given = control.wait(connection, given, lambda each: each.leader not in {None, each.acknowledged_by})
+    done = f"{given.acknowledged_by} has stepped down; {given.leader or 'nobody'} leads"
+    raise typer.Exit(_answer(given, done, as_json=as_json))
+
+
 def _acknowledged(command: Command) -> bool:
     return command.acknowledged_at is not None
+
+
+def _over(command: Command) -> bool:
+    """True if a trigger was refused, or its cycle has ended."""
+    return command.refusal is not None or (command.outcome or "running") != "running"
 
 
 def _answer(given: Command, done: str | None, *, as_json: bool, **more: list[Notice]) -> int:
@@ -84,22 +139,27 @@ def _answer(given: Command, done: str | None, *, as_json: bool, **more: list[Not
 
     Args:
         given: after the wait.
-        done: what to print if the leader has answered; None for nothing.
+        done: what to print if the leader has obeyed; None for nothing.
         as_json: print JSON.
         more: more fields for JSON.
+
+    Raises:
+        RefusedError: the leader doesn't obey.
     """
+    unanswered = given.acknowledged_at is None and given.leader is not None
     if as_json:
-        output.json_line(
-            given.as_dict() | {name: [_fields(each) for each in notices] for name, notices in more.items()}
-        )
-    elif given.acknowledged_at is not None:
-        if done is not None:
-            output.line(done)
-    elif given.leader is None:
-        output.line("recorded; nobody leads: the next leader will obey")
-    else:
+        notices = {name: [_fields(notice) for notice in values] for name, values in more.items()}
+        output.json_line(given.as_dict() | notices)
+        return 1 if unanswered or given.refusal is not None else 0
+    if given.refusal is not None:
+        raise RefusedError(given.refusal)
+    if unanswered:
         output.line(f"recorded; {given.leader} leads, and has not answered within {ANSWER_SECONDS:g} s")
-    return 1 if given.acknowledged_at is None and given.leader is not None else 0
+    elif given.finished_at is None and given.leader is None:
+        output.line("recorded; nobody leads: the next leader will obey")
+    elif done is not None:
+        output.line(done)
+    return 1 if unanswered else 0
 
 
 def _fields(notice: Notice) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _refuse_if_led(application: Application) -> None:
     if holder is not None:
         raise AnotherLeaderError(
             f"{holder['application_name'].rpartition(' ')[2]} leads and bills already;"
-            " see `containerstacks-billing status`"
+            " `containerstacks-billing trigger` makes it run a cycle now"
         )
 
 

@@ -108,4 +108,49 @@ $$
     from billing_leadership l
 $$;
 
+-- When the next cycle is due, and what it waits for: 'leader' if no session holds the lock, 'running' during a cycle,
+-- 'halted' while a notice halts billing, 'takeover' until the takeover delay has passed, 'interval' until the interval has
+-- passed, and 'nothing' once it is due.
+-- due_at is null if no cycle has ever completed.
+-- A cycle that failed because of the organizations is not retried before the interval has passed. `trigger` makes a cycle due.
+create or replace function billing_next_cycle() returns table (due_at timestamptz, waiting_for text)
+language sql stable as
+$$
+    select greatest(schedule.due_at, l.bill_after),
+        case
+            when not exists (select from billing_replicas() where role = 'leader') then 'leader'
+            when exists (select from billing_runs where outcome = 'running' and term = l.term) then 'running'
+            when exists (select from billing_notices() n where n.halts) then 'halted'
+            when l.bill_after > clock_timestamp() and l.bill_after >= coalesce(schedule.due_at, '-infinity') then 'takeover'
+            when schedule.due_at > clock_timestamp() then 'interval'
+            else 'nothing'
+        end
+    from billing_leadership l
+    cross join lateral (
+        select least(
+            max(r.started_at) + coalesce(l.interval_minutes, 60) * interval '1 minute',
+            (select min(c.given_at) from billing_commands c where c.command = 'trigger' and c.finished_at is null)) as due_at
+        from billing_runs r
+        where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause)
+    ) schedule
+$$;
+
+-- Why the leader does not obey a command now; null if it does. A trigger doesn't shorten a pause or a takeover. A step-down is
+-- meant for the leader of its term, and is refused if nobody could take over.
+create or replace function billing_refusal(command text, given_in bigint) returns text
+language sql stable as
+$$
+    select case
+        when command = 'trigger' and halt.message is not null then 'billing is halted: ' || halt.message
+        when command = 'trigger' and l.bill_after > clock_timestamp()
+            then 'a takeover waits until ' || to_char(l.bill_after at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
+                || ' UTC, because the application may still be billing; then the cycle starts by itself'
+        when command = 'step-down' and given_in < l.term then l.holder || ' has taken over already'
+        when command = 'step-down' and not exists (select from billing_replicas() r where r.role = 'standby')
+            then 'no standby is connected, so nobody could take over from ' || l.holder
+    end
+    from billing_leadership l
+    left join lateral (select n.message from billing_notices() n where n.halts limit 1) halt on true
+$$;
+
 insert into billing_schema_migrations (name) values ('045_billing_control') on conflict do nothing;

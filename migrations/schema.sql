@@ -432,7 +432,9 @@ CREATE FUNCTION billing_next_cycle() RETURNS TABLE(due_at timestamp with time zo
         end
     from billing_leadership l
     cross join lateral (
-        select max(r.started_at) + coalesce(l.interval_minutes, 60) * interval '1 minute' as due_at
+        select least(
+            max(r.started_at) + coalesce(l.interval_minutes, 60) * interval '1 minute',
+            (select min(c.given_at) from billing_commands c where c.command = 'trigger' and c.finished_at is null)) as due_at
         from billing_runs r
         where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause)
     ) schedule
@@ -625,6 +627,22 @@ CREATE FUNCTION billing_price_history() RETURNS TABLE(key text, monthly_price nu
         union all
         select c.key, c.monthly_price, c.source, c.valid_from from billing_price_changes() c
     ) h
+$$;
+
+CREATE FUNCTION billing_refusal(command text, given_in bigint) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select case
+        when command = 'trigger' and halt.message is not null then 'billing is halted: ' || halt.message
+        when command = 'trigger' and l.bill_after > clock_timestamp()
+            then 'a takeover waits until ' || to_char(l.bill_after at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS')
+                || ' UTC, because the application may still be billing; then the cycle starts by itself'
+        when command = 'step-down' and given_in < l.term then l.holder || ' has taken over already'
+        when command = 'step-down' and not exists (select from billing_replicas() r where r.role = 'standby')
+            then 'no standby is connected, so nobody could take over from ' || l.holder
+    end
+    from billing_leadership l
+    left join lateral (select n.message from billing_notices() n where n.halts limit 1) halt on true
 $$;
 
 CREATE FUNCTION billing_refuse_other_generation() RETURNS trigger

@@ -7,6 +7,7 @@ from typing import Protocol
 import psycopg
 import structlog
 
+from controller.billing import control
 from controller.billing.cycle import Cycle
 from controller.billing.errors import DeposedError
 from controller.billing.guard import Guard
@@ -27,6 +28,8 @@ PROOF_RETRY_SECONDS = 300.0
 FAILURES_BEFORE_STEPPING_DOWN = 3
 FIRST_BACK_OFF_SECONDS = 5.0
 STEP_DOWN_BACK_OFF_SECONDS = 60.0
+#: A leader that an operator told to step down does not contend for this time, so that a standby wins.
+HANDED_OVER_BACK_OFF_SECONDS = 10.0
 #: Back-off of a leader whose lock and term are on different servers. Contending again finds the right server.
 CONTRADICTED_BACK_OFF_SECONDS = 5.0
 
@@ -141,6 +144,9 @@ class Biller:
                 failures += 1
                 log.warning("schedule.failed", error=one_line(error))
             else:
+                if seconds is None:
+                    leadership.step_down(HANDED_OVER_BACK_OFF_SECONDS)
+                    return
                 if seconds > 0:
                     failures = 0
                     self._wait(seconds)
@@ -168,8 +174,8 @@ class Biller:
         halt = halting(self._notices)
         return halt.message if halt else None
 
-    def _prepare(self, leadership: Leadership, *, started: bool) -> tuple[bool, float]:
-        """Looks for other billers, and starts the term unless another daemon is alive.
+    def _prepare(self, leadership: Leadership, *, started: bool) -> tuple[bool, float | None]:
+        """Looks for other billers and commands, and starts the term unless another daemon is alive.
 
         Args:
             leadership: under which to bill.
@@ -177,7 +183,7 @@ class Biller:
 
         Returns:
             True if the term has started, and the seconds until the next call. They are zero or negative if a cycle is
-            due.
+            due, and None if an operator told this leader to step down.
         """
         ledger, start = self._connect(), None
         with ledger.connection:
@@ -186,6 +192,8 @@ class Biller:
                     start = ledger.begin_term(self._interval_minutes, self._other_billers)
             notices = look(ledger, leadership.term, between_cycles=True)
             changed = self._report(notices)
+            if self._told_to_step_down(ledger, leadership):
+                return started, None
             halt = halting(notices)
             if halt is not None and halt.kind == "other_daemon":
                 return False, LOOK_SECONDS  # the term starts once the daemon is gone
@@ -196,6 +204,14 @@ class Biller:
             if halt is not None:
                 return True, HALTED_LOOK_SECONDS
             return True, min(ledger.seconds_until_due(), LOOK_SECONDS)
+
+    @staticmethod
+    def _told_to_step_down(ledger: Ledger, leadership: Leadership) -> bool:
+        with ledger.fenced(leadership.term):
+            given = control.take_step_down(ledger.connection)
+        if given is not None:
+            log.info("leader.stepping_down", **given)
+        return given is not None
 
     def _start_term(self, ledger: Ledger, leadership: Leadership, start: TermStart) -> bool:
         """Starts the heartbeat. After 90 minutes without a heartbeat, it first proves that billing works.

@@ -6,7 +6,7 @@ records in the row that it has.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -35,6 +35,7 @@ class Command:
         finished_at: when the leader had nothing left to do for it.
         run_id: the run that carried it out.
         refusal: why the leader did not obey.
+        outcome: of that run.
         leader: instance id of the replica that leads now; None if no replica does.
     """
 
@@ -49,6 +50,7 @@ class Command:
     finished_at: datetime | None
     run_id: int | None
     refusal: str | None
+    outcome: str | None
     leader: str | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,11 +128,16 @@ def wait(
     return command
 
 
-def acknowledge(connection: sql.Connection, *, between_cycles: bool) -> None:
-    """Records that the leader has read every command. Needs the fence.
+def answer(connection: sql.Connection, *, between_cycles: bool) -> None:
+    """Records that the leader has read every command, and which ones it refuses. Needs the fence.
 
     Args:
         connection: the leader's.
         between_cycles: True if no batch is in hand, which is what a pause waits for.
     """
-    sql.run(connection, "acknowledge_commands", between_cycles=between_cycles)
+    sql.run(connection, "answer_commands", between_cycles=between_cycles)
+
+
+def take_step_down(connection: sql.Connection) -> Mapping[str, str] | None:
+    """Finishes a `step-down` that this leader obeys. Needs the fence. Returns who gave it and why, or None."""
+    return next(iter(sql.rows(connection, "take_step_down")), None)

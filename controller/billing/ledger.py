@@ -143,8 +143,9 @@ class Ledger:
         return Run(row["id"], term, row["started_at"], row["late_seconds"])
 
     def record_run(self, term: int) -> Run:
-        """Adds the row of a run that begins now. Needs `fenced`."""
+        """Adds the row of a cycle that begins now. It is also the one that operators have triggered. Needs `fenced`."""
         row = sql.row(self.connection, "begin_run", term=term, holder=self._holder)
+        sql.run(self.connection, "take_triggers", run_id=row["id"])
         return Run(row["id"], term, row["started_at"], row["late_seconds"])
 
     def check_access(self) -> None:

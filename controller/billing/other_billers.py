@@ -56,7 +56,7 @@ class Notice:
 
 
 def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool = False) -> tuple[Notice, ...]:
-    """Stores what other billers have done since the last check, acknowledges commands, and returns the notices.
+    """Stores what other billers have done since the last check, answers commands, and returns the notices.
 
     Args:
         ledger: on the leader's session.
@@ -73,7 +73,7 @@ def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool =
         sql.run(ledger.connection, "extend_takeover")
         sql.run(ledger.connection, "record_foreign_periods")
         sql.run(ledger.connection, "prune_foreign_periods")
-        control.acknowledge(ledger.connection, between_cycles=between_cycles)
+        control.answer(ledger.connection, between_cycles=between_cycles)
         return read_notices(ledger.connection)
 
 

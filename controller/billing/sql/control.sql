@@ -10,16 +10,37 @@ returning id
 
 -- name: command
 select c.id, c.command, c.given_at, c.given_by, c.reason, c.until, c.acknowledged_at, c.acknowledged_by, c.finished_at, c.run_id,
-    c.refusal, (select min(r.instance_id) from billing_replicas() r where r.role = 'leader') as leader
+    c.refusal, (select r.outcome from billing_runs r where r.id = c.run_id) as outcome,
+    (select min(r.instance_id) from billing_replicas() r where r.role = 'leader') as leader
 from billing_commands c
 where c.id = %(id)s
 
--- name: acknowledge_commands
--- Needs the fence, so the holder is this replica. A pause is finished once no batch is in hand. Most other commands take effect
--- when they are given, and the leader has only to read them.
+-- name: answer_commands
+-- Needs the fence, so the holder is this replica. Commands that take effect when they are given are finished once the leader has
+-- read them; a pause, once no batch is in hand. begin_run and take_step_down finish others.
+with answered as (
+    select c.id, l.holder, refused.reason as refusal,
+        c.command in ('resume', 'suspend', 'unsuspend') or (c.command = 'pause' and %(between_cycles)s) as done
+    from billing_leadership l
+    cross join billing_commands c
+    cross join lateral (
+        select case when %(between_cycles)s or c.command <> 'step-down' then billing_refusal(c.command, c.term) end as reason
+    ) refused
+    where c.finished_at is null
+)
 update billing_commands c
-set acknowledged_at = coalesce(c.acknowledged_at, clock_timestamp()), acknowledged_by = l.holder,
-    finished_at = case
-        when c.command in ('resume', 'suspend', 'unsuspend') or (c.command = 'pause' and %(between_cycles)s) then clock_timestamp() end
-from billing_leadership l
-where c.finished_at is null and (c.acknowledged_at is null or (c.command = 'pause' and %(between_cycles)s))
+set acknowledged_at = coalesce(c.acknowledged_at, clock_timestamp()), acknowledged_by = a.holder, refusal = a.refusal,
+    finished_at = case when a.done or a.refusal is not null then clock_timestamp() end
+from answered a
+where c.id = a.id and (c.acknowledged_at is null or a.done or a.refusal is not null)
+
+-- name: take_triggers
+-- Needs the fence. This run is what they asked for.
+update billing_commands set run_id = %(run_id)s, finished_at = clock_timestamp()
+where command = 'trigger' and finished_at is null
+
+-- name: take_step_down
+-- Needs the fence. answer_commands has refused those that this leader doesn't obey.
+update billing_commands set finished_at = clock_timestamp()
+where command = 'step-down' and finished_at is null and acknowledged_at is not null
+returning given_by, reason

@@ -47,7 +47,7 @@ def pass_time(world: World, minutes: float) -> None:
 
 
 def test_pause_stops_a_cycle_after_the_batch_in_hand_and_is_finished_when_no_batch_is_left(owing: World) -> None:
-    leadership, given = owing.lead(), []
+    leadership, given = owing.lead(), list[Command]()
 
     def may_start_batch() -> bool:
         if owing.one("select count(*) from payment_transactions") == 2 and not given:
@@ -142,3 +142,56 @@ def test_paused_leader_beats_with_the_reason_and_for_90_minutes_after_the_end(wo
     assert not heartbeat.beat()
     heartbeat.stop()
     heartbeat.run()
+
+
+# --- trigger and step-down
+
+
+def due_seconds(world: World) -> float:
+    with (ledger := world.ledger()).connection:
+        return ledger.seconds_until_due()
+
+
+def test_trigger_makes_one_cycle_due_and_names_its_run(owing: World) -> None:
+    leadership = owing.lead()
+    owing.bill(leadership=leadership)
+    assert due_seconds(owing) > 3500
+    given = [give(owing.conn, Wish("trigger", "ann on desk")) for _ in range(2)]
+    look_once(owing, leadership, between_cycles=False)
+    assert read(owing.conn, given[0].id).finished_at is None
+    assert due_seconds(owing) <= 0
+    result = owing.bill(leadership=leadership)
+    assert {read(owing.conn, each.id).run_id for each in given} == {result.run and result.run.id}
+    assert read(owing.conn, given[0].id).outcome == "completed"
+    assert due_seconds(owing) > 3500
+
+
+def test_trigger_is_refused_during_a_pause_and_does_not_run_after_it(owing: World) -> None:
+    leadership = owing.lead()
+    owing.bill(leadership=leadership)
+    given = give(owing.conn, Wish("trigger", "ann on desk"))
+    look_once(owing, leadership, between_cycles=False)
+    pause(owing)
+    look_once(owing, leadership, between_cycles=True)
+    assert "billing is halted: paused until" in (read(owing.conn, given.id).refusal or "")
+    give(owing.conn, Wish("resume", "ann on desk"))
+    assert due_seconds(owing) > 3500
+
+
+def test_trigger_does_not_shorten_a_takeover(owing: World) -> None:
+    leadership = owing.lead()
+    owing.run("update billing_leadership set bill_after = now() + interval '5 minutes'")
+    given = give(owing.conn, Wish("trigger", "ann on desk"))
+    assert due_seconds(owing) > 290
+    look_once(owing, leadership, between_cycles=True)
+    assert "a takeover waits until 20" in (read(owing.conn, given.id).refusal or "")
+
+
+def test_step_down_is_meant_for_the_leader_of_its_term(world: World) -> None:
+    world.lead()
+    given = give(world.conn, Wish("step-down", "ann on desk"))
+    successor = world.lead("test-1")
+    look_once(world, successor, between_cycles=False)
+    assert read(world.conn, given.id).finished_at is None, "the leader decides after the cycle in hand"
+    look_once(world, successor, between_cycles=True)
+    assert read(world.conn, given.id).refusal == "test-1 has taken over already"
