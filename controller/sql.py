@@ -99,6 +99,9 @@ def transaction(
         connection.execute(begin, prepare=False)  # several statements can't be prepared
         yield
         if keep:
+            # COMMIT would roll back, and report no error
+            if connection.info.transaction_status is TransactionStatus.INERROR:
+                raise psycopg.errors.InFailedSqlTransaction("a statement failed, so the transaction can't commit")
             connection.commit()
     finally:
         if connection.info.transaction_status is not TransactionStatus.IDLE:

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -298,3 +298,15 @@ def test_repeated_term_admits_only_its_own_holder(world: World) -> None:
     world.run("update billing_leadership set holder = 'test-2'")
     with (ledger := world.ledger()).connection, pytest.raises(DeposedError), ledger.fenced(ours.term):
         pass
+
+
+def test_transaction_in_which_a_statement_failed_does_not_seem_to_commit(world: World) -> None:
+    """COMMIT rolls such a transaction back, and the server reports no error."""
+    leadership = world.lead()
+    with (
+        (ledger := world.ledger()).connection,
+        pytest.raises(errors.InFailedSqlTransaction),
+        ledger.fenced(leadership.term),
+        suppress(psycopg.Error),
+    ):
+        ledger.connection.execute("select 1 / 0")

@@ -88,7 +88,7 @@ update wallets set balance = balance - %(amount)s where organization_id = %(orga
 
 -- name: reckon_ordered
 -- Reads what each due instance owes, in segments of one price, and what the wallets pay of it, in the order of created_at
--- and id. Returns the segments as one JSON text that settle_ordered takes unchanged; JSON keeps numeric exact.
+-- and id. Returns the segments as one JSON text that the statements below take unchanged; JSON keeps numeric exact.
 with due as materialized (
     select id, organization_id, plan_id, label, coalesce(created_at, 'infinity') as created_at, last_billed_at
     from vps_instances
