@@ -18,6 +18,7 @@ from controller.billing.errors import CycleFailedError, DeposedError, Inconsiste
 from controller.billing.evidence import FEWEST_ORGANIZATIONS, TRIALS, Evidence, signature
 from controller.billing.ledger import Ledger
 from controller.billing.pace import Pace
+from controller.billing.sharing import Sharing
 from controller.billing.values import Batch, BatchResult, ResumePoint, Run, Totals
 from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
@@ -47,6 +48,7 @@ class CycleContext:
         stop: ends the waits between two tries.
         check: called before each transaction; raises if no further one may start.
         on_result: called with the result of each transaction, on the worker's thread.
+        sharing: how many instances may share a transaction.
         evidence: decides whether an organization or the controller is at fault for a failure.
         dry: True rolls back what each batch did.
         pace: when workers pause; None for full speed.
@@ -60,6 +62,7 @@ class CycleContext:
     check: Callable[[], None]
     on_result: Callable[[BatchResult], None]
     evidence: Evidence
+    sharing: Sharing
     dry: bool = False
     pace: Pace | None = None
     on_quiet: Callable[[], None] = lambda: None
@@ -93,8 +96,10 @@ class BatchWorker:
         """
         if batch.first_organization == batch.last_organization:
             self._charge_alone(batch)
-        elif (error := self._try_charge(batch)) is not None:
-            self._split(batch, error)
+            return
+        for part in self._parts(batch):
+            if (error := self._try_charge(part)) is not None:
+                self._split(part, error)
 
     def fail(self, batch: Batch, reason: str, error: str) -> None:
         """Records, on each due instance of an organization after the batch's resume point, that it failed."""
@@ -141,6 +146,16 @@ class BatchWorker:
             with suppress(psycopg.Error):
                 self._ledger.connection.close()
             self._ledger = None
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """Divides a batch if it has more instances than may share a transaction by now."""
+        parts = self._context.sharing.parts(batch.instances)
+        if parts <= 1:
+            return [batch]
+        due = self._with_retries(lambda ledger, _: ledger.due_organizations(self._context.run, batch))
+        length = max(1, len(due) // parts)
+        chunks = [due[start : start + length] for start in range(0, len(due), length)]
+        return [Batch(each[0], each[-1], batch.instances * len(each) // len(due)) for each in chunks]
 
     def _try_charge(self, batch: Batch) -> Exception | None:
         """Charges a batch in one transaction. Returns the error if that fails even after retries."""
@@ -266,8 +281,11 @@ class BatchWorker:
             after = _resume_point(batch, results)
             began = time.monotonic()
             result = self._commit_once(ledger, unanswered, partial(charge_step, after))
+            seconds = time.monotonic() - began
+            if batch.first_organization != batch.last_organization:
+                context.sharing.observe(seconds, result.due)
             if context.pace is not None:
-                self._pause_seconds = context.pace.pause_after(time.monotonic() - began, result.due)
+                self._pause_seconds = context.pace.pause_after(seconds, result.due)
             if result.last is None or result.locked_by_others:
                 result = replace(result, last=after)
             results.append(result)

@@ -19,6 +19,7 @@ from controller.billing.ledger import Ledger
 from controller.billing.other_billers import LOOK_SECONDS, Notice, Watch, look, refuse_if_halted
 from controller.billing.pace import SHARE_OF_INTERVAL, Pace, may_be_paced
 from controller.billing.proof import prove
+from controller.billing.sharing import Sharing
 from controller.billing.values import (
     Batch,
     BatchResult,
@@ -87,6 +88,7 @@ class Cycle:
         self._connect_worker = connect_worker
         self._settings = settings
         self._stop = stop
+        self._sharing = Sharing(settings.batch_size)
         self._look_now = Event()
 
     def commands_waiting(self) -> None:
@@ -125,7 +127,7 @@ class Cycle:
                     begun = (ledger.preview_run if dry else ledger.begin_run)(leadership.term)
                     ledger.begin_heartbeat(require_fresh=not dry)
                 run = begun
-                plan = ledger.plan(run, self._settings.batch_size)
+                plan = ledger.plan(run, self._sharing.begin_cycle())
                 planned = sum(batch.instances for batch in plan)
                 if not dry:
                     with ledger.fenced(leadership.term):
@@ -139,6 +141,7 @@ class Cycle:
                 check=lambda: self._check(leadership, state, watch),
                 on_result=state.add,
                 evidence=state.evidence,
+                sharing=self._sharing,
                 dry=dry,
                 pace=self._pace(run, planned),
                 on_quiet=on_quiet,

@@ -15,6 +15,8 @@ from controller.lifecycle.stop import StopToken
 
 #: A cycle that begins later than this is not paced.
 ON_TIME_SECONDS: Final = 60.0
+#: The longest pause. Operators' commands wait for it.
+MOST_SECONDS: Final = 5.0
 #: The share of the interval in which a paced cycle must end.
 SHARE_OF_INTERVAL: Final = 0.5
 
@@ -66,7 +68,7 @@ class Pace:
                 return 0.0
             paced_seconds = self._left * self._worked / self._done / self._share / self._workers
             late = self._clock() + paced_seconds > self._ends_at
-        return 0.0 if late else worked * (1 / self._share - 1)
+        return 0.0 if late else min(worked * (1 / self._share - 1), MOST_SECONDS)
 
 
 def may_be_paced(late_seconds: float | None) -> bool:

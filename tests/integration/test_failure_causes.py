@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
+from controller.billing.sharing import SLOW_SECONDS
 from controller.billing.values import Cause, CycleResult, Outcome, Totals
-from controller.postgres.connections import Database
+from controller.postgres.connections import FOREGROUND, WORKER, Database
 from tests.integration.world import LedgerAt, ScriptedStop, World
 from tests.model import HOUR, NOON
 
@@ -203,6 +204,26 @@ def test_large_organization_with_slow_rows_is_billed_in_shorter_steps(world: Wor
     result = world.bill(NOON, batch_size=CycleSettings().batch_size)
     assert result.totals == Totals(instances=3003, hours=15015, amount=D("150.15"))
     assert world.violations() == {}
+
+
+def test_slow_organization_shares_later_transactions_with_fewer_others(world: World) -> None:
+    made = organizations(world, 8)
+    refuse(world, [made[3]], f"perform pg_sleep({SLOW_SECONDS})")
+    as_of = [NOON]
+    cycles = Cycle(
+        lambda: world.ledger(FOREGROUND, as_of[-1]),
+        lambda: world.ledger(WORKER, as_of[-1]),
+        CycleSettings(workers=1),
+        ScriptedStop(),
+    )
+    transactions = []
+    for _ in range(2):
+        as_of.append(as_of[-1] + HOUR)
+        result = cycles.run(world.lead())
+        assert result.totals.instances == len(made)
+        assert result.run is not None
+        transactions.append(world.one("select count(*) from billing_batches where run_id = %s", result.run.id))
+    assert transactions == [1, 6], "two share one; after the slow one, each of the other four is alone"
 
 
 def test_worker_whose_session_is_refused_leaves_its_work_to_the_others(world: World) -> None:
