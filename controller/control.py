@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -11,15 +12,17 @@ from controller import output, report, sql
 from controller.answers import parse_age
 from controller.app import Application
 from controller.billing import control
-from controller.billing.answers import read_run
+from controller.billing.answers import find, read_run
 from controller.billing.control import ANSWER_SECONDS, Command, Wish
 from controller.billing.other_billers import Notice, read_notices
+from controller.billing.statement import is_moment
 from controller.commands import AsJson, application
 from controller.errors import BillingError
 from controller.postgres import migrations
 from controller.wording import time
 
 Reason = Annotated[str, typer.Option(help="The reason, for the record. The status and the application show it.")]
+Organization = Annotated[str, typer.Argument(help="An organization's id or slug.", metavar="ORG")]
 By = Annotated[str | None, typer.Option(help="Your name, for the record.", show_default="the current user")]
 
 
@@ -123,6 +126,62 @@ def step_down(
             given = control.wait(connection, given, lambda each: each.leader not in {None, each.acknowledged_by})
     done = f"{given.acknowledged_by} has stepped down; {given.leader or 'nobody'} leads"
     raise typer.Exit(_answer(given, done, as_json=as_json))
+
+
+@app.command()
+def suspend(
+    organization: Organization,
+    reason: Reason,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="When it ends: a date or a time in UTC.", show_default="not before `unsuspend`", metavar="TIME"
+        ),
+    ] = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Excludes an organization from billing. Its hours are recorded at their prices, and charged afterwards."""
+    with _session() as (connection, built):
+        target = find(connection, organization, organizations_only=True)
+        ends_at = _moment(connection, until, ahead=True)
+        wish = Wish("suspend", built.operator(by), reason, ends_at, organization_id=target.organization_id)
+        given = control.wait(connection, control.suspend(connection, wish), _acknowledged)
+    ends = f"until {time(given.until)}" if given.until else "until `containerstacks-billing unsuspend`"
+    raise typer.Exit(_answer(given, f"suspended {target.slug} {ends}", as_json=as_json))
+
+
+@app.command()
+def unsuspend(
+    organization: Organization,
+    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ends a suspension by an operator. The next cycle charges the hours since, at their recorded prices."""
+    with _session() as (connection, built):
+        target = find(connection, organization, organizations_only=True)
+        wish = Wish("unsuspend", built.operator(by), reason, organization_id=target.organization_id)
+        ended = control.unsuspend(connection, wish)
+        if ended is None:
+            raise RefusedError(f"no operator has suspended {target.slug}; a clean audit ends a suspension by the guard")
+        given = control.wait(connection, ended[0], _acknowledged)
+    row = ended[1]
+    done = f"lifted: {target.slug} was suspended {row['detail']}: {row['reason']}"
+    raise typer.Exit(_answer(given, done, as_json=as_json))
+
+
+def _moment(connection: sql.Connection, text: str | None, *, ahead: bool) -> datetime | None:
+    """Reads the time of --until. It must lie ahead, or not, by the database's clock."""
+    if text is None:
+        return None
+    if not is_moment(text):
+        raise typer.BadParameter(f"{text!r} is not a date such as 2026-11-25, or a time such as 2026-11-25T14:00Z")
+    row = sql.row(connection, "until", text=text)
+    if row["ahead"] is not ahead:
+        raise typer.BadParameter(f"{text} {'has passed' if ahead else 'has not passed yet'}", param_hint="--until")
+    moment: datetime = row["until"]
+    return moment
 
 
 def _acknowledged(command: Command) -> bool:

@@ -145,7 +145,7 @@ class _AtScrape(Collector):
         yield _gauge(
             "failures", "Instances that can't be charged for a reason other than the balance.", status.failures
         )
-        yield _gauge("suspended_organizations", "Organizations excluded from billing.", status.suspended)
+        yield _gauge("suspended_organizations", "Organizations that the guard has suspended.", status.suspended)
         kinds = {notice.kind for notice in status.notices}
         others = GaugeMetricFamily(
             f"{PREFIX}other_biller", "1 if another program seems to bill, else 0, by evidence.", labels=["kind"]

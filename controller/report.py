@@ -94,7 +94,7 @@ def _customers(status: Status) -> Facts:
     return [
         ("debts", f"{counted(status.debts, 'instance')}, {status.owed} owed"),
         ("failures", counted(status.failures, "instance")),
-        ("suspended", counted(status.suspended, "organization")),
+        ("suspended", f"{status.suspended} by the guard, {status.suspended_by_operators} by operators"),
     ]
 
 

@@ -104,7 +104,7 @@ CREATE FUNCTION billing_failure_reason(suspended text, wallets bigint, balance n
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
     select case
-        when suspended is not null then 'audit_violation'
+        when suspended is not null then suspended
         when wallets is null then 'wallet_missing'
         when wallets > 1 then 'wallet_duplicate'
         when balance is null then 'balance_null'
@@ -126,7 +126,7 @@ CREATE FUNCTION billing_failures() RETURNS TABLE(organization_id uuid, reason te
     select c.organization_id, c.metadata ->> 'reason', count(distinct c.vps_instance_id), min(c.billing_period_start)
     from vps_billing_cycles c
     where c.status = 'failed' and billing_is_ours(c.metadata)
-        and c.metadata ->> 'reason' not in ('insufficient_balance', 'audit_violation')
+        and c.metadata ->> 'reason' not in ('insufficient_balance', 'audit_violation', 'suspended')
     group by c.organization_id, c.metadata ->> 'reason'
 $$;
 
@@ -477,7 +477,7 @@ $$;
 CREATE FUNCTION billing_organization(of_organization uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, wallets bigint, balance numeric, currency text, suspended text, suspended_detail text, suspended_at timestamp with time zone, instances bigint)
     LANGUAGE sql STABLE
     AS $$
-    select o.id, o.name, o.slug, wallet.wallets, wallet.balance, wallet.currency, s.reason, s.detail, s.suspended_at,
+    select o.id, o.name, o.slug, wallet.wallets, wallet.balance, wallet.currency, s.failure_reason, s.detail, s.suspended_at,
         (select count(*) from vps_instances i where i.organization_id = o.id)
     from organizations o
     cross join lateral (
@@ -485,7 +485,7 @@ CREATE FUNCTION billing_organization(of_organization uuid) RETURNS TABLE(organiz
             case when count(*) = 1 then min(w.currency::text) end as currency
         from wallets w where w.organization_id = o.id
     ) wallet
-    left join billing_suspensions s on s.organization_id = o.id
+    left join lateral billing_suspended(o.id) s on true
     where o.id = of_organization
 $$;
 
@@ -837,7 +837,9 @@ CREATE FUNCTION billing_sound_wallets(wanted_currency text) RETURNS TABLE(organi
     where w.balance < 'infinity' and upper(w.currency) = wanted_currency
         and exists (select from billing_wallet_baselines b where b.wallet_id = w.id)
         and not exists (select from wallets other where other.organization_id = w.organization_id and other.id <> w.id)
-        and not exists (select from billing_suspensions s where s.organization_id = w.organization_id)
+        and not exists (
+            select from billing_suspensions s
+            where s.organization_id = w.organization_id and (s.until is null or s.until > now()))
 $$;
 
 CREATE FUNCTION billing_statement(of_organization uuid, from_time timestamp with time zone, to_time timestamp with time zone) RETURNS TABLE(kind text, booked_at timestamp with time zone, instance_id uuid, label text, starts_at timestamp with time zone, ends_at timestamp with time zone, hours bigint, monthly_price numeric, amount numeric, bookings bigint, description text)
@@ -927,7 +929,7 @@ CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading
         (select extract(epoch from clock_timestamp() - max(s.heartbeat_at))::float8
          from billing_daemon_status s where isfinite(s.heartbeat_at)),
         debt.instances, debt.owed, failure.instances,
-        (select count(*) from billing_suspensions),
+        (select count(*) from billing_suspensions s where s.kind = 'guard'),
         (select g.checked_until from billing_guard g),
         clock_timestamp()
     from billing_leadership l
@@ -939,6 +941,19 @@ CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading
     ) replica
     cross join (select coalesce(sum(d.instances), 0)::bigint as instances, coalesce(sum(d.owed), 0) as owed from billing_debts() d) debt
     cross join (select coalesce(sum(f.instances), 0)::bigint as instances from billing_failures() f) failure
+$$;
+
+CREATE FUNCTION billing_suspended(of_organization uuid) RETURNS TABLE(failure_reason text, detail text, suspended_at timestamp with time zone)
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select case when s.kind = 'guard' then 'audit_violation' else 'suspended' end,
+        s.reason || ', ' || s.detail
+            || coalesce(', until ' || to_char(s.until at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC', ''),
+        s.suspended_at
+    from billing_suspensions s
+    where s.organization_id = of_organization and (s.until is null or s.until > now())
+    order by s.kind
+    limit 1
 $$;
 
 CREATE FUNCTION billing_time_ordered_uuid(moment timestamp with time zone) RETURNS uuid
@@ -1246,10 +1261,17 @@ CREATE TABLE billing_suspensions (
     organization_id uuid NOT NULL,
     reason text NOT NULL,
     detail text NOT NULL,
-    suspended_at timestamp with time zone DEFAULT now() NOT NULL
+    suspended_at timestamp with time zone DEFAULT now() NOT NULL,
+    kind text DEFAULT 'guard'::text NOT NULL,
+    until timestamp with time zone,
+    CONSTRAINT billing_suspensions_kind_check CHECK ((kind = ANY (ARRAY['guard'::text, 'operator'::text])))
 );
 
-COMMENT ON COLUMN billing_suspensions.reason IS 'the invariant that was violated, as `containerstacks-billing audit` names it';
+COMMENT ON COLUMN billing_suspensions.reason IS 'of the guard: the invariant that was violated, as `containerstacks-billing audit` names it; of an operator: the operator''s words';
+
+COMMENT ON COLUMN billing_suspensions.kind IS 'guard: a clean audit ends it; operator: `unsuspend` or the time in `until` ends it';
+
+COMMENT ON COLUMN billing_suspensions.until IS 'when an operator''s suspension ends; null: not before `unsuspend`';
 
 CREATE TABLE billing_terms (
     term bigint NOT NULL,
@@ -1313,7 +1335,7 @@ ALTER TABLE ONLY billing_schema_migrations
     ADD CONSTRAINT billing_schema_migrations_pkey PRIMARY KEY (name);
 
 ALTER TABLE ONLY billing_suspensions
-    ADD CONSTRAINT billing_suspensions_pkey PRIMARY KEY (organization_id);
+    ADD CONSTRAINT billing_suspensions_pkey PRIMARY KEY (organization_id, kind);
 
 ALTER TABLE ONLY billing_terms
     ADD CONSTRAINT billing_terms_pkey PRIMARY KEY (term);

@@ -35,6 +35,7 @@ REMEDIES: Final = {
     "price_infinite": "correct the price of the plan",
     "start_unknown": "give the instance a created_at",
     "audit_violation": "run `containerstacks-billing audit --organization ID`; a clean audit ends the suspension",
+    "suspended": "run `containerstacks-billing unsuspend ORG`; the hours are then charged at their recorded prices",
     "locked": "find the transaction that keeps the organization's rows locked; the next cycle tries again",
     "error": "the database refused the rows: see the error",
 }

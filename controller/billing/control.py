@@ -22,6 +22,7 @@ LEADER_SECONDS: Final = 3.0
 POLL_SECONDS: Final = 0.1
 #: The rights that every command needs.
 RIGHTS: Final = {"billing_commands": {"select": "", "insert": ""}, "billing_leadership": {"select": ""}}
+SUSPENSION_RIGHTS: Final = {**RIGHTS, "billing_suspensions": {"select": "", "insert": "", "delete": ""}}
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,38 @@ def give(connection: sql.Connection, wish: Wish) -> Command:
     """
     access.require(connection, RIGHTS, "to give commands")
     return read(connection, sql.row(connection, "give_command", **asdict(wish))["id"])
+
+
+def suspend(connection: sql.Connection, wish: Wish) -> Command:
+    """Excludes an organization from billing at once, in place of an earlier suspension by an operator.
+
+    Raises:
+        AccessError, psycopg.Error: as `give`.
+    """
+    access.require(connection, SUSPENSION_RIGHTS, "to suspend an organization")
+    with sql.transaction(connection):
+        sql.rows(connection, "unsuspend", organization_id=wish.organization_id)
+        row = sql.row(connection, "give_command", **asdict(wish))
+        sql.run(connection, "suspend", id=row["id"])
+    return read(connection, row["id"])
+
+
+def unsuspend(connection: sql.Connection, wish: Wish) -> tuple[Command, sql.Row] | None:
+    """Ends an operator's suspension of an organization; one by the guard stays.
+
+    Returns:
+        The command and the suspension that it ended; None, without a command, if no operator has suspended it.
+
+    Raises:
+        AccessError, psycopg.Error: as `give`.
+    """
+    access.require(connection, SUSPENSION_RIGHTS, "to end a suspension")
+    with sql.transaction(connection):
+        ended = sql.optional_row(connection, "unsuspend", organization_id=wish.organization_id)
+        if ended is None:
+            return None
+        row = sql.row(connection, "give_command", **asdict(wish))
+    return read(connection, row["id"]), ended
 
 
 def read(connection: sql.Connection, command: int) -> Command:

@@ -74,7 +74,7 @@ def read_statement(connection: sql.Connection, organization: Subject, from_text:
         psycopg.Error: the database can't be reached, or is not migrated.
     """
     for option, text in (("--from", from_text), ("--to", to_text)):
-        if text is not None and text not in WORDS and not _is_moment(text):
+        if text is not None and text not in WORDS and not is_moment(text):
             raise PeriodError(f"{option} {text} is not a date such as 2026-11-25, or a time such as 2026-11-25T14:00Z")
     with sql.transaction(connection, isolation="repeatable read", access="read only"):
         period = sql.row(connection, "period", from_time=from_text, to_time=to_text)
@@ -86,7 +86,8 @@ def read_statement(connection: sql.Connection, organization: Subject, from_text:
     return Statement(organization, period["from_time"], period["to_time"], balance, tuple(lines))
 
 
-def _is_moment(text: str) -> bool:
+def is_moment(text: str) -> bool:
+    """Returns True if a text is a date or a time as ISO 8601."""
     if not _MOMENT.fullmatch(text):
         return False
     try:

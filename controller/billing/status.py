@@ -35,7 +35,8 @@ class Status:
         debts: instances with a debt.
         owed: sum of all debts.
         failures: instances that failed for a reason other than their balance and have not been charged since.
-        suspended: organizations excluded from billing.
+        suspended: organizations that the guard has suspended.
+        suspended_by_operators: organizations that operators have suspended.
         checked_until: the guard has checked every charge made before this time.
         database_time: when this was read.
         notices: what operators must know about billing as a whole, such as another biller. Some halt billing.
@@ -61,6 +62,7 @@ class Status:
     replicas: tuple[dict[str, Any], ...] = ()
     beats_until: datetime | None = None
     interval_minutes: float = 60.0
+    suspended_by_operators: int = 0
 
     @property
     def lock_held_without_term(self) -> str | None:

@@ -57,6 +57,18 @@ def test_trigger_is_followed_to_the_end_of_its_cycle_and_bill_names_it(
     assert done.json["run_id"] == done.json["run"]["id"] == program("history", "--json").json[0]["id"]
 
 
+def test_suspend_and_unsuspend_an_organization_by_its_slug(program: Program, replica: ControllerProcess) -> None:
+    assert "no organization has the id or slug vps-5" in program("suspend", "vps-5", "--reason", "x").failed_with(2)
+    done = program("suspend", "organization-1", "--reason", REASON)
+    assert (done.status, done.out) == (0, "suspended organization-1 until `containerstacks-billing unsuspend`\n")
+    explained = program("explain", "organization-1").out
+    assert REASON in explained
+    assert "suspended\n" in explained
+    done = program("unsuspend", "organization-1")
+    assert (done.status, done.out.startswith("lifted: organization-1 was suspended by ")) == (0, True)
+    assert "no operator has suspended" in program("unsuspend", "organization-1").failed_with(1)
+
+
 def test_step_down_hands_over_to_a_standby_and_is_refused_without_one(
     program: Program, replica: ControllerProcess, database: str
 ) -> None:

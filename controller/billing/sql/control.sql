@@ -8,6 +8,19 @@ select %(command)s, %(given_by)s || ' (role ' || current_user || ')', %(reason)s
 from billing_leadership l
 returning id
 
+-- name: suspend
+-- Replaces an earlier suspension by an operator.
+insert into billing_suspensions (organization_id, kind, reason, detail, until)
+select c.organization_id, 'operator', c.reason, 'by ' || c.given_by, c.until from billing_commands c where c.id = %(id)s
+
+-- name: unsuspend
+delete from billing_suspensions where organization_id = %(organization_id)s and kind = 'operator'
+returning reason, detail, until
+
+-- name: until
+-- An instant as ISO 8601, in UTC unless it has an offset.
+select %(text)s::timestamptz as until, %(text)s::timestamptz > clock_timestamp() as ahead
+
 -- name: command
 select c.id, c.command, c.given_at, c.given_by, c.reason, c.until, c.acknowledged_at, c.acknowledged_by, c.finished_at, c.run_id,
     c.refusal, (select r.outcome from billing_runs r where r.id = c.run_id) as outcome,

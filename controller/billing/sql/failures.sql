@@ -19,7 +19,9 @@ with due as materialized (
     left join billing_failed_before() f on f.organization_id = i.organization_id
     where billing_due(i.last_billed_at, i.created_at, coalesce(%(as_of)s::timestamptz, now()))
         and i.organization_id is distinct from %(without)s::uuid and i.organization_id is not null
-        and not exists (select from billing_suspensions s where s.organization_id = i.organization_id)
+        and not exists (
+            select from billing_suspensions s
+            where s.organization_id = i.organization_id and (s.until is null or s.until > now()))
     group by i.organization_id, f.organization_id
 ), candidate as (
     select organization_id, row_number() over (order by organization_id) - 1 as place, count(*) over () as candidates

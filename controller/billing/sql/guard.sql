@@ -109,7 +109,7 @@ on conflict do nothing
 returning organization_id
 
 -- name: suspended_organizations
-select organization_id from billing_suspensions order by suspended_at, organization_id
+select organization_id from billing_suspensions where kind = 'guard' order by suspended_at, organization_id
 
 -- name: unsuspend_organization
-delete from billing_suspensions where organization_id = %(organization_id)s
+delete from billing_suspensions where organization_id = %(organization_id)s and kind = 'guard'

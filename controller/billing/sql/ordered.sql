@@ -105,10 +105,10 @@ with due as materialized (
     where organization_id = any (%(organizations)s::uuid[])
     group by organization_id
 ), segment as materialized (
-    select due.organization_id, due.created_at, due.label, due.plan_id, due.last_billed_at, s.*, h.reason as suspended
+    select due.organization_id, due.created_at, due.label, due.plan_id, due.last_billed_at, s.*, h.failure_reason as suspended
     from due
     join billing_segments(array(select id from due), %(as_of)s, %(default_monthly_price)s) s on s.instance_id = due.id
-    left join billing_suspensions h on h.organization_id = due.organization_id
+    left join lateral billing_suspended(due.organization_id) h on true
 ), judged as (
     select s.*, w.id as wallet_id, w.balance, w.currency,
         -- a segment without a usable price keeps its whole instance from being charged
@@ -264,8 +264,8 @@ with charge as materialized (
     -- if the ledger is ahead of last_billed_at, correct last_billed_at
     select instance_id, min(label) as label, min(last_billed_at) as last_billed_at,
         bool_or(paid_hours > 0) as charged, bool_or(behind) as rewound,
-        bool_or(failure_reason is not null and failure_reason <> 'audit_violation') as failed,
-        bool_or(failure_reason = 'audit_violation') is true as suspended,
+        bool_or(failure_reason is not null and failure_reason not in ('audit_violation', 'suspended')) as failed,
+        bool_or(failure_reason in ('audit_violation', 'suspended')) is true as suspended,
         bool_or(failure_reason is null and paid_hours < hours) as indebted, min(failure_reason) as failure_reason,
         greatest(max(paid_until) filter (where paid_hours > 0),
             max(ledger_end) filter (where behind)) as billed_until

@@ -2,7 +2,9 @@
 
 -- name: status
 -- While billing is halted, the end of the heartbeats is infinite, which Python can't represent.
-select s.*, (select u from billing_beats_until() u where isfinite(u)) as beats_until,
+select s.*,
+    (select count(*) from billing_suspensions o where o.kind = 'operator' and (o.until is null or o.until > now())) as suspended_by_operators,
+    (select u from billing_beats_until() u where isfinite(u)) as beats_until,
     coalesce((select l.interval_minutes from billing_leadership l), 60) as interval_minutes,
     coalesce((
         select jsonb_agg(jsonb_build_object('instance_id', r.instance_id, 'role', r.role,
