@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
@@ -22,7 +23,7 @@ from bench.idle import idle
 from bench.machine import describe
 from bench.measurement import Section
 from bench.safeguards import safeguards
-from bench.server import durable_server
+from bench.server import durable_server, durable_servers
 from bench.throughput import throughput
 from bench.topup_latency import topup_latency
 from controller.billing.cycle import CycleSettings
@@ -51,18 +52,21 @@ def main() -> int:
     arguments = _arguments()
     if arguments.suite == "check":
         return _check(arguments)
-    with durable_server(arguments.postgres) as server:
-        machine = describe(server)
-        sections = []
-        for section in _sections(server, arguments):
-            sections.append(section)
-            print(f"\n{report.as_text(section)}", flush=True)
+    results: list[dict[str, Section]] = []
+    with ExitStack() as stack:
+        servers = [stack.enter_context(each) for each in durable_servers(arguments.postgres)]
+        titles = [each.installation.title for each in servers]
+        machine = describe(servers)
+        # one suite after the other, and each on one server after the other: nothing else is busy meanwhile
+        for sections in zip(*(_sections(each, arguments) for each in servers), strict=True):
+            results.append(dict(zip(titles, sections, strict=True)))
+            print(f"\n{report.as_text(results[-1])}", flush=True)
             if arguments.write:
-                print(f"wrote {report.write_result(section, machine)}")
+                print(f"wrote {report.write_result(results[-1], machine)}")
     print("\n".join(machine.values()))
     if arguments.json:
-        arguments.json.write_text(report.as_json(sections, machine), "utf-8")
-    missed = [measurement.name for section in sections for measurement in section.missed]
+        arguments.json.write_text(report.as_json(results, machine), "utf-8")
+    missed = [each.label for sections in results for section in sections.values() for each in section.missed]
     print(f"aims missed: {', '.join(missed) if missed else 'none'}")
     return 1 if missed and arguments.suite == "compare" else 0
 
@@ -124,7 +128,7 @@ def _arguments() -> argparse.Namespace:
         suite.add_argument("--window", type=float, default=30.0, help="seconds of an idle window; default: 30")
         suite.add_argument("--workers", type=int, nargs="+", default=[1, 2])
         suite.add_argument("--batch-size", type=int, default=CycleSettings.batch_size)
-        suite.add_argument("--postgres", choices=["installed", "embedded"], help="default: the newest installed one")
+        suite.add_argument("--postgres", choices=["installed", "embedded"], help="default: both, side by side")
         suite.add_argument("--json", type=Path, metavar="FILE", help="write every round's values")
         suite.add_argument("--write", action="store_true", help="write the tables to bench/results")
     return parser.parse_args()

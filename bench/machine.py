@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -29,19 +30,22 @@ SHOWN: Final = (
 )
 
 
-def describe(server: Server) -> dict[str, str]:
-    """Date, machine, versions and server settings, one text each."""
-    with psycopg.connect(server.url()) as connection:
-        settings = connection.execute(
-            "select string_agg(name || '=' || current_setting(name), ' ' order by position)"
-            " from unnest(%s::text[]) with ordinality as shown (name, position)",
-            [list(SHOWN)],
-        ).fetchone()
-        version = connection.execute("select current_setting('server_version')").fetchone()
+def describe(servers: Sequence[Server]) -> dict[str, str]:
+    """Date, machine, versions and server settings, one text each. All servers have the same settings."""
+    versions = []
+    for server in servers:
+        with psycopg.connect(server.url()) as connection:
+            settings = connection.execute(
+                "select string_agg(name || '=' || current_setting(name), ' ' order by position)"
+                " from unnest(%s::text[]) with ordinality as shown (name, position)",
+                [list(SHOWN)],
+            ).fetchone()
+            version = connection.execute("select current_setting('server_version')").fetchone()
+            versions.append(f"PostgreSQL {version[0] if version else '?'}")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{os.cpu_count()} cores ({_processor()}), {_memory()}, {platform.system()} {platform.release()}",
-        "versions": f"PostgreSQL {version[0] if version else '?'}, Python {platform.python_version()},"
+        "versions": f"{', '.join(versions)}, Python {platform.python_version()},"
         f" psycopg {psycopg.__version__}, controller {controller.__version__} ({commit(ROOT) or 'not in git'})",
         "settings": str(settings[0]) if settings else "",
     }

@@ -47,6 +47,11 @@ class Measurement:
     aim: Aim | None = None
 
     @property
+    def label(self) -> str:
+        """The name and the unit."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    @property
     def median(self) -> float:
         return statistics.median(self.values)
 

@@ -11,30 +11,48 @@ from bench.machine import ROOT
 from bench.measurement import Measurement, Section, plain
 
 RESULTS: Final = ROOT / "bench" / "results"
-HEADINGS: Final = ("", "min", "median", "max", "runs", "aim", "")
+
+#: One section for each server, by its title. All have the same key.
+SideBySide = Mapping[str, Section]
 
 
-def cells(measurement: Measurement) -> tuple[str, ...]:
-    """One table row, in the order of `HEADINGS`."""
-    verdict = {None: "", True: "reached", False: "MISSED"}[measurement.reached]
-    return (
-        f"{measurement.name}, {measurement.unit}" if measurement.unit else measurement.name,
-        plain(min(measurement.values)),
-        plain(measurement.median),
-        plain(max(measurement.values)),
-        str(len(measurement.values)),
-        str(measurement.aim) if measurement.aim else "",
-        verdict,
-    )
+def table(sections: SideBySide) -> list[tuple[str, ...]]:
+    """The headings and one row for each measurement, with one column for each server."""
+    rows = [("", *sections, "runs", "aim", "")]
+    names = dict.fromkeys(each.label for section in sections.values() for each in section.measurements)
+    for name in names:
+        found = [{each.label: each for each in section.measurements}.get(name) for section in sections.values()]
+        made = [each for each in found if each is not None]
+        aim = next((each.aim for each in made if each.aim is not None), None)
+        missed = any(each.reached is False for each in made)
+        rows.append(
+            (
+                name,
+                *("" if each is None else values(each) for each in found),
+                "/".join(sorted({str(len(each.values)) for each in made})),
+                str(aim or ""),
+                "" if aim is None else "MISSED" if missed else "reached",
+            )
+        )
+    return rows
 
 
-def as_text(section: Section) -> str:
+def values(measurement: Measurement) -> str:
+    """The median of all rounds, and in parentheses the least and the greatest value."""
+    if len(measurement.values) == 1:
+        return plain(measurement.median)
+    return f"{plain(measurement.median)} ({plain(min(measurement.values))} to {plain(max(measurement.values))})"
+
+
+def as_text(sections: SideBySide) -> str:
     """An aligned table for the terminal."""
-    rows = [HEADINGS, *map(cells, section.measurements)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    section = next(iter(sections.values()))
+    rows = table(sections)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    last = len(widths) - 1
     lines = [
         "  ".join(
-            cell.ljust(width) if column in (0, 6) else cell.rjust(width)
+            cell.ljust(width) if column in (0, last) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -42,23 +60,25 @@ def as_text(section: Section) -> str:
     return "\n".join([section.title.upper(), section.how, "", *lines, ""])
 
 
-def as_markdown(section: Section, machine: Mapping[str, str]) -> str:
+def as_markdown(sections: SideBySide, machine: Mapping[str, str]) -> str:
     """A whole document with one table; says which command writes it and on which machine it ran."""
+    section = next(iter(sections.values()))
+    headings, *rows = table(sections)
     lines = [
         f"# {section.title}",
         "",
-        section.how,
+        f"{section.how} Values are medians, with the least and the greatest of all rounds in parentheses.",
         "",
-        f"| {' | '.join(HEADINGS)} |",
-        "|---|---:|---:|---:|---:|---:|---|",
-        *(f"| {' | '.join(cells(each))} |" for each in section.measurements),
+        f"| {' | '.join(headings)} |",
+        f"|---|{'---:|' * (len(headings) - 2)}---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
         "",
         f"<sub>Written by `python -m bench {section.key} --write`. {'; '.join(machine.values())}</sub>",
     ]
     return "\n".join(lines) + "\n"
 
 
-def as_json(sections: Sequence[Section], machine: Mapping[str, str]) -> str:
+def as_json(results: Sequence[SideBySide], machine: Mapping[str, str]) -> str:
     """All sections with the value of every round."""
     content = {
         "machine": dict(machine),
@@ -67,17 +87,19 @@ def as_json(sections: Sequence[Section], machine: Mapping[str, str]) -> str:
                 "key": section.key,
                 "title": section.title,
                 "how": section.how,
+                "server": server,
                 "measurements": [each.as_dict() for each in section.measurements],
             }
-            for section in sections
+            for sections in results
+            for server, section in sections.items()
         ],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_result(section: Section, machine: Mapping[str, str], folder: Path = RESULTS) -> Path:
-    """Writes the section to its file, and returns the path. Replaces what an earlier run wrote."""
+def write_result(sections: SideBySide, machine: Mapping[str, str], folder: Path = RESULTS) -> Path:
+    """Writes the sections to their file, and returns the path. Replaces what an earlier run wrote."""
     folder.mkdir(exist_ok=True)
-    file = folder / f"{section.key}.md"
-    file.write_text(as_markdown(section, machine), "utf-8")
+    file = folder / f"{next(iter(sections.values())).key}.md"
+    file.write_text(as_markdown(sections, machine), "utf-8")
     return file

@@ -35,6 +35,12 @@ def durable_server(origin: str | None) -> Server:
     return Server(next((installation_of(each) for each in ORIGINS if each == origin), None), DURABLE)
 
 
+def durable_servers(origin: str | None) -> list[Server]:
+    """The servers to measure side by side, which the caller must start: `origin`, or all that are available."""
+    wanted = [each for each in ORIGINS if each == (origin or each)]
+    return [Server(found, DURABLE) for found in map(installation_of, wanted) if found is not None]
+
+
 @contextmanager
 def changed_settings(server: Server, settings: Mapping[str, str]) -> Iterator[None]:
     """Changes settings for all sessions until the block ends. Works for settings that a reload can change."""

@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Chooses the servers of a test, and the number of runs if it is marked: `runs(20, short=2, older=4)`.
 
     The first number counts for the newest PostgreSQL in a full run, `short` for it in the short selection, and `older`
-    for each other one.
+    for each other one. FAULT_REPEATS multiplies the numbers of a full run.
     """
     if "fault_installation" not in metafunc.fixturenames:
         return
@@ -51,7 +51,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     newest, *others = servers
     older = marker.kwargs.get("older", 2)
-    counts = [(newest, marker.args[0]), *((each, older) for each in others if older)]
+    repeats = int(os.environ.get("FAULT_REPEATS", "1"))
+    counts = [(newest, repeats * marker.args[0]), *((each, repeats * older) for each in others if older)]
     parameters = [pytest.param(*each, id=f"{_name_of(each[0])}-{each[1]}", marks=pytest.mark.slow) for each in counts]
     if short := marker.kwargs.get("short", 0):
         parameters.insert(0, pytest.param(newest, short, id=f"{_name_of(newest)}-{short}"))

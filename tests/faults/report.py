@@ -20,7 +20,10 @@ def write_report(path: Path, timings: Timings) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path} has no lines {BEGIN} and {END}")
-    path.write_text(f"{before}{begin}\n\n{_machine(timings)}\n\n{_table(timings)}\n\n{end}{after}", encoding="utf-8")
+    path.write_text(
+        f"{before}{begin}\n\n{_machine(timings)}\n\n{timings.proof}\n\n{_table(timings)}\n\n{end}{after}",
+        encoding="utf-8",
+    )
 
 
 def _machine(timings: Timings) -> str:

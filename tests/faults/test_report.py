@@ -34,6 +34,19 @@ def test_row_gives_percentiles_the_worst_and_the_bound(measured: Timings) -> Non
     }
 
 
+def test_row_of_fewer_than_100_runs_has_no_99th_percentile(measured: Timings) -> None:
+    measured.record("read-only database", 5.0)
+    assert measured.rows[2][1:5] == ("1", "5000 ms", "", "5000 ms")
+
+
+def test_runs_without_a_wrong_hour_bound_their_rate_by_the_rule_of_three(measured: Timings) -> None:
+    assert measured.proof == (
+        "100 runs without a lost or doubled hour: with 95% confidence, fewer than 3.00% have one."
+    )
+    measured.record("leader killed: idle", 0.5, Verdict(1, 2))
+    assert measured.proof == "101 runs, 3 hours lost or doubled."
+
+
 def test_run_beyond_its_bound_fails_and_is_in_the_table(measured: Timings) -> None:
     with pytest.raises(AssertionError, match=r"leader killed: idle: 2\.100 s, and the bound is 2 s"):
         measured.record("leader killed: idle", 2.1, bound=2.0)

@@ -10,7 +10,7 @@ import pytest
 from bench.check import Bounds, CheckResult, findings
 from bench.fingerprint import differences
 from bench.measurement import Aim, Measurement, Section, percentile, plain, ratios
-from bench.report import as_text, write_result
+from bench.report import as_text, table, write_result
 from bench.safeguards import SAFEGUARDS
 from controller import sql
 
@@ -98,15 +98,25 @@ def test_differences_tell_missing_rows_from_other_contents() -> None:
 
 
 def test_table_has_minimum_median_and_maximum() -> None:
-    (line,) = [line for line in as_text(SECTION).splitlines() if line.startswith("fast")]
-    assert line.split() == ["fast,", "ms", "1.00", "2.00", "3.00", "3", "≤", "2.50", "reached"]
+    (line,) = [line for line in as_text({"15": SECTION}).splitlines() if line.startswith("fast")]
+    assert line.split() == ["fast,", "ms", "2.00", "(1.00", "to", "3.00)", "3", "≤", "2.50", "reached"]
+
+
+def test_servers_stand_side_by_side_and_one_missed_aim_shows() -> None:
+    slower = replace(
+        SECTION, measurements=(replace(SECTION.measurements[0], values=(4.0,)), Measurement("other", "", (1.0,)))
+    )
+    assert table({"15": SECTION, "18": slower})[1:] == [
+        ("fast, ms", "2.00 (1.00 to 3.00)", "4.00", "1/3", "≤ 2.50", "MISSED"),
+        ("other", "", "1.00", "1", "", ""),
+    ]
 
 
 def test_result_file_is_replaced_by_the_next_run(tmp_path: Path) -> None:
-    write_result(replace(SECTION, how="Before."), {"date": "yesterday"}, tmp_path)
-    text = write_result(SECTION, {"date": "today"}, tmp_path).read_text("utf-8")
+    write_result({"15": replace(SECTION, how="Before.")}, {"date": "yesterday"}, tmp_path)
+    text = write_result({"15": SECTION}, {"date": "today"}, tmp_path).read_text("utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["speed.md"]
-    assert text.startswith("# Speed\n\nIn turn.\n\n|")
-    assert "| fast, ms | 1.00 | 2.00 | 3.00 | 3 | ≤ 2.50 | reached |" in text
+    assert text.startswith("# Speed\n\nIn turn. Values are medians")
+    assert "| fast, ms | 2.00 (1.00 to 3.00) | 3 | ≤ 2.50 | reached |" in text
     assert "today" in text
     assert "yesterday" not in text
