@@ -3,9 +3,11 @@
 import csv
 import io
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Final
 from uuid import UUID
@@ -13,8 +15,8 @@ from uuid import UUID
 import psycopg
 import typer
 
-from controller import output, report, sql, terminal
-from controller.app import Application
+from controller import log, output, report, sql, terminal
+from controller.app import Application, instance_id
 from controller.billing.answers import explain as explanation
 from controller.billing.answers import find, read_debts, read_lost_debts, read_run, read_runway, with_names
 from controller.billing.audit import audit as check_invariants
@@ -23,6 +25,8 @@ from controller.billing.status import Status
 from controller.billing.values import Pricing
 from controller.billing.verdict import Level, verdict
 from controller.commands import AsJson, application
+from controller.doctor import examine
+from controller.doctor.findings import failed, lines
 from controller.errors import DatabaseUnreachableError, one_line
 from controller.postgres import migrations
 
@@ -210,6 +214,18 @@ def audit(
         checked = with_names(connection, check_invariants(connection, organization_id(connection, organization)))
     output.audit(checked, as_json=as_json)
     raise typer.Exit(0 if checked.clean else 1)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Checks everything that billing depends on, and says how to mend it. Exit status 1 if there is a failure."""
+    log.configure("error", None, instance_id(), list, sys.stderr)
+    found = examine()
+    if as_json:
+        output.json_line({"ok": not failed(found), "findings": [asdict(finding) for finding in found]})
+    else:
+        _print(lines(found))
+    raise typer.Exit(1 if failed(found) else 0)
 
 
 def parse_age(text: str, option: str = "--older-than") -> timedelta:

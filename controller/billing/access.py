@@ -5,6 +5,7 @@ is written. So billing refuses to start on a database where that can happen, and
 """
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from controller import sql
@@ -67,11 +68,14 @@ def check(connection: sql.Connection, accepted_columns: Collection[str]) -> None
     """
     with sql.transaction(connection):
         problems = [
-            *_not_tables(connection),
-            *_lacking(connection),
-            *_hidden_rows(connection),
-            *_unfit_columns(connection),
-            *_unknown_prices(connection, accepted_columns),
+            *not_tables(connection),
+            *(
+                f"this role lacks the right to {row['right']}; run manifests/role.sql as the owner"
+                for row in missing_rights(connection)
+            ),
+            *hidden_rows(connection),
+            *unfit_columns(connection),
+            *unknown_prices(connection, accepted_columns),
         ]
     if problems:
         more = f" (and {len(problems) - 1} more problems of this kind)" if len(problems) > 1 else ""
@@ -87,33 +91,30 @@ def require(connection: sql.Connection, rights: Mapping[str, Mapping[str, str]],
         purpose: what the rights are for, such as `to give commands`.
     """
     with sql.transaction(connection):
-        missing = _missing_rights(connection, rights)
+        missing = missing_rights(connection, rights)
     if missing:
-        raise AccessError(f"this role lacks the right {purpose}: {missing[0]}; use the controller's role")
+        raise AccessError(f"this role lacks the right {purpose}: {missing[0]['right']}; use the controller's role")
 
 
-def _lacking(connection: sql.Connection) -> list[str]:
-    return [
-        f"this role lacks the right to {right}; run manifests/role.sql as the owner"
-        for right in _missing_rights(connection, RIGHTS)
-    ]
-
-
-def _missing_rights(connection: sql.Connection, rights: Mapping[str, Mapping[str, str]]) -> list[str]:
+def missing_rights(
+    connection: sql.Connection, rights: Mapping[str, Mapping[str, str]] = MappingProxyType(RIGHTS)
+) -> list[sql.Row]:
+    """Returns `table_name` and `right` of each of these rights that this role lacks, ordered by table."""
     wanted = [(table, right, columns) for table, needed in rights.items() for right, columns in needed.items()]
     tables, privileges, columns = (list(each) for each in zip(*wanted, strict=True))
-    rows = sql.rows(connection, "missing_rights", tables=tables, privileges=privileges, columns=columns)
-    return [row["right"] for row in rows]
+    return sql.rows(connection, "missing_rights", tables=tables, privileges=privileges, columns=columns)
 
 
-def _not_tables(connection: sql.Connection) -> list[str]:
+def not_tables(connection: sql.Connection) -> list[str]:
+    """Returns a problem for each relation that is not a table."""
     return [
         f"{row['table_name']} is not a table and may hide rows; billing needs the application's own table"
         for row in sql.rows(connection, "not_tables", tables=list(RIGHTS))
     ]
 
 
-def _hidden_rows(connection: sql.Connection) -> list[str]:
+def hidden_rows(connection: sql.Connection) -> list[str]:
+    """Returns a problem, with its remedy, for each table whose policies may hide rows from this role."""
     problems = []
     for row in sql.rows(connection, "hidden_rows", tables=list(RIGHTS)):
         others = f" and drop or narrow its other policies ({row['others']})" if row["others"] else ""
@@ -125,7 +126,8 @@ def _hidden_rows(connection: sql.Connection) -> list[str]:
     return problems
 
 
-def _unfit_columns(connection: sql.Connection) -> list[str]:
+def unfit_columns(connection: sql.Connection) -> list[str]:
+    """Returns a problem, with its remedy, for each column that can't hold what billing reads or writes."""
     names = [name.split(".") for name in TYPES]
     rows = sql.rows(
         connection,
@@ -142,7 +144,8 @@ def _unfit_columns(connection: sql.Connection) -> list[str]:
     ]
 
 
-def _unknown_prices(connection: sql.Connection, accepted_columns: Collection[str]) -> list[str]:
+def unknown_prices(connection: sql.Connection, accepted_columns: Collection[str]) -> list[str]:
+    """Returns a problem, with its remedy, for each column that looks like a price and is not accepted."""
     return [
         f"{row['name']} looks like a price that this version does not charge; add it to BILLING_ACCEPT_COLUMNS if it is"
         " not one"

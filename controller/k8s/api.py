@@ -1,4 +1,4 @@
-"""Four requests to the API server, through the official client. Every failure is an ApiError."""
+"""Five requests to the API server, through the official client. Every failure is an ApiError."""
 
 import json
 from collections.abc import Callable
@@ -111,6 +111,19 @@ class Api:
         """Creates an Event, within `seconds`. If it exists, an earlier attempt created it."""
         path = f"/apis/events.k8s.io/v1/namespaces/{_quoted(self._pod.namespace)}/events"
         self._request("POST", path, seconds, body, accept=(HTTPStatus.CONFLICT,))
+
+    def may(self, verb: str, group: str, resource: str, name: str | None, seconds: float) -> bool:
+        """Returns True if this service account has a permission in the pod's namespace. Changes nothing."""
+        attributes = {
+            "namespace": self._pod.namespace,
+            "verb": verb,
+            "group": group,
+            "resource": resource,
+            "name": name,
+        }
+        spec = {"resourceAttributes": {key: value for key, value in attributes.items() if value is not None}}
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        return bool(self._request("POST", path, seconds, {"spec": spec}).get("status", {}).get("allowed"))
 
     def close(self) -> None:
         """Closes the connections."""

@@ -43,6 +43,15 @@ def test_status_of_an_idle_database_names_no_leader(program: Program) -> None:
     assert_time(status["database_time"])
 
 
+def test_doctor_lists_each_check_with_its_level_and_remedy(program: Program) -> None:
+    done = program("doctor", "--json")
+    assert (done.status, done.json["ok"]) == (0, True)
+    for finding in done.json["findings"]:
+        assert finding.keys() == {"check", "level", "message", "remedy"}
+        assert finding["level"] in {"ok", "warning", "skipped"}, finding
+    assert program("doctor").out.splitlines()[-1] == "2 warnings, 1 skipped"
+
+
 def test_status_beside_a_leader_shows_it_and_its_last_cycle(program: Program, replica: ControllerProcess) -> None:
     status = program("status", "--json").json
     assert status["leader"] == replica.instance

@@ -66,9 +66,11 @@ def test_default_values_make_what_the_demo_makes_without_its_database() -> None:
     template = one(demo, "Deployment")["spec"]["template"]
     del template["metadata"]["annotations"]["checksum/database"]
     assert template["spec"]["initContainers"].pop(0)["name"] == "seed"
-    delay = next(v for v in controller(demo)["env"] if v["name"] == "BILLING_TAKEOVER_DELAY_SECONDS")
-    assert delay["value"] == "0"
-    delay["value"] = "300"
+    doctor = one(demo, "Pod", "test")["spec"]["containers"][0]
+    for container in (controller(demo), doctor):
+        delay = next(v for v in container["env"] if v["name"] == "BILLING_TAKEOVER_DELAY_SECONDS")
+        assert delay["value"] == "0"
+        delay["value"] = "300"
     assert demo == render(MINIMAL)
 
 
@@ -300,7 +302,9 @@ def test_helm_test_checks_this_release_without_cluster_dns() -> None:
     assert pod["activeDeadlineSeconds"]
     assert pod["enableServiceLinks"]
     by_name = {c["name"]: c for c in pod["containers"]}
-    assert by_name["schema"]["args"] == ["migrate", "--check"]
+    assert by_name["doctor"]["args"] == ["doctor"]
+    replica = next(c for c in one(render(MINIMAL), "Deployment")["spec"]["template"]["spec"]["containers"])
+    assert by_name["doctor"]["env"] == replica["env"], "the doctor judges with the replicas' settings"
     assert 'os.environ["CONTAINERSTACKS_BILLING_SERVICE_HOST"]' in by_name["service"]["args"][0]
     compile(by_name["service"]["args"][0], "helm test", "exec")
 

@@ -37,16 +37,18 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """pods, deployments or events."""
-        return next(kind for kind in ("pods", "deployments", "events") if f"/{kind}" in self.path)
+        """pods, deployments, events or selfsubjectaccessreviews."""
+        kinds = ("pods", "deployments", "events", "selfsubjectaccessreviews")
+        return next(kind for kind in kinds if f"/{kind}" in self.path)
 
 
 class ApiServer:
-    """Answers with `status`, by kind of resource, while `answer_now` is set."""
+    """Answers with `status`, by kind of resource, while `answer_now` is set. `permitted` holds verbs and resources."""
 
     def __init__(self) -> None:
         self.arrived: queue.Queue[Request] = queue.Queue()
         self.status: dict[str, int] = {}
+        self.permitted: set[tuple[str, str]] = set()
         self.answer_now = threading.Event()
         self.answer_now.set()
         outer = self
@@ -66,9 +68,12 @@ class ApiServer:
                 outer.arrived.put(request)
                 outer.answer_now.wait(PATIENCE_SECONDS)
                 status = outer.status.get(request.kind, 201 if self.command == "POST" else 200)
-                body = {"metadata": {"name": "x", "uid": "deployment-uid"}}
+                body: dict[str, Any] = {"metadata": {"name": "x", "uid": "deployment-uid"}}
+                if request.kind == "selfsubjectaccessreviews":
+                    asked = request.body["spec"]["resourceAttributes"]
+                    body["status"] = {"allowed": (asked["verb"], asked["resource"]) in outer.permitted}
                 if status >= 400:
-                    body = {"kind": "Status", "message": f"{request.kind} is refused", "code": status}  # type: ignore[dict-item]
+                    body = {"kind": "Status", "message": f"{request.kind} is refused", "code": status}
                 answer = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

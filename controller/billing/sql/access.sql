@@ -2,7 +2,7 @@
 
 -- name: missing_rights
 -- If columns are listed, a right on those columns is enough. An insert also needs the sequences of its columns' defaults.
-select w.privilege || ' on ' || case when w.columns = '' then w.relname else w.relname || ' (' || w.columns || ')' end as right
+select w.relname as table_name, w.privilege || ' on ' || case when w.columns = '' then w.relname else w.relname || ' (' || w.columns || ')' end as right
 from unnest(%(tables)s::text[], %(privileges)s::text[], %(columns)s::text[]) as w (relname, privilege, columns)
 where to_regclass(w.relname) is not null
     and not has_table_privilege(to_regclass(w.relname), w.privilege)
@@ -10,12 +10,12 @@ where to_regclass(w.relname) is not null
         select bool_and(has_column_privilege(to_regclass(w.relname), c.name, w.privilege))
         from unnest(string_to_array(w.columns, ', ')) as c (name)))
 union all
-select 'use the sequence ' || s.name
+select w.relname, 'use the sequence ' || s.name
 from unnest(%(tables)s::text[], %(privileges)s::text[]) as w (relname, privilege)
 join pg_attribute a on a.attrelid = to_regclass(w.relname) and a.attnum > 0 and a.attidentity = '' and not a.attisdropped
 cross join pg_get_serial_sequence(w.relname, a.attname) as s (name)
 where w.privilege = 'insert' and not has_sequence_privilege(s.name, 'usage')
-order by 1
+order by 1, 2
 
 -- name: not_tables
 -- A view or a foreign table may hide rows without an error.
