@@ -22,6 +22,7 @@ from bench.failover import failover
 from bench.idle import idle
 from bench.machine import describe
 from bench.measurement import Section
+from bench.roofline import roofline
 from bench.safeguards import safeguards
 from bench.server import durable_server, durable_servers
 from bench.throughput import throughput
@@ -38,6 +39,7 @@ SUITES = {
     "idle": "memory, CPU time, statements and connections of idle replicas; time to Ready",
     "costs": "a cycle's time with one thing changed, for each of many changes",
     "safeguards": "what each safeguard of a charge costs",
+    "roofline": "the floor and cycles relative to copying the same rows",
     "failing": "a cycle in which all charges fail, or those of half of the organizations",
     "breakdown": "where a batch's time goes, by EXPLAIN ANALYZE",
     "compare": "throughput of this checkout relative to another one; fails if it is more than 3% slower",
@@ -89,6 +91,7 @@ def _sections(server: Server, arguments: argparse.Namespace) -> Iterator[Section
     alone: dict[str, Callable[[], Section]] = {
         "costs": lambda: costs(server, size, rounds, max(workers), batch_size, only=arguments.only),
         "safeguards": lambda: safeguards(server, size, rounds, max(workers), batch_size),
+        "roofline": lambda: roofline(server, size, rounds, batch_size),
         "failing": lambda: failing(server, size, rounds, max(workers), batch_size),
         "breakdown": lambda: breakdown(server, size, rounds, batch_size),
         "compare": lambda: compare(server, arguments.other, size, rounds, workers=workers, batch_size=batch_size),

@@ -45,6 +45,7 @@ STEPS: Final = (
     _bench("topup_latency"),
     _bench("catchup", "--instances", "100000", MILLION),
     _bench("idle"),
+    _bench("roofline"),
     _bench("costs"),
     _bench("safeguards"),
     _bench("breakdown"),
