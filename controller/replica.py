@@ -24,6 +24,7 @@ from controller.lifecycle.stop import StopToken
 from controller.listener import parse_address
 from controller.metrics import Metrics
 from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
+from controller.web.health import why_not_live
 
 #: How long the process outlives a `drain` command that has its answer. In a pod this process is PID 1: if it ended
 #: first, the command would be killed, and the preStop hook would count as failed.
@@ -94,6 +95,13 @@ class Replica:
             time.monotonic,
             on_requested=signals.wake,
         )
+        self._watchdog = None
+        if settings.notify_socket and settings.watchdog_microseconds:
+            self._watchdog = systemd.Watchdog(
+                settings.notify_socket, settings.watchdog_microseconds / 1e6, self._why_not_live
+            )
+            # stopped last, because systemd's timeout applies until the process has ended
+            self._services.add(Service("watchdog", self._watchdog.run, self._watchdog.stop))
         if (http := self._http_server()) is not None:
             self._services.add(Service("http", http.run, http.stop))
         self._services.add(Service("k8s", self._announcer.run, self._announcer.stop))
@@ -204,6 +212,9 @@ class Replica:
             halted=self._biller.halted,
             connect_error=self._application.redact(self._elector.trouble) if self._elector.trouble else None,
         )
+
+    def _why_not_live(self) -> list[str]:
+        return why_not_live(self._vitals(), self._application.settings.bounds.session_timeout_seconds)
 
     def _crashed(self, name: str, error: BaseException) -> None:
         self._crash = self._crash or error

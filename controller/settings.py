@@ -381,6 +381,16 @@ class Settings(BaseSettings):
             default="set by systemd",
         ),
     ] = None
+    watchdog_microseconds: Annotated[
+        int | None,
+        _setting(
+            "WATCHDOG_USEC",
+            PLATFORM,
+            "Microseconds without a sign of life after which systemd kills the process (`WatchdogSec`).",
+            default="set by systemd",
+        ),
+        Field(ge=1, le=86_400_000_000),
+    ] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -103,6 +103,7 @@ def test_unit_waits_for_the_drain_and_runs_no_shell() -> None:
     assert unit["Type"] == "notify"
     assert int(unit["TimeoutStopSec"]) == 270 + 30
     assert unit["KillMode"] == "mixed"
+    assert (unit["WatchdogSec"], unit["Restart"]) == ("30", "on-failure")
     assert unit["ExecStart"].endswith("/containerstacks-billing run")
 
 

@@ -21,7 +21,7 @@ URL = "postgresql://user:secret@db.example:5432/app"
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Removes this machine's settings, and changes to a folder without a `.env`."""
     for name in list(os.environ):
-        if name.startswith(("PG", "BILLING_", "DATABASE_", "LOG_", "POD_", "NODE_", "NOTIFY_")):
+        if name.startswith(("PG", "BILLING_", "DATABASE_", "LOG_", "POD_", "NODE_", "NOTIFY_", "WATCHDOG_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
