@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,9 +13,9 @@ from controller import output, report, sql
 from controller.answers import parse_age
 from controller.app import Application
 from controller.billing import control
-from controller.billing.answers import find, read_run
+from controller.billing.answers import NameNotFoundError, find, read_run
 from controller.billing.control import ANSWER_SECONDS, Command, Wish
-from controller.billing.other_billers import Notice, read_notices
+from controller.billing.other_billers import read_notices
 from controller.billing.statement import is_moment
 from controller.commands import AsJson, application
 from controller.errors import BillingError
@@ -82,7 +83,13 @@ def resume(
     done = f"{given.leader} bills again within seconds"
     if not lifted and not after:
         done = "nothing to resume: billing is not paused, and no other program has billed"
-    status = _answer(given, None if halted else done, as_json=as_json, lifted=lifted, notices=list(after))
+    status = _answer(
+        given,
+        None if halted else done,
+        as_json=as_json,
+        lifted=[asdict(each) for each in lifted],
+        notices=[asdict(each) for each in after],
+    )
     raise typer.Exit(1 if halted else status)
 
 
@@ -171,6 +178,35 @@ def unsuspend(
     raise typer.Exit(_answer(given, done, as_json=as_json))
 
 
+@app.command()
+def waive(
+    name: Annotated[str, typer.Argument(help="An organization's id or slug, or an instance's id.", metavar="NAME")],
+    reason: Reason,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Waive the hours before a date or a time in UTC.", show_default="now", metavar="TIME"),
+    ] = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Writes off the unpaid whole hours of an organization or an instance: they become billed periods of 0.00."""
+    with _session() as (connection, built):
+        target = find(connection, name)
+        if target.instance_id is not None and str(target.instance_id) != name.lower():
+            raise NameNotFoundError(f"{name} is a label: use the id {target.instance_id}")
+        wish = Wish(
+            "waive", built.operator(by), reason, _moment(connection, until, ahead=False),
+            organization_id=target.organization_id, instance_id=target.instance_id,
+        )  # fmt: skip
+        given = control.wait(connection, control.give(connection, wish), _acknowledged)
+        if _acknowledged(given):
+            given = control.wait(connection, given, lambda each: each.finished_at is not None, seconds=math.inf)
+        waived = control.read_waived(connection, given)
+    hours, instances = report.counted(waived["hours"], "hour"), report.counted(waived["instances"], "instance")
+    done = f"waived {hours} of {instances}, worth {waived['amount']}, in run {given.run_id}"
+    raise typer.Exit(_answer(given, done, as_json=as_json, waived=waived))
+
+
 def _moment(connection: sql.Connection, text: str | None, *, ahead: bool) -> datetime | None:
     """Reads the time of --until. It must lie ahead, or not, by the database's clock."""
     if text is None:
@@ -193,7 +229,7 @@ def _over(command: Command) -> bool:
     return command.refusal is not None or (command.outcome or "running") != "running"
 
 
-def _answer(given: Command, done: str | None, *, as_json: bool, **more: list[Notice]) -> int:
+def _answer(given: Command, done: str | None, *, as_json: bool, **more: Any) -> int:  # noqa: ANN401 - JSON
     """Prints the leader's answer, and returns the exit status.
 
     Args:
@@ -207,8 +243,7 @@ def _answer(given: Command, done: str | None, *, as_json: bool, **more: list[Not
     """
     unanswered = given.acknowledged_at is None and given.leader is not None
     if as_json:
-        notices = {name: [_fields(notice) for notice in values] for name, values in more.items()}
-        output.json_line(given.as_dict() | notices)
+        output.json_line(given.as_dict() | more)
         return 1 if unanswered or given.refusal is not None else 0
     if given.refusal is not None:
         raise RefusedError(given.refusal)
@@ -219,10 +254,6 @@ def _answer(given: Command, done: str | None, *, as_json: bool, **more: list[Not
     elif done is not None:
         output.line(done)
     return 1 if unanswered else 0
-
-
-def _fields(notice: Notice) -> dict[str, Any]:
-    return {"kind": notice.kind, "halts": notice.halts, "since": notice.since, "message": notice.message}
 
 
 @contextmanager

@@ -72,7 +72,7 @@ begin
         'billing_position', 'billing_price_changes', 'billing_price_clock', 'billing_price_history', 'billing_refusal',
         'billing_refuse_other_generation', 'billing_replicas', 'billing_resumed_at', 'billing_run_failures',
         'billing_run_totals', 'billing_runway', 'billing_segments', 'billing_sound_wallets', 'billing_statement',
-        'billing_statement_balance', 'billing_status', 'billing_suspended', 'billing_time_ordered_uuid',
+        'billing_statement_balance', 'billing_status', 'billing_suspended', 'billing_time_ordered_uuid', 'billing_waived',
         'billing_whole_hours', 'billing_without_term'
     ];
 

@@ -355,7 +355,7 @@ CREATE TABLE billing_runs (
     vanished bigint,
     failures_by_reason jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT billing_runs_cause_check CHECK ((cause = ANY (ARRAY['controller'::text, 'organizations'::text]))),
-    CONSTRAINT billing_runs_kind_check CHECK ((kind = ANY (ARRAY['cycle'::text, 'collection'::text]))),
+    CONSTRAINT billing_runs_kind_check CHECK ((kind = ANY (ARRAY['cycle'::text, 'collection'::text, 'waiver'::text]))),
     CONSTRAINT billing_runs_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'completed'::text, 'completed_with_failures'::text, 'failed'::text, 'stopped'::text, 'abandoned'::text])))
 );
 
@@ -367,7 +367,7 @@ COMMENT ON COLUMN billing_runs.debts IS 'instances whose wallet could not pay al
 
 COMMENT ON COLUMN billing_runs.failures IS 'instances that could not be charged for another reason';
 
-COMMENT ON COLUMN billing_runs.kind IS 'cycle: charges everything due; collection: collects debts between two cycles';
+COMMENT ON COLUMN billing_runs.kind IS 'cycle: charges everything due; collection: collects debts between two cycles; waiver: writes off hours on an operator''s command';
 
 COMMENT ON COLUMN billing_runs.cause IS 'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own';
 
@@ -961,6 +961,13 @@ CREATE FUNCTION billing_time_ordered_uuid(moment timestamp with time zone) RETUR
     AS $$
     select (overlay(lpad(to_hex((extract(epoch from moment) * 4096000)::bigint), 15, '0') placing '7' from 13 for 0)
         || right(gen_random_uuid()::text, 17))::uuid
+$$;
+
+CREATE FUNCTION billing_waived(metadata jsonb) RETURNS numeric
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case when jsonb_typeof(metadata -> 'waived' -> 'amount') = 'number'
+        then (metadata -> 'waived' ->> 'amount')::numeric else 0 end
 $$;
 
 CREATE FUNCTION billing_whole_hours(since timestamp with time zone, until timestamp with time zone) RETURNS bigint

@@ -15,6 +15,7 @@ from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
 from controller.billing.other_billers import LOOK_SECONDS, Notice, halting, look
 from controller.billing.values import Cause, CycleResult, Leadership, Outcome, TermStart
+from controller.billing.waiver import carry_out_waivers
 from controller.errors import BillingError, one_line
 from controller.lifecycle.stop import StopToken
 
@@ -201,6 +202,7 @@ class Biller:
                 return False, PROOF_RETRY_SECONDS
             if changed:
                 self._heartbeat.beat()
+            carry_out_waivers(ledger, leadership)
             if halt is not None:
                 return True, HALTED_LOOK_SECONDS
             return True, min(ledger.seconds_until_due(), LOOK_SECONDS)

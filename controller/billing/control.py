@@ -134,6 +134,11 @@ def read(connection: sql.Connection, command: int) -> Command:
     return Command(**sql.row(connection, "command", id=command))
 
 
+def read_waived(connection: sql.Connection, command: Command) -> sql.Row:
+    """Reads what a `waive` has waived: the numbers of instances and hours, and the amount."""
+    return sql.row(connection, "waived", id=command.id)
+
+
 def wait(
     connection: sql.Connection,
     command: Command,

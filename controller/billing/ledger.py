@@ -148,6 +148,33 @@ class Ledger:
         sql.run(self.connection, "take_triggers", run_id=row["id"])
         return Run(row["id"], term, row["started_at"], row["late_seconds"])
 
+    def begin_waiver(self, term: int, command: int) -> Run:
+        """Adds the row of a waiver's run, and links the command to it. Needs `fenced`."""
+        row = sql.row(self.connection, "begin_waiver", term=term, holder=self._holder, command_id=command)
+        return Run(row["id"], term, row["started_at"])
+
+    def waive(self, run: Run, waiver: Mapping[str, Any], after: UUID | None, limit: int) -> sql.Row:
+        """Waives the unpaid hours of up to `limit` instances. Needs `fenced`.
+
+        Args:
+            run: of the waiver.
+            waiver: the row of the command.
+            after: the last instance of the previous transaction; None in the first.
+            limit: the most instances.
+
+        Returns:
+            The number of instances and hours that it waived, the number of due ones, and the last one's id.
+
+        Raises:
+            InconsistentError: a row has changed in the meantime.
+        """
+        what = {name: waiver[name] for name in ("organization_id", "instance_id", "as_of", "reason", "given_by")}
+        price = self._pricing.default_monthly_price
+        step = {"after_id": after, "batch_size": limit, "default_monthly_price": price}
+        row = sql.row(self.connection, "waive", **what, **step, **self._origin(run))
+        _require_consistent(row)
+        return row
+
     def check_access(self) -> None:
         """Raises AccessError unless this role sees and may write everything that billing needs."""
         access.check(self.connection, self._pricing.accepted_columns)

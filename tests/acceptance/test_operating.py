@@ -69,6 +69,17 @@ def test_suspend_and_unsuspend_an_organization_by_its_slug(program: Program, rep
     assert "no operator has suspended" in program("unsuspend", "organization-1").failed_with(1)
 
 
+def test_waive_writes_off_what_an_organization_owes(program: Program, replica: ControllerProcess) -> None:
+    (*_, debt) = program("debts", "organization-4", "--json").json
+    assert f"use the id {debt['instance_id']}" in program("waive", debt["label"], "--reason", "x").failed_with(2)
+    done = program("waive", debt["instance_id"], "--reason", REASON, "--json").json
+    assert (done["waived"]["instances"], done["refusal"], done["acknowledged_by"]) == (1, None, replica.instance)
+    done_all = program("waive", "organization-4", "--reason", REASON)
+    assert (done_all.status, done_all.out.startswith("waived ")) == (0, True)
+    assert "no unpaid whole hours" in program("waive", "organization-4", "--reason", "x").failed_with(1)
+    assert program("audit").status == 0
+
+
 def test_step_down_hands_over_to_a_standby_and_is_refused_without_one(
     program: Program, replica: ControllerProcess, database: str
 ) -> None:

@@ -136,15 +136,15 @@ group by t.id, t.amount
 having count(c.id) <> 1
 
 -- name: audit_price_clock
--- every amount is what the price clock gives for the row's own metadata
+-- every amount, with what was waived, is what the price clock gives for the row's own metadata
 select 'period ' || id as subject,
-    'charged ' || total_amount || ', the price clock says '
+    'charged ' || total_amount || case when metadata ? 'waived' then ' and waived ' || billing_waived(metadata) else '' end || ', the price clock says '
         || billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint) as detail,
     false as exempt
 from vps_billing_cycles
 where billing_is_ours(metadata) and status in ('billed', 'refunded')
     and (%(organization)s::uuid is null or organization_id = %(organization)s)
-    and total_amount is distinct from
+    and total_amount + billing_waived(metadata) is distinct from
         billing_charge((metadata ->> 'monthly_price')::numeric, billing_period_start, (metadata ->> 'hours')::bigint)
 
 -- name: audit_open_rows
