@@ -60,7 +60,8 @@ def history(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         table.append([
             str(row["id"]), str(row["term"]), row["holder"], time(row["started_at"]),
             f"{(finished - row['started_at']).total_seconds():.1f}" if finished else "",
-            row["outcome"] if row["kind"] == "cycle" else f"{row['kind']} {row['outcome']}", *(str(row[number]) for number in NUMBERS), row["error"] or "",
+            row["outcome"] if row["kind"] == "cycle" else f"{row['kind']} {row['outcome']}",
+            *(str(row[number]) for number in NUMBERS), row["error"] or "",
         ])  # fmt: skip
     _print_table([[printable(cell) for cell in cells] for cells in table])
 
