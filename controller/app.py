@@ -47,13 +47,12 @@ from controller.postgres.connections import (
 from controller.postgres.lock_session import LockName, PostgresLockSession
 from controller.postgres.patience import patiently
 from controller.settings import Settings
+from controller.web_reader import WebReader
 
 #: How long a service may take to end once it is told to. Every wait inside a service is shorter.
 STOP_SECONDS: Final = 10.0
 #: The session of the status page and the metrics. A person's `status` may take longer.
 STATUS: Final = replace(HEARTBEAT, purpose="status")
-#: Runs that the status page shows.
-SHOWN_RUNS: Final = 10
 
 
 def instance_id(pod_name: str | None = None) -> str:
@@ -236,18 +235,9 @@ class Application:
             status = read_status(connection)
         return replace(status, last_run=status.last_run and self._redacted(status.last_run))
 
-    def read_for_web(self) -> tuple[Status, list[dict[str, Any]]]:
-        """Reads the status and the newest runs, for the status page and the metrics. Bounded in time.
-
-        Raises:
-            DatabaseUnreachableError: it can't be read; one line.
-        """
-        try:
-            with self.connect(STATUS) as connection, sql.transaction(connection):
-                state_tables.check(connection)
-                return read_status(connection), read_history(connection, SHOWN_RUNS)
-        except psycopg.Error as error:
-            raise DatabaseUnreachableError(one_line(error)) from None
+    def web_reader(self) -> WebReader:
+        """Returns the reader of what the HTTP servers show."""
+        return WebReader(partial(self.connect, STATUS), self.pricing, self.redact)
 
     def operator(self, name: str | None) -> str:
         """Returns who gives a command, and where, for the record.

@@ -14,21 +14,27 @@ from typing import Final
 from controller.errors import SettingsError
 
 SETTING: Final = "BILLING_HTTP_ADDRESS"
+PAGE_SETTING: Final = "BILLING_PAGE_ADDRESS"
 #: `parse_address` returns this host for every interface.
 EVERY_INTERFACE: Final = "*"
 
 _bound_early: dict[tuple[str, int], socket.socket] = {}
 
 
-def parse_address(address: str) -> tuple[str, int]:
+def parse_address(address: str, setting: str = SETTING) -> tuple[str, int]:
     """Returns the host and the port of `host:port`. `:port` means every interface and gives the host EVERY_INTERFACE.
+
+    Args:
+        address: the value of the setting.
+        setting: named in the error.
 
     Raises:
         SettingsError: `address` has neither form.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - the largest port
-        raise SettingsError(f"{SETTING}={address} is not host:port: set it to 0.0.0.0:8080, say, or to none")
+        example = "127.0.0.1:8081" if setting == PAGE_SETTING else "0.0.0.0:8080"
+        raise SettingsError(f"{setting}={address} is not host:port: set it to {example}, say, or to none")
     return host.strip("[]") or EVERY_INTERFACE, int(port)
 
 
@@ -40,19 +46,20 @@ def listen_early(arguments: Sequence[str], environment: Mapping[str, str]) -> No
             _bound_early[host, port] = listen(host, port)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, setting: str = SETTING) -> socket.socket:
     """Returns a listening socket, which `listen_early` may have bound.
 
     Args:
         host: a name, an address, or EVERY_INTERFACE.
         port: 0 picks a free one.
+        setting: named in the error.
 
     Raises:
         SettingsError: the address can't be bound.
     """
     if (early := _bound_early.pop((host, port), None)) is not None:
         return early
-    shown = f"{SETTING}={'' if host == EVERY_INTERFACE else f'[{host}]' if ':' in host else host}:{port}"
+    shown = f"{setting}={'' if host == EVERY_INTERFACE else f'[{host}]' if ':' in host else host}:{port}"
     try:
         listener = _bind(host, port)
     except OSError as error:

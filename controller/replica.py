@@ -11,6 +11,7 @@ import structlog
 from controller import __version__
 from controller.app import STOP_SECONDS, Application
 from controller.billing.biller import Biller
+from controller.billing.status import Status
 from controller.billing.values import CycleResult
 from controller.election import Elector, Leadership, Role
 from controller.errors import BillingError, SettingsError
@@ -21,9 +22,9 @@ from controller.lifecycle.drain import Drain, DrainSteps
 from controller.lifecycle.services import Service, Services
 from controller.lifecycle.signals import Signals
 from controller.lifecycle.stop import StopToken
-from controller.listener import parse_address
+from controller.listener import PAGE_SETTING, SETTING, parse_address
 from controller.metrics import Metrics
-from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
+from controller.web import HttpServer, Identity, OperatorRoutes, Routes, StatusCache, Vitals
 from controller.web.health import why_not_live
 
 #: How long the process outlives a `drain` command that has its answer. In a pod this process is PID 1: if it ended
@@ -51,13 +52,15 @@ class Replica:
             leads=self._leads,
             former_leaders=application.former_leader_pods,
         )
-        self._status_cache = StatusCache(application.read_for_web, time.monotonic, application.redact)
+        self._reader = application.web_reader()
+        self._status_cache = StatusCache(self._reader.public_facts, time.monotonic, application.redact)
         self._metrics = Metrics(
             __version__,
             application.lock.name,
             leads=self._leads,
-            read=lambda: self._status_cache.get().status,
+            read=self._read_status,
         )
+        self._routes = self._public_routes()
         application.on_fenced = self._metrics.write_fenced
         stop = StopToken()
         heartbeat = application.heartbeat()
@@ -102,8 +105,9 @@ class Replica:
             )
             # stopped last, because systemd's timeout applies until the process has ended
             self._services.add(Service("watchdog", self._watchdog.run, self._watchdog.stop))
-        if (http := self._http_server()) is not None:
-            self._services.add(Service("http", http.run, http.stop))
+        for name, server in (("http", self._http_server()), ("pages", self._page_server())):
+            if server is not None:
+                self._services.add(Service(name, server.run, server.stop))
         self._services.add(Service("k8s", self._announcer.run, self._announcer.stop))
         self._services.add(Service("elector", self._elector.run, self._elector.stop))
         self._services.add(Service("biller", self._biller.run, stop.stop_cycles))
@@ -174,33 +178,63 @@ class Replica:
     def _leads(self) -> bool:
         return self._elector.term is not None
 
+    def _read_status(self) -> Status | None:
+        facts = self._status_cache.get().facts
+        return facts.status if facts is not None else None
+
     def _http_server(self) -> HttpServer | None:
         settings = self._application.settings
         if settings.http_address is None:
             return None
-        routes = Routes(
-            Identity(
-                self._application.instance_id,
-                __version__,
-                self._application.lock.name,
-                settings.currency,
-                settings.pod_name,
-                settings.node_name,
-            ),
+        return self._server(SETTING, settings.http_address, self._routes, given=settings.http_address_given)
+
+    def _page_server(self) -> HttpServer | None:
+        """Returns the server of the operator's pages."""
+        settings = self._application.settings
+        if settings.page_address is None:
+            return None
+        host, _ = parse_address(settings.page_address, PAGE_SETTING)
+        routes = OperatorRoutes(
+            self._identity(),
+            self._vitals,
+            self._routes.failed_checks,
+            StatusCache(self._reader.operator_facts, time.monotonic, self._application.redact),
+            self._reader,
+            host=host,
+        )
+        return self._server(PAGE_SETTING, settings.page_address, routes, given=settings.page_address_given)
+
+    def _server(self, setting: str, address: str, routes: Routes | OperatorRoutes, *, given: bool) -> HttpServer | None:
+        try:
+            return HttpServer(*parse_address(address, setting), routes, setting=setting)
+        except SettingsError as error:
+            if given:
+                raise
+            # Probably a second replica on this host. Without a configured address, it can do without HTTP.
+            log.warning("http.unavailable", error=str(error))
+            return None
+
+    def _public_routes(self) -> Routes:
+        settings = self._application.settings
+        return Routes(
+            self._identity(),
             self._vitals,
             self._status_cache,
             self._metrics.render,
             settings.bounds.session_timeout_seconds,
             separate_worker_url=settings.direct_url_setting == "DATABASE_DIRECT_URL",
         )
-        try:
-            return HttpServer(*parse_address(settings.http_address), routes)
-        except SettingsError as error:
-            if settings.http_address_given:
-                raise
-            # Probably a second replica on this host. Without a configured address, it can do without HTTP.
-            log.warning("http.unavailable", error=str(error))
-            return None
+
+    def _identity(self) -> Identity:
+        settings = self._application.settings
+        return Identity(
+            self._application.instance_id,
+            __version__,
+            self._application.lock.name,
+            settings.currency,
+            settings.pod_name,
+            settings.node_name,
+        )
 
     def _vitals(self) -> Vitals:
         return Vitals(

@@ -29,7 +29,7 @@ from controller import env_file as env_files
 from controller.connection_url import check_url
 from controller.election import Bounds
 from controller.errors import SecretFileError, SettingsError
-from controller.listener import parse_address
+from controller.listener import PAGE_SETTING, parse_address
 
 ENV_FILE: Final = Path(".env")
 HOURS_A_MONTH: Final = 730
@@ -315,10 +315,20 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_HTTP_ADDRESS",
             OUTPUT,
-            "Address, `host:port`, of probes, metrics and the status page. `:8080` is every interface; `none` disables"
-            " HTTP.",
+            "Address, `host:port`, of probes, metrics and the public status, which name no customer. `:8080` is every"
+            " interface; `none` disables them.",
         ),
     ] = "127.0.0.1:8080"
+    page_address: Annotated[
+        str | None,
+        BeforeValidator(_none),
+        _setting(
+            "BILLING_PAGE_ADDRESS",
+            OUTPUT,
+            "Address, `host:port`, of the [operator's pages](operator-pages.md), which name customers. Keep it on"
+            " loopback: the pages ask for no password. `none` disables them.",
+        ),
+    ] = "127.0.0.1:8081"
     log_level: Annotated[
         Literal["error", "warn", "info", "debug"],
         BeforeValidator(_lower),
@@ -405,6 +415,8 @@ class Settings(BaseSettings):
                 check_url(url.get_secret_value(), name)
         if self.http_address is not None:
             parse_address(self.http_address)
+        if self.page_address is not None:
+            parse_address(self.page_address, PAGE_SETTING)
         return self
 
     @property
@@ -416,6 +428,11 @@ class Settings(BaseSettings):
     def http_address_given(self) -> bool:
         """True if BILLING_HTTP_ADDRESS is set. Failing to listen is fatal only then."""
         return "http_address" in self.model_fields_set
+
+    @property
+    def page_address_given(self) -> bool:
+        """True if BILLING_PAGE_ADDRESS is set. Failing to listen is fatal only then."""
+        return "page_address" in self.model_fields_set
 
     @property
     def default_monthly_price(self) -> Decimal | None:

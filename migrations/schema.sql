@@ -383,6 +383,21 @@ CREATE FUNCTION billing_last_cycle() RETURNS SETOF billing_runs
     select * from billing_runs r where r.outcome <> 'running' and r.kind = 'cycle' order by r.started_at desc, r.id desc limit 1
 $$;
 
+CREATE FUNCTION billing_last_day() RETURNS TABLE(starts_at timestamp with time zone, cycles bigint, instances bigint, hours bigint, amount numeric, collected numeric, seconds double precision, debts bigint, failures bigint, failed boolean)
+    LANGUAGE sql STABLE
+    SET jit TO 'off'
+    AS $$
+    select min(r.started_at), count(*) filter (where r.kind = 'cycle'), sum(r.instances)::bigint, sum(r.hours)::bigint, sum(r.amount),
+        coalesce(sum(r.amount) filter (where r.kind = 'collection'), 0.00),
+        max(extract(epoch from r.finished_at - r.started_at))::float8,
+        coalesce(max(r.debts) filter (where r.kind = 'cycle'), 0), coalesce(max(r.failures) filter (where r.kind = 'cycle'), 0),
+        coalesce(bool_or(r.outcome in ('failed', 'abandoned')) filter (where r.kind = 'cycle'), false)
+    from billing_runs r
+    where r.started_at > now() - interval '24 hours' and r.outcome <> 'running'
+    group by date_bin(interval '15 minutes', r.started_at, timestamptz '2000-01-01 00:00:00+00')
+    order by 1
+$$;
+
 CREATE FUNCTION billing_live_daemons() RETURNS TABLE(daemon_instance_id text, since timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
@@ -963,6 +978,22 @@ CREATE FUNCTION billing_time_ordered_uuid(moment timestamp with time zone) RETUR
         || right(gen_random_uuid()::text, 17))::uuid
 $$;
 
+CREATE FUNCTION billing_uncharged() RETURNS TABLE(organization_id uuid, organization text, slug text, reason text, instances bigint, hours numeric, owed numeric, since timestamp with time zone, error text)
+    LANGUAGE sql STABLE
+    AS $$
+    select open.organization_id, o.name, o.slug, open.reason, open.instances, open.hours, open.owed, open.since, open.error
+    from (
+        select c.organization_id, c.metadata ->> 'reason' as reason, count(distinct c.vps_instance_id) as instances,
+            sum(billing_whole_hours(c.billing_period_start, c.billing_period_end)) as hours,
+            sum(billing_owed(c.metadata, c.total_amount)) as owed, min(c.billing_period_start) as since,
+            min(c.metadata ->> 'error') as error
+        from vps_billing_cycles c
+        where c.status = 'failed' and billing_is_ours(c.metadata)
+        group by c.organization_id, c.metadata ->> 'reason'
+    ) open
+    join organizations o on o.id = open.organization_id
+$$;
+
 CREATE FUNCTION billing_waived(metadata jsonb) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -1149,6 +1180,19 @@ CREATE VIEW billing_instance_debts AS
     pays_next_hour
    FROM billing_instance_debts() billing_instance_debts(organization_id, organization, slug, instance_id, label, provider_instance_id, hours, owed, since, next_hour, balance, pays_next_hour);
 
+CREATE VIEW billing_last_day AS
+ SELECT starts_at,
+    cycles,
+    instances,
+    hours,
+    amount,
+    collected,
+    seconds,
+    debts,
+    failures,
+    failed
+   FROM billing_last_day() billing_last_day(starts_at, cycles, instances, hours, amount, collected, seconds, debts, failures, failed);
+
 CREATE TABLE billing_leadership (
     only_row boolean DEFAULT true NOT NULL,
     term bigint DEFAULT 0 NOT NULL,
@@ -1291,6 +1335,18 @@ CREATE TABLE billing_terms (
 COMMENT ON COLUMN billing_terms.generation IS 'of the program that minted this term; null before migration 029';
 
 COMMENT ON COLUMN billing_terms.pod IS 'namespace, name and uid of the pod that minted this term; null outside Kubernetes';
+
+CREATE VIEW billing_uncharged AS
+ SELECT organization_id,
+    organization,
+    slug,
+    reason,
+    instances,
+    hours,
+    owed,
+    since,
+    error
+   FROM billing_uncharged() billing_uncharged(organization_id, organization, slug, reason, instances, hours, owed, since, error);
 
 CREATE TABLE billing_wallet_baselines (
     wallet_id uuid NOT NULL,

@@ -120,8 +120,7 @@ def find(connection: sql.Connection, name: str, *, organizations_only: bool = Fa
         NameNotFoundError: there is none, or there are several.
         psycopg.Error: the database can't be reached, or is not migrated.
     """
-    rows = sql.rows(connection, "find", wanted=name.replace("\0", ""))
-    found = [Subject(**{key: row[key] for key in Subject.__dataclass_fields__}) for row in rows]
+    found = find_all(connection, name)
     if organizations_only:
         found = [subject for subject in found if subject.instance_id is None]
     match found:
@@ -131,6 +130,16 @@ def find(connection: sql.Connection, name: str, *, organizations_only: bool = Fa
             kinds = "organization has the id or slug" if organizations_only else "id, slug or label is"
             raise NameNotFoundError(f"no {kinds} {name}")
     raise NameNotFoundError(f"{name} may refer to {_listed(subject.title for subject in found)}: use an id")
+
+
+def find_all(connection: sql.Connection, name: str) -> list[Subject]:
+    """Finds every organization and instance with an id, slug or label.
+
+    Raises:
+        psycopg.Error: the database can't be reached, or is not migrated.
+    """
+    rows = sql.rows(connection, "find", wanted=name.replace("\0", ""))
+    return [Subject(**{key: row[key] for key in Subject.__dataclass_fields__}) for row in rows]
 
 
 def _listed(titles: Iterable[str]) -> str:
@@ -195,8 +204,8 @@ def read_lost_debts(
     return sql.rows(connection, "lost_debts", organization=organization, older_than=older_than)
 
 
-def explain(connection: sql.Connection, subject: Subject, pricing: Pricing) -> Explanation:
-    """Reads everything known about a subject, in one snapshot.
+def explain(connection: sql.Connection, subject: Subject, pricing: Pricing, *, limit: int | None = None) -> Explanation:
+    """Reads everything known about a subject, in one snapshot. `limit` bounds the instances and the segments.
 
     Raises:
         NameNotFoundError: it has been deleted.
@@ -209,8 +218,15 @@ def explain(connection: sql.Connection, subject: Subject, pricing: Pricing) -> E
         if organization is None:
             raise NameNotFoundError(f"{subject.title} has been deleted")
         as_of = sql.row(connection, "next_cycle_at")["as_of"]
-        instances = sql.rows(connection, "instances", **one, **price, instance=subject.instance_id)
+        instances = sql.rows(connection, "instances", **one, **price, instance=subject.instance_id, limit=limit)
         outlook = sql.rows(
-            connection, "outlook", **one, **price, instance=subject.instance_id, as_of=as_of, currency=pricing.currency
+            connection,
+            "outlook",
+            **one,
+            **price,
+            instance=subject.instance_id,
+            as_of=as_of,
+            currency=pricing.currency,
+            limit=limit,
         )
     return Explanation(subject, organization, tuple(instances), as_of, tuple(outlook))

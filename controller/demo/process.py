@@ -28,7 +28,12 @@ LOOK_SECONDS: Final = 0.005
 #: What a controller or libpq reads. A process started here gets only those variables that its caller names.
 _PREFIXES: Final = ("BILLING_", "DATABASE_", "KUBERNETES_", "LOG_", "NODE_NAME", "NOTIFY_", "PG", "POD_", "WATCHDOG_")
 #: No delay before the first cycle, and no port that two processes would contend for.
-_SETTINGS: Final = {"BILLING_TAKEOVER_DELAY_SECONDS": "0", "BILLING_HTTP_ADDRESS": "none", "BILLING_KUBERNETES": "off"}
+_SETTINGS: Final = {
+    "BILLING_TAKEOVER_DELAY_SECONDS": "0",
+    "BILLING_HTTP_ADDRESS": "none",
+    "BILLING_PAGE_ADDRESS": "none",
+    "BILLING_KUBERNETES": "off",
+}
 
 
 class ExpectationError(BillingError):

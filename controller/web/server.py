@@ -13,7 +13,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher, WSGITask
 
-from controller.listener import listen
+from controller.listener import SETTING, listen
 
 #: More than `status_cache.MAX_WAITING`: the others answer the probes.
 THREADS: Final = 4
@@ -86,6 +86,7 @@ class HttpServer:
         port: 0 picks a free one; the attribute `port` holds it.
         application: the WSGI application.
         connection_seconds: how long a connection lasts, from being accepted to the end of its answer.
+        setting: the setting that holds the address, for the error.
 
     Raises:
         SettingsError: the server can't listen on the address.
@@ -97,8 +98,10 @@ class HttpServer:
         port: int,
         application: WSGIApplication,
         connection_seconds: float = CONNECTION_SECONDS,
+        setting: str = SETTING,
     ) -> None:
-        listener = listen(host, port)
+        listener = listen(host, port, setting)
+        self._setting = setting
         self.port: int = listener.getsockname()[1]
         self._map: dict[int, Any] = {}
         self._stopping = threading.Event()
@@ -131,7 +134,7 @@ class HttpServer:
     def run(self) -> None:
         """Runs the loop until `stop`. A client can make a round fail; many failures in a row are raised."""
         self._dispatcher.set_thread_count(THREADS)
-        log.info("http.opened", port=self.port)
+        log.info("http.opened", port=self.port, setting=self._setting)
         failures = 0
         try:
             while not self._stopping.is_set():

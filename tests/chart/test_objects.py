@@ -279,6 +279,14 @@ def test_replica_listens_on_every_address_family_unless_told_otherwise(host: str
     assert container["ports"] == [{"name": "http", "containerPort": 9090, "protocol": "TCP"}]
 
 
+def test_operators_pages_are_on_loopback_and_nothing_exposes_their_port() -> None:
+    objects = render({**MINIMAL, "networkPolicy": {"enabled": True}})
+    assert environment(controller(objects))["BILLING_PAGE_ADDRESS"] == "127.0.0.1:8081"
+    elsewhere = [o for o in objects if o["kind"] in {"Service", "NetworkPolicy"}]
+    assert len(elsewhere) == 2
+    assert "8081" not in str([*elsewhere, controller(objects)["ports"]])
+
+
 def test_null_removes_a_default() -> None:
     values: Values = {
         **MINIMAL, "resources": None, "podSecurityContext": None, "securityContext": None, "affinity": None,

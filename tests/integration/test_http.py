@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -11,21 +12,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from controller.billing.status import Status, read_history, read_status
+from controller.billing.page_facts import PublicFacts
+from controller.billing.status import Status
+from controller.billing.values import Pricing
 from controller.demo.process import ControllerProcess, run_command
 from controller.demo.sample import Size, create_data
 from controller.election import Role
-from controller.errors import DatabaseUnreachableError, one_line
 from controller.metrics import Metrics
 from controller.postgres.connections import HEARTBEAT, Database
 from controller.postgres.lock_session import LockName
-from controller.web import HttpServer, Identity, Routes, StatusCache, Vitals
+from controller.web import HttpServer, Identity, OperatorRoutes, Routes, StatusCache, Vitals
+from controller.web_reader import WebReader
+from tests.integration.world import World
 from tests.support.processes import terminate
 
 PATIENCE_SECONDS = 30.0
@@ -35,30 +40,40 @@ PATHS = ("/", "/status.json", "/metrics")
 
 
 class Served:
-    """The routes on a real database and a real socket, assembled as in a replica."""
+    """Both servers on a real database and real sockets, assembled as in a replica."""
 
     def __init__(self, url: str) -> None:
-        self._database = Database(lambda: url, "DATABASE_URL", "test-1")
-        self._lock = LockName()
+        database = Database(lambda: url, "DATABASE_URL", "test-1")
+        status = replace(HEARTBEAT, purpose="status")
+        pricing = Pricing(Decimal("19.71"), "USD", ())
+        self.reader = WebReader(lambda: database.connect(status), pricing, str)
         self.reads = 0
         self.status_cache = StatusCache(self._read, time.monotonic)
-        self.metrics = Metrics("0", self._lock.name, lambda: False, lambda: self.status_cache.get().status)
-        routes = Routes(
-            Identity("test-1", "0", self._lock.name, "USD"),
-            lambda: Vitals(Role.STANDBY, None, 0.1),
-            self.status_cache,
-            self.metrics.render,
-            10.0,
+        self.metrics = Metrics("0", LockName().name, lambda: False, self._read_status)
+        identity = Identity("test-1", "0", LockName().name, "USD")
+        vitals = Vitals(Role.STANDBY, None, 0.1)
+        routes = Routes(identity, lambda: vitals, self.status_cache, self.metrics.render, 10.0)
+        pages = OperatorRoutes(
+            identity,
+            lambda: vitals,
+            routes.failed_checks,
+            StatusCache(self.reader.operator_facts, time.monotonic),
+            self.reader,
+            host="127.0.0.1",
         )
         self.server = HttpServer("127.0.0.1", 0, routes)
+        self.page_server = HttpServer("127.0.0.1", 0, pages)
 
-    def _read(self) -> tuple[Status, list[dict[str, Any]]]:
+    def _read(self) -> PublicFacts:
         self.reads += 1
-        try:
-            with self._database.connect(replace(HEARTBEAT, purpose="status")) as connection:
-                return read_status(connection), read_history(connection, 10)
-        except psycopg.Error as error:
-            raise DatabaseUnreachableError(one_line(error)) from None
+        return self.reader.public_facts()
+
+    def _read_status(self) -> Status | None:
+        facts = self.status_cache.get().facts
+        return facts.status if facts is not None else None
+
+    def page(self, path: str) -> tuple[int, str]:
+        return get(self.page_server.port, path)
 
     def get(self, path: str, timeout_seconds: float = PATIENCE_SECONDS) -> tuple[int, str]:
         return get(self.server.port, path, timeout_seconds)
@@ -77,13 +92,16 @@ def get(port: int, path: str, timeout_seconds: float = PATIENCE_SECONDS) -> tupl
 @contextmanager
 def serving(url: str) -> Iterator[Served]:
     served = Served(url)
-    thread = threading.Thread(target=served.server.run, name="http")
-    thread.start()
+    servers = (served.server, served.page_server)
+    threads = [threading.Thread(target=server.run, name="http") for server in servers]
+    for thread in threads:
+        thread.start()
     try:
         yield served
     finally:
-        served.server.stop()
-        thread.join(PATIENCE_SECONDS)
+        for server, thread in zip(servers, threads, strict=True):
+            server.stop()
+            thread.join(PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -222,3 +240,69 @@ def test_replica_exits_with_status_2_if_the_port_is_in_use(database: str, tmp_pa
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: BILLING_HTTP_ADDRESS={address}: can't listen: address already in use")
     assert done.stderr.count("\n") == 1
+
+
+POISON = "Poisoned Customer"
+
+
+def poison(conn: psycopg.Connection[Any]) -> None:
+    """Gives every row a name that must not reach the HTTP port, and lets errors quote it."""
+    conn.execute("update organizations set name = %s || id, slug = 'poisoned-customer-' || left(id::text, 8)", [POISON])
+    conn.execute("update vps_instances set label = %s || left(id::text, 8)", [POISON])
+    conn.execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin"
+        " if (select o.id = new.organization_id from organizations o order by o.id limit 1) then"
+        "   raise 'Poisoned Customer % may not be billed', new.organization_id;"
+        " end if; return new; end $$;"
+        "create trigger refuse before insert on payment_transactions for each row execute function refuse()"
+    )
+
+
+def customers(world: World) -> list[str]:
+    """Every id and name of a customer."""
+    rows = world.rows(
+        "select id::text, name, slug from organizations"
+        " union all select id::text, label, provider_instance_id from vps_instances"
+        " union all select id::text, id::text, id::text from wallets"
+    )
+    return ["poison", *(value.lower() for row in rows for value in row.values() if value)]
+
+
+def test_http_port_names_no_customer_and_the_operators_page_does(world: World) -> None:
+    create_data(world.conn, Size(organizations=12, instances=60))
+    poison(world.conn)
+    world.bill()
+    world.conn.execute("update billing_runs set error = 'Poisoned Customer broke the cycle'")
+    world.conn.execute(
+        "insert into billing_suspensions (organization_id, reason, detail)"
+        " select id, 'audit_violation', name from organizations order by id desc limit 1"
+    )
+    names = customers(world)
+    with serving(world.url) as served:
+        for path in (*PATHS, "/livez", "/readyz", "/elsewhere"):
+            text = served.get(path)[1].lower()
+            assert [name for name in names if name in text] == [], path
+        code, page = served.page("/")
+        link = re.search(r'href="(/explain/[^"]+)"', page)
+        assert link is not None
+        explained = served.page(link[1])
+        found = served.page("/explain?name=poisoned")
+    assert (code, explained[0], found[0]) == (200, 200, 404)
+    for shown in (POISON, "may not be billed", "Poisoned Customer broke the cycle", "Audit violation"):
+        assert shown in page
+    assert POISON in explained[1]
+
+
+def test_error_that_quotes_a_row_does_not_reach_the_http_port(world: World) -> None:
+    create_data(world.conn, Size(organizations=4, instances=40))
+    world.conn.execute("update vps_plans set base_price = null")
+    world.bill()
+    world.conn.execute(
+        "create or replace function billing_owed(metadata jsonb, total_amount numeric) returns numeric"
+        " language sql immutable as $$ select 'Poisoned Customer'::text::numeric + length(metadata::text) $$"
+    )
+    with serving(world.url) as served:
+        for path in PATHS:
+            assert "Poison" not in served.get(path)[1]
+        assert "SQLSTATE 22P02" in json.loads(served.get("/status.json")[1])["error"]
+        assert "Poisoned Customer" in served.page("/")[1]

@@ -42,7 +42,8 @@ def test_page_has_every_fact_that_commands_read() -> None:
         fact
         for name, text in sql.load().items()
         if name in {"status", "history", "find", "instance_debts", "lost_debts", "organization", "instances", "outlook",
-                    "statement", "statement_balance", "runway", "run", "run_failures", "names", "next_cycle_at"}
+                    "statement", "statement_balance", "runway", "run", "run_failures", "names", "next_cycle_at",
+                    "last_day", "uncharged"}
         for fact in re.findall(r"\bfrom (billing_\w+)", text)
     }  # fmt: skip
     text = "\n".join(QUERIES)

@@ -86,7 +86,12 @@ class Company:
 
     def use_every_command(self, monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
         """Runs each command as a person would, and checks its result."""
-        for name, value in {"BILLING_CONTROL_SOCKET": "none", "BILLING_HTTP_ADDRESS": "none", **environment}.items():
+        for name, value in {
+            "BILLING_CONTROL_SOCKET": "none",
+            "BILLING_HTTP_ADDRESS": "none",
+            "BILLING_PAGE_ADDRESS": "none",
+            **environment,
+        }.items():
             monkeypatch.setenv(name, value)
         application = Application(load(None))
         assert application.migrate(lambda _line: None) == []

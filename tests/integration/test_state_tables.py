@@ -57,10 +57,10 @@ def migrate(world: World) -> list[str]:
 def test_page_names_a_doubled_table(billed: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", billed.url)
     application = Application(load(None))
-    assert application.read_for_web()[0].term == 3
+    assert application.web_reader().public_facts().status.term == 3
     billed.run(UPSETS["billing_guard"][1])
     with pytest.raises(StateTableError, match=r"^billing_guard has 2 rows"):
-        application.read_for_web()
+        application.web_reader().public_facts()
 
 
 @pytest.mark.parametrize(("table", "upset"), [(name, each) for name, all_ in UPSETS.items() for each in all_])

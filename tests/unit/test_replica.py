@@ -102,6 +102,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
         "DATABASE_URL": "postgresql://user@127.0.0.1:1/nowhere",
         "BILLING_CONTROL_SOCKET": "none",
         "BILLING_HTTP_ADDRESS": "none",
+        "BILLING_PAGE_ADDRESS": "none",
         "BILLING_KUBERNETES": "off",
     }.items():
         monkeypatch.setenv(name, value)

@@ -97,6 +97,8 @@ def test_defaults_are_those_of_the_design() -> None:
         ("BILLING_HTTP_ADDRESS", "localhost:65536"),
         ("BILLING_HTTP_ADDRESS", "localhost:²"),
         ("BILLING_HTTP_ADDRESS", "local\nhost"),
+        ("BILLING_PAGE_ADDRESS", "8081"),
+        ("BILLING_PAGE_ADDRESS", "localhost:65536"),
         ("LOG_LEVEL", "verbose"),
         ("LOG_FORMAT", "xml"),
         ("BILLING_KUBERNETES", "maybe"),

@@ -152,6 +152,7 @@ def environment() -> dict[str, str]:
         "DATABASE_URL": "postgresql://user@127.0.0.1:1/nowhere",
         "BILLING_CONTROL_SOCKET": "none",
         "BILLING_HTTP_ADDRESS": "none",
+        "BILLING_PAGE_ADDRESS": "none",
         "BILLING_KUBERNETES": "off",
         "LOG_FORMAT": "json",
     }

@@ -1,17 +1,14 @@
 """The database is read at most once at a time and once per interval, and no request waits long."""
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
 
-from controller.billing.status import Status
 from controller.errors import DatabaseUnreachableError
 from controller.web.status_cache import FRESH_SECONDS, MAX_WAITING, STALE_SECONDS, Snapshot, StatusCache
 
-STATUS = cast(Status, object())
+FACTS = "facts"
 PATIENCE_SECONDS = 10.0
 
 
@@ -31,21 +28,20 @@ class Database:
         self.answer = threading.Event()
         self.reads = 0
         self.error: Exception | None = None
-        self.runs: list[dict[str, Any]] = []
         if open_at_once:
             self.answer.set()
 
-    def read(self) -> tuple[Status, Sequence[Mapping[str, Any]]]:
+    def read(self) -> str:
         self.reads += 1
         self.asked.release()
         assert self.answer.wait(PATIENCE_SECONDS)
         if self.error is not None:
             raise self.error
-        return STATUS, self.runs
+        return FACTS
 
 
-def in_threads(count: int, cache: StatusCache) -> tuple[list[threading.Thread], list[Snapshot]]:
-    got: list[Snapshot] = []
+def in_threads(count: int, cache: StatusCache[str]) -> tuple[list[threading.Thread], list[Snapshot[str]]]:
+    got: list[Snapshot[str]] = []
     threads = [threading.Thread(target=lambda: got.append(cache.get())) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -62,7 +58,7 @@ def test_many_requests_within_the_interval_cost_one_read() -> None:
     database, clock = Database(), Clock()
     cache = StatusCache(database.read, clock)
     for _ in range(100):
-        assert cache.get().status is STATUS
+        assert cache.get().facts is FACTS
     assert database.reads == 1
     clock.now += FRESH_SECONDS
     cache.get()
@@ -77,7 +73,7 @@ def test_failed_read_is_kept_as_long_as_a_successful_one() -> None:
     assert database.reads == 1
     database.error = None
     clock.now += FRESH_SECONDS
-    assert cache.get().status is STATUS
+    assert cache.get().facts is FACTS
 
 
 def test_requests_during_a_read_share_it() -> None:
@@ -88,7 +84,7 @@ def test_requests_during_a_read_share_it() -> None:
     database.answer.set()
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
-    assert [snapshot.status for snapshot in got] == [STATUS] * MAX_WAITING
+    assert [snapshot.facts for snapshot in got] == [FACTS] * MAX_WAITING
     assert database.reads == 1
 
 
@@ -117,7 +113,7 @@ def test_request_that_cannot_wait_gets_the_last_snapshot_unless_it_is_old() -> N
         threading.Event().wait(0.005)
     assert cache.get() is first
     clock.now += STALE_SECONDS
-    assert cache.get().status is None
+    assert cache.get().facts is None
     database.answer.set()
     for thread in waiting:
         thread.join(PATIENCE_SECONDS)
@@ -125,12 +121,20 @@ def test_request_that_cannot_wait_gets_the_last_snapshot_unless_it_is_old() -> N
 
 def test_secrets_are_removed_from_errors() -> None:
     database = Database()
-    database.runs = [{"error": "bad hunter2 here", "outcome": "failed"}, {"error": None, "outcome": "completed"}]
-    cache = StatusCache(database.read, Clock(), redact=lambda text: text.replace("hunter2", "***"))
-    assert [run["error"] for run in cache.get().runs] == ["bad *** here", None]
     database.error = DatabaseUnreachableError("password hunter2 refused")
-    other = StatusCache(database.read, Clock(), redact=lambda text: text.replace("hunter2", "***"))
-    assert other.get().error == "password *** refused"
+    cache = StatusCache(database.read, Clock(), redact=lambda text: text.replace("hunter2", "***"))
+    assert cache.get().error == "password *** refused"
+
+
+def test_failed_read_keeps_the_last_known_facts_and_their_age() -> None:
+    database, clock = Database(), Clock()
+    cache = StatusCache(database.read, clock)
+    assert (cache.get().last_known, cache.get().age_seconds) == (FACTS, 0)
+    database.error = DatabaseUnreachableError("away")
+    clock.now += 60
+    snapshot = cache.get()
+    assert (snapshot.facts, snapshot.error) == (None, "away")
+    assert (snapshot.last_known, snapshot.age_seconds) == (FACTS, 60)
 
 
 def test_defect_is_logged_once_and_the_next_read_starts() -> None:
@@ -154,7 +158,7 @@ def test_first_success_is_remembered_without_reading_again() -> None:
     assert cache.why_never_read() is None
     clock.now += 10 * FRESH_SECONDS
     database.error = DatabaseUnreachableError("away")
-    assert cache.get().status is None
+    assert cache.get().facts is None
     assert cache.why_never_read() is None
     assert database.reads == 2
 

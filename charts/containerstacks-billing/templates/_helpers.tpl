@@ -180,6 +180,8 @@ values. OpenShift assigns uid, gid and fsGroup itself, and refuses others.
   value: {{ .Values.drain.timeoutSeconds | int64 | quote }}
 - name: BILLING_HTTP_ADDRESS
   value: {{ printf "%s:%d" (.Values.http.host | default "") (int64 .Values.http.port) | quote }}
+- name: BILLING_PAGE_ADDRESS # loopback: only kubectl port-forward reaches it
+  value: {{ .Values.http.pageAddress | default "127.0.0.1:8081" | quote }}
 - name: BILLING_CONTROL_SOCKET
   value: /run/containerstacks-billing/control.sock
 - name: BILLING_KUBERNETES

@@ -21,6 +21,7 @@ select * from billing_organization(%(organization)s)
 -- name: instances
 select * from billing_instances(%(organization)s, %(default_monthly_price)s)
 where %(instance)s::uuid is null or instance_id = %(instance)s
+limit %(limit)s
 
 -- name: next_cycle_at
 -- If the cycle is overdue or waits for something, its outlook is shown as if it ran now.
@@ -29,6 +30,7 @@ select greatest(coalesce((select due_at from billing_next_cycle()), now()), now(
 -- name: outlook
 select * from billing_outlook(%(organization)s, %(as_of)s, %(default_monthly_price)s, %(currency)s)
 where %(instance)s::uuid is null or instance_id = %(instance)s
+limit %(limit)s
 
 -- name: period
 -- The database's clock resolves words such as yesterday, in UTC.
