@@ -9,11 +9,30 @@ from uuid import UUID
 
 from controller.billing.answers import Explanation, Subject
 from controller.billing.page_facts import OperatorFacts
+from controller.election import Role
+from controller.web import Identity, Snapshot, Vitals
+from controller.web.operator_page import render
 from tests.statuses import NOW, status
 
 Row = dict[str, Any]
 #: The names of the sample's customers. One of them tries to break out of the page.
 NAMES: Final = ("Aurora Hosting", "Bluebird Labs", "Cedar & Sons", "<b>Delta</b>", "Evergreen GmbH")
+
+IDENTITY: Final = Identity(
+    "containerstacks-billing-5d9f-fghij:02d7",
+    "0.1.0",
+    "containerstacks-billing",
+    "USD",
+    "containerstacks-billing-5d9f-fghij",
+    "node-2",
+)
+READY: Final = Vitals(Role.STANDBY, None, 0.5)
+
+
+def picture() -> str:
+    """Returns the document that the picture in the README shows."""
+    facts = troubled()
+    return render(IDENTITY, READY, (), Snapshot(facts, None, 0.0, facts), refresh_seconds=None)
 
 
 def organization_id(number: int) -> UUID:
@@ -142,8 +161,10 @@ def troubled() -> OperatorFacts:
         "organization_id": organization_id(4),
         "organization": NAMES[4],
         "slug": "org-4",
-        "reason": "audit_violation",
-        "detail": "one_payment_each: 1 billed period has two payments",
+        "kind": "guard",
+        "reason": "one_payment_each",
+        "until": None,
+        "detail": "1 billed period has two payments",
         "suspended_at": NOW - timedelta(hours=5),
         "all_organizations": 1,
     }

@@ -171,9 +171,9 @@ class Biller:
 
     @property
     def halted(self) -> str | None:
-        """Why this leader bills nothing now, with the remedy; None if it bills or doesn't lead. Thread-safe."""
+        """Why this leader bills nothing now, for anyone; None if it bills or doesn't lead. Thread-safe."""
         halt = halting(self._notices)
-        return halt.message if halt else None
+        return halt.public_message if halt else None
 
     def _prepare(self, leadership: Leadership, *, started: bool) -> tuple[bool, float | None]:
         """Looks for other billers and commands, and starts the term unless another daemon is alive.
@@ -249,7 +249,7 @@ class Biller:
         if halted_before is not None and halt is None:
             log.info("billing.continued", after=halted_before.kind)
         if (halted_before and halted_before.message) != (halt and halt.message):
-            self._on_halted(halt.message if halt else None)
+            self._on_halted(halt.public_message if halt else None)
         return True
 
     def _bill(self, leadership: Leadership) -> CycleResult:

@@ -46,13 +46,18 @@ class Notice:
         kind: other_daemon, other_periods or paused.
         halts: True if the leader charges nothing until the cause is gone.
         since: when it was first seen, by the database's clock.
-        message: what is wrong, and the remedy; without any customer's data.
+        message: what is wrong, and the remedy. Of a pause, it ends with the operator's words.
     """
 
     kind: str
     halts: bool
     since: datetime
     message: str
+
+    @property
+    def public_message(self) -> str:
+        """The message without an operator's words, which may name a customer: for the HTTP port and Events."""
+        return self.message.partition(" by ")[0] if self.kind == "paused" else self.message
 
 
 def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool = False) -> tuple[Notice, ...]:

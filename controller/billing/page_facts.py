@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from controller import sql
-from controller.billing.other_billers import Notice
 from controller.billing.status import Status, read_history, read_status
 
 Row = dict[str, Any]
@@ -17,8 +16,6 @@ Row = dict[str, Any]
 SHOWN_RUNS: Final = 10
 #: Organizations that the operator's page lists for each reason.
 SHOWN_ORGANIZATIONS: Final = 10
-#: Notices whose text is ours alone.
-_PUBLIC_NOTICES: Final = {"other_daemon", "other_periods"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def read_public_facts(connection: sql.Connection) -> PublicFacts:
         replace(
             status,
             last_run=status.last_run and _without_error(status.last_run),
-            notices=tuple(_public(notice) for notice in status.notices),
+            notices=tuple(replace(each, message=each.public_message) for each in status.notices),
         ),
         tuple(_without_error(run) for run in read_history(connection, SHOWN_RUNS)),
     )
@@ -87,9 +84,3 @@ def read_operator_facts(connection: sql.Connection) -> OperatorFacts:
 
 def _without_error(run: Row) -> Row:
     return {name: value for name, value in run.items() if name != "error"}
-
-
-def _public(notice: Notice) -> Notice:
-    if notice.kind in _PUBLIC_NOTICES:
-        return notice
-    return replace(notice, message=f"{notice.kind.replace('_', ' ')}; `containerstacks-billing status` says why")

@@ -81,7 +81,7 @@ def cycle_reason(result: CycleResult) -> Reason | None:
 
 
 def cycle_note(result: CycleResult) -> str:
-    """Describes a cycle: what it charged, what it could not charge, and why."""
+    """Describes a cycle: what it charged, what it could not charge, and why. An error's text may name a customer."""
     totals = result.totals
     charged = (
         f"charged {totals.amount:.2f} for {totals.hours} hours of {totals.instances} instances"
@@ -91,7 +91,8 @@ def cycle_note(result: CycleResult) -> str:
     left = f"; {totals.debts} in debt, {totals.failures} not charged" if totals.debts or totals.failures else ""
     left += f" ({reasons})" if reasons else ""
     if result.outcome is Outcome.FAILED:
-        return f"{result.error or 'unknown error'}; {charged}{left}"
+        why = "the log and `containerstacks-billing history` give the error"
+        return f"{why}; {charged}{left}"
     return charged[0].upper() + charged[1:] + left
 
 

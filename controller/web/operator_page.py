@@ -22,6 +22,8 @@ from controller.web.parts import (
 from controller.web.status_cache import Snapshot
 from controller.web.wsgi import Identity
 
+#: Reasons of open rows that the list of suspended organizations covers.
+SUSPENDED: Final = {"audit_violation", "suspended"}
 DEBT: Final = "insufficient_balance"
 
 
@@ -83,7 +85,7 @@ def organization_link(row: dict[str, Any]) -> Child:
 
 def _known(facts: OperatorFacts, identity: Identity) -> list[Child]:
     status = facts.status
-    failures = [row for row in facts.uncharged if row["reason"] != DEBT]
+    failures = [row for row in facts.uncharged if row["reason"] not in {DEBT, *SUSPENDED}]
     debts = [row for row in facts.uncharged if row["reason"] == DEBT]
     chart = day_chart(facts.day, status.database_time, status.interval_minutes, identity.currency)
     left = [section("Failures", _failures(failures))]
@@ -152,13 +154,25 @@ def _debts(rows: Sequence[dict[str, Any]], currency: str) -> Child:
 
 
 def _suspensions(rows: Sequence[dict[str, Any]]) -> Child:
-    columns = (Column("Organization"), Column("Reason"), Column("Since (UTC)", short=True))
+    columns = (
+        Column("Organization"),
+        Column("By"),
+        Column("Reason"),
+        Column("Since (UTC)", short=True),
+        Column("Until (UTC)", short=True),
+    )
     return table(
         _caption(rows),
         columns,
         (
             Row(
-                (organization_link(row), plain(row["reason"]), moment(row["suspended_at"])),
+                (
+                    organization_link(row),
+                    row["kind"],
+                    plain(row["reason"]),
+                    moment(row["suspended_at"]),
+                    moment(row["until"]) if row["until"] else "",
+                ),
                 tag("small", row["detail"]) if row["detail"] else None,
             )
             for row in rows

@@ -277,6 +277,9 @@ def test_http_port_names_no_customer_and_the_operators_page_does(world: World) -
         "insert into billing_suspensions (organization_id, reason, detail)"
         " select id, 'audit_violation', name from organizations order by id desc limit 1"
     )
+    world.conn.execute(
+        "insert into billing_commands (command, given_by, reason) values ('pause', 'anna on host', 'Poisoned Customer')"
+    )
     names = customers(world)
     with serving(world.url) as served:
         for path in (*PATHS, "/livez", "/readyz", "/elsewhere"):
@@ -288,7 +291,13 @@ def test_http_port_names_no_customer_and_the_operators_page_does(world: World) -
         explained = served.page(link[1])
         found = served.page("/explain?name=poisoned")
     assert (code, explained[0], found[0]) == (200, 200, 404)
-    for shown in (POISON, "may not be billed", "Poisoned Customer broke the cycle", "Audit violation"):
+    for shown in (
+        POISON,
+        "may not be billed",
+        "Poisoned Customer broke the cycle",
+        "Audit violation",
+        "by anna on host: Poisoned",
+    ):
         assert shown in page
     assert POISON in explained[1]
 

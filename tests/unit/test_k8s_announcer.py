@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 
 from controller.billing.values import CycleResult, Outcome, Totals
 from controller.k8s.announcer import CYCLE_EVENT_SECONDS, FLUSH_SECONDS, MAX_EVENTS, Announcer
+from controller.k8s.events import cycle_note
 from controller.k8s.pod import Pod
 from controller.lifecycle.drain import DrainOutcome
 from tests.unit.test_k8s_api import PATIENCE_SECONDS, POD, ApiServer, Request, configuration
@@ -336,8 +337,12 @@ def test_announcer_stopped_before_it_runs_still_announces(server: ApiServer) -> 
 
 def test_secrets_do_not_reach_an_event(server: ApiServer) -> None:
     with running(server.url, redact=lambda text: text.replace("hunter2", "***")) as announcer:
-        announcer.cycle_ended(CycleResult(Outcome.FAILED, Totals(), 0.1, error="password hunter2"))
-        assert "password ***;" in server.next("events").body["note"]
+        announcer.deposed(7, "password hunter2")
+        assert server.next("events").body["note"].endswith("password ***")
+
+
+def test_error_of_a_cycle_does_not_reach_an_event() -> None:
+    assert "Acme" not in cycle_note(CycleResult(Outcome.FAILED, Totals(), 0.1, error="Acme may not be billed"))
 
 
 def test_announcer_outside_a_cluster_only_logs_one_debug_line() -> None:

@@ -103,7 +103,10 @@ def test_event_name_is_valid_for_any_pod() -> None:
         ),
         (
             CycleResult(Outcome.FAILED, Totals(), 0.1, error="disk full"),
-            "disk full; charged 0.00 for 0 hours of 0 instances in 0.1 s",
+            (
+                "the log and `containerstacks-billing history` give the error;"
+                " charged 0.00 for 0 hours of 0 instances in 0.1 s"
+            ),
         ),
         (
             CycleResult(

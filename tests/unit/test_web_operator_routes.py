@@ -76,7 +76,7 @@ def test_overview_lists_failures_and_debts_by_reason_with_a_link_to_each_explana
     body = browser.get("/")
     assert browser.status == 200
     assert body.index("ATTENTION") < body.index("Next cycle") < body.index("<svg") < body.index("Wallet missing")
-    for shown in ("give the organization a wallet".capitalize(), "118.40", "plan_known", "one_payment_each"):
+    for shown in ("give the organization a wallet".capitalize(), "118.40", "plan_known", "One payment each"):
         assert shown in body
     assert f'<a href="/explain/{organization_id(2)}">Cedar &amp; Sons</a>' in body
     assert "14 organizations; these 10 have waited longest" in body

@@ -15,8 +15,10 @@ where place <= %(limit)s
 order by reason, place
 
 -- name: suspensions
-select s.organization_id, o.name as organization, o.slug, s.reason, s.detail, s.suspended_at, count(*) over () as all_organizations
+select s.organization_id, o.name as organization, o.slug, s.kind, s.reason, s.detail, s.suspended_at, s.until,
+    count(*) over () as all_organizations
 from billing_suspensions s
 left join organizations o on o.id = s.organization_id
+where s.until is null or s.until > now()
 order by s.suspended_at desc, s.organization_id
 limit %(limit)s
