@@ -59,6 +59,13 @@ def test_cycle_with_nothing_due_writes_nothing(world: World) -> None:
     assert world.dump(*money) == before
 
 
+def test_hour_is_due_when_exactly_an_hour_has_passed(world: World) -> None:
+    organization, plan = world.organization("1.00"), world.plan("7.30")
+    world.instance(organization, plan, NOON - HOUR)
+    world.instance(organization, plan, NOON - 99 * HOUR, last_billed_at=NOON - HOUR)
+    assert world.bill(NOON).totals == Totals(instances=2, hours=2, amount=D("0.02"))
+
+
 def test_second_cycle_at_the_same_moment_charges_nothing(world: World) -> None:
     organization = world.organization()
     world.instance(organization, world.plan(), NOON - 9 * HOUR)
