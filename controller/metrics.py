@@ -21,7 +21,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controller.billing.status import Status
-from controller.billing.values import CycleResult, Outcome
+from controller.billing.values import CycleResult, Outcome, Totals
 from controller.lifecycle.drain import DrainOutcome
 
 PREFIX: Final = "containerstacks_billing_"
@@ -96,9 +96,16 @@ class Metrics:
         self._cycles.labels(outcome=result.outcome.value).inc()
         if result.outcome in {Outcome.COMPLETED, Outcome.COMPLETED_WITH_FAILURES}:
             self._seconds.observe(result.seconds)
-        self._instances.inc(result.totals.instances)
-        self._hours.inc(result.totals.hours)
-        self._amount.inc(max(float(result.totals.amount), 0.0))
+        self._charged(result.totals)
+
+    def collected(self, totals: Totals) -> None:
+        """Counts what a collection has charged. It is no cycle."""
+        self._charged(totals)
+
+    def _charged(self, totals: Totals) -> None:
+        self._instances.inc(totals.instances)
+        self._hours.inc(totals.hours)
+        self._amount.inc(max(float(totals.amount), 0.0))
 
     def write_fenced(self) -> None:
         """Counts a transaction that the fence refused."""

@@ -74,6 +74,7 @@ class Replica:
             takeover_delay_seconds=settings.takeover_delay_seconds,
             other_billers=settings.other_billers,
             on_cycle_ended=self._cycle_ended,
+            on_collected=self._metrics.collected,
             on_halted=self._announcer.billing_halted,
         )
         self._elector = Elector(

@@ -22,7 +22,7 @@ _ID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 #: What to do about hours that can't be charged, by failure reason.
 REMEDIES: Final = {
-    "insufficient_balance": "top up the wallet; the next cycle collects the debt",
+    "insufficient_balance": "top up the wallet; the leader collects the debt within a minute",
     "wallet_missing": "give the organization a wallet",
     "wallet_duplicate": "leave the organization exactly one wallet",
     "balance_null": "correct the wallet's balance",

@@ -8,13 +8,14 @@ import psycopg
 import structlog
 
 from controller.billing import control
+from controller.billing.collection import Collector
 from controller.billing.cycle import Cycle
 from controller.billing.errors import DeposedError
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
 from controller.billing.other_billers import LOOK_SECONDS, Notice, halting, look
-from controller.billing.values import Cause, CycleResult, Leadership, Outcome, TermStart
+from controller.billing.values import Cause, CycleResult, Leadership, Outcome, TermStart, Totals
 from controller.billing.waiver import carry_out_waivers
 from controller.errors import BillingError, one_line
 from controller.lifecycle.stop import StopToken
@@ -23,6 +24,8 @@ from controller.lifecycle.stop import StopToken
 IDLE_SECONDS = 60.0
 #: Seconds between two checks while billing is halted, so that it continues soon after a pause or another biller ends.
 HALTED_LOOK_SECONDS = 5.0
+#: Seconds between two parts of a collection that took long.
+MORE_TO_COLLECT_SECONDS = 0.1
 #: Time between two attempts to prove that billing works, after 90 minutes without a heartbeat.
 PROOF_RETRY_SECONDS = 300.0
 #: A leader whose cycles fail this often in a row for its own reasons steps down.
@@ -68,6 +71,7 @@ class Biller:
         takeover_delay_seconds: before the first cycle, if the application may still be billing.
         other_billers: `stop` or `warn`, if other programs bill instances.
         on_cycle_ended: called with the result of each cycle.
+        on_collected: called with what a collection has charged.
         on_halted: called with the message when billing is halted, and with None when it continues.
     """
 
@@ -83,6 +87,7 @@ class Biller:
         takeover_delay_seconds: float,
         other_billers: str,
         on_cycle_ended: Callable[[CycleResult], None],
+        on_collected: Callable[[Totals], None] = lambda _totals: None,
         on_halted: Callable[[str | None], None] = lambda _message: None,
     ) -> None:
         self._connect = connect
@@ -94,6 +99,7 @@ class Biller:
         self._takeover_delay_seconds = takeover_delay_seconds
         self._other_billers = other_billers
         self._on_cycle_ended = on_cycle_ended
+        self._on_collected = on_collected
         self._on_halted = on_halted
         self._notices: tuple[Notice, ...] = ()
         self._leadership: ElectedLeadership | None = None
@@ -205,7 +211,17 @@ class Biller:
             carry_out_waivers(ledger, leadership)
             if halt is not None:
                 return True, HALTED_LOOK_SECONDS
+            seconds = ledger.seconds_until_due()
+            if seconds > 0 and not self._collect(ledger, leadership, seconds):
+                return True, MORE_TO_COLLECT_SECONDS
             return True, min(ledger.seconds_until_due(), LOOK_SECONDS)
+
+    def _collect(self, ledger: Ledger, leadership: Leadership, seconds: float) -> bool:
+        """Collects debts for up to `seconds`. Returns False if some are left to collect."""
+        collected = Collector(ledger, leadership, self._stop, seconds).collect()
+        if collected.totals.instances:
+            self._on_collected(collected.totals)
+        return collected.complete
 
     @staticmethod
     def _told_to_step_down(ledger: Ledger, leadership: Leadership) -> bool:

@@ -148,6 +148,16 @@ class Ledger:
         sql.run(self.connection, "take_triggers", run_id=row["id"])
         return Run(row["id"], term, row["started_at"], row["late_seconds"])
 
+    def payable_organizations(self) -> list[UUID]:
+        """Returns organizations with debts whose wallet can pay at least one owed hour, up to 1000, in order."""
+        rows = sql.rows(self.connection, "payable_organizations", currency=self._pricing.currency)
+        return [row["organization_id"] for row in rows]
+
+    def begin_collection(self, term: int) -> Run:
+        """Adds the row of a collection. It charges what was due when the last cycle began. Needs `fenced`."""
+        row = sql.row(self.connection, "begin_collection", term=term, holder=self._holder)
+        return Run(row["id"], term, row["as_of"])
+
     def begin_waiver(self, term: int, command: int) -> Run:
         """Adds the row of a waiver's run, and links the command to it. Needs `fenced`."""
         row = sql.row(self.connection, "begin_waiver", term=term, holder=self._holder, command_id=command)

@@ -45,7 +45,7 @@ def test_debts_and_explain_answer_for_one_customer(program: Program, database: s
     assert "such as 24h" in program("debts", "--older-than", "soon").err
     done = program("explain", "[/b]")
     assert (done.status, done.out.splitlines()[0]) == (0, "instance [/b]")
-    assert "top up the wallet; the next cycle collects the debt" in done.out
+    assert "top up the wallet; the leader collects the debt within a minute" in done.out
     assert max(map(len, done.out.splitlines())) <= 80
     assert "can't be charged in full" in program("explain", "organization-4").out
     assert program("explain", "organization-4", "--json").json["organization"]["wallets"] == 1

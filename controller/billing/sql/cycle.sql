@@ -39,7 +39,7 @@ from billing_next_cycle()
 -- Runs whose leader has not recorded their end, usually because it was lost. Their figures are what their batches committed.
 update billing_runs r
 set outcome = 'abandoned', finished_at = clock_timestamp(),
-    error = 'the leader of term ' || r.term || ' did not record the end of the cycle: it was lost, or could not write',
+    error = 'the leader of term ' || r.term || ' did not record the end of the ' || r.kind || ': it was lost, or could not write',
     instances = b.instances, charged_in_part = b.charged_in_part, hours = b.hours, amount = b.amount, debts = b.debts,
     failures = b.failures, failures_by_reason = b.failures_by_reason, suspended = b.suspended
 from billing_runs running
