@@ -30,6 +30,11 @@ TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 test: $(VENV)/.dev ## Run all tests on the installed and on the embedded PostgreSQL
 	$(BIN)/pytest -m "not slow and not e2e" --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
+.PHONY: browser
+browser: $(VENV)/.dev ## Check the pages in Chromium and take the README's picture (needs chromium, node and npm)
+	@cd tests/browser && npm ci --silent
+	WRITE_PICTURE=1 $(BIN)/pytest tests/browser $(PYTEST_ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev ## Check format, rules, types, import contracts and spelling; silent on success
 	@$(BIN)/ruff format --check --quiet $(SOURCES)

@@ -98,13 +98,17 @@ def table(caption: str, columns: Sequence[Column], rows: Iterable[Row]) -> Marku
 
 def _lines(columns: Sequence[Column], row: Row) -> list[Markup]:
     cells = [
-        tag("td", cell, role="cell", class_=column.style_class, data_label=column.name)
+        tag("td", tag("div", cell), role="cell", class_=_style(column, cell), data_label=column.name)
         for column, cell in zip(columns, row.cells, strict=True)
     ]
     if row.more is None:
         return [tag("tr", cells, role="row")]
     more = tag("td", row.more, colspan=len(columns), role="cell", class_="more")
     return [tag("tr", cells, role="row", class_="joined"), tag("tr", more, role="row")]
+
+
+def _style(column: Column, cell: Child) -> str | None:
+    return "blank" if not cell and cell != 0 else column.style_class
 
 
 def facts(caption: str, rows: Iterable[tuple[str, Child]]) -> Markup:

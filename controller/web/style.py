@@ -57,6 +57,7 @@ border-left:.4rem solid var(--soft)}
 margin:0 0 .4rem}
 .columns section{margin:0 0 1.2rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+.panel p{margin:.3rem 0 .5rem}
 caption{text-align:left;color:var(--soft);font-size:.85rem;padding-bottom:.3rem}
 th,td{padding:.4rem .7rem .4rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);
 overflow-wrap:anywhere}
@@ -83,19 +84,18 @@ rect.failures{fill:var(--bad)}rect.failed{fill:var(--failed)}
 .legend span{margin-right:.35em}.legend .key:not(:first-child){margin-left:.8em}
 footer{font-size:.85rem;padding-top:.4rem;padding-bottom:2rem}
 footer p{margin:.2rem 0}
-@media(max-width:44rem){
+@media(max-width:52rem){
 form{flex-basis:100%;margin:0}
 form label{position:absolute;left:-99rem}
-table.wide,.wide tbody,.wide tr,.wide td{display:block}
+table.wide,.wide tbody,.wide caption{display:block}
 .wide thead{position:absolute;left:-99rem}
-.wide tr{border:1px solid var(--line);border-radius:.5rem;padding:.5rem .8rem;margin:0 0 .6rem}
-.wide td{border:0;padding:.12rem 0;display:flex;justify-content:space-between;gap:1rem;
-text-align:right;white-space:normal}
-.wide td::before{content:attr(data-label);color:var(--soft);font-size:.85rem;text-align:left;flex:none}
-.wide td.more::before{content:none}.wide td.more{text-align:left;display:block}
-.wide td:empty{display:none}
-.wide caption{display:block}
-.wide tr.joined{margin:0;border-bottom:0;border-radius:.5rem .5rem 0 0;padding-bottom:0}
+.wide tr{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.5rem,1fr));gap:.3rem 1rem;border:1px solid
+var(--line);border-radius:.5rem;padding:.5rem .8rem;margin:0 0 .6rem}
+.wide td,.wide td.n{border:0;padding:0;text-align:left;white-space:normal}
+.wide td::before{content:attr(data-label);display:block;color:var(--soft);font-size:.8rem}
+.wide td.more{grid-column:1/-1}.wide td.more::before{content:none}
+.wide td.blank{display:none}
+.wide tr.joined{margin:0;border-bottom:0;border-radius:.5rem .5rem 0 0;padding-bottom:.2rem}
 .wide tr.joined+tr{border-top:0;border-radius:0 0 .5rem .5rem;padding-top:0}
 .axis span:nth-child(even){display:none}
 }
