@@ -11,6 +11,8 @@ from controller.doctor.patient import Patient
 from controller.postgres.claim import refuse_other_controller
 from controller.wording import duration
 
+#: The kind of the notice of a pause.
+PAUSED: Final = "paused"
 LEVELS: Final = {
     verdicts.Level.OK: Level.OK,
     verdicts.Level.ATTENTION: Level.WARNING,
@@ -23,7 +25,7 @@ def others(patient: Patient) -> Iterator[Finding]:
     lock = patient.application.lock
     with patient.reading() as connection:
         refuse_other_controller(connection, lock.name, lock.key)
-    notices = patient.status().notices
+    notices = [notice for notice in patient.status().notices if notice.kind != PAUSED]
     for notice in notices:
         yield as_finding("other billers", Level.FAILURE if notice.halts else Level.WARNING, notice.message)
     if not notices:
@@ -56,6 +58,9 @@ def verdict(patient: Patient) -> Iterator[Finding]:
         remedy = "start a replica: `containerstacks-billing run`"
         yield Finding("billing", Level.WARNING, "no replica has led on this database yet", remedy)
         return
+    for notice in status.notices:
+        if notice.kind == PAUSED:  # an operator wants it
+            yield Finding("billing", Level.WARNING, notice.message, "run `containerstacks-billing resume` to end it")
     judged = verdicts.verdict(replace(status, notices=(), heartbeat_age_seconds=None))
     remedy = "" if judged.level is verdicts.Level.OK else "run `containerstacks-billing status`; see docs/operations.md"
     yield Finding("billing", LEVELS[judged.level], "; ".join(judged.reasons), remedy)

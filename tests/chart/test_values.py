@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from controller.settings import Settings
 from tests.chart.golden import TABLE, default_values, described, schema, values_table
@@ -29,8 +30,8 @@ from tests.chart.toolbox import (
 #: Values that only a parent chart uses.
 PARENT_VALUES = {"global", "enabled"}
 
-#: Settings that the platform provides: Kubernetes and systemd.
-PLATFORM_SETTINGS = {"KUBERNETES_SERVICE_HOST", "NOTIFY_SOCKET"}
+#: Settings that the platform provides: Kubernetes, systemd and terminals.
+PLATFORM_SETTINGS = {"KUBERNETES_SERVICE_HOST", "NOTIFY_SOCKET", "NO_COLOR", "WATCHDOG_USEC"}
 
 #: Settings that the chart computes, so no value has the same bounds.
 COMPUTED_SETTINGS = {
@@ -298,3 +299,13 @@ def test_large_numbers_reach_the_controller_without_an_exponent() -> None:
 def test_schema_file_is_formatted() -> None:
     text = (CHART / "values.schema.json").read_text("utf-8")
     assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+
+
+def test_values_in_the_documents_render() -> None:
+    documents = [CHART / "README.md", CHART.parents[1] / "docs" / "kubernetes.md"]
+    block = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    blocks = [yaml.safe_load(text) for document in documents for text in block.findall(document.read_text("utf-8"))]
+    found = [values for values in blocks if "database" in values]
+    assert len(found) > 3
+    for values in found:
+        assert render(values)

@@ -76,6 +76,17 @@ def test_several_problems_are_listed_together(billed: World) -> None:
     assert found["migrations"].remedy == "run `containerstacks-billing migrate`"
 
 
+def test_pause_is_a_warning_because_an_operator_wants_it(billed: World) -> None:
+    billed.run(
+        "insert into billing_commands (command, given_by, reason, until)"
+        " values ('pause', 'ann', 'a test', now() + interval '1 hour')"
+    )
+    found = examined(billed.url)
+    assert failures(found).keys() == {"billing"}
+    paused = [each for each in found if each.message.startswith("paused until")]
+    assert [(each.check, each.level) for each in paused] == [("billing", Level.WARNING)]
+
+
 def test_active_fallback_and_overdue_instances_are_failures(billed: World) -> None:
     billed.run("update billing_daemon_status set heartbeat_at = now() - interval '3 hours'")
     billed.run("update vps_instances set last_billed_at = null, created_at = now() - interval '9 days'")
