@@ -1,4 +1,4 @@
-"""docs/queries.md: each of its queries runs in psql, and every fact is in it."""
+"""docs/queries.md: each of its queries runs in psql, and every fact is in it. So do those of docs/operations.md."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tests.integration.world import World
 
 PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
 QUERIES = re.findall(r"^```sql\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+#: Queries in the tables of docs/operations.md.
+INLINE = re.findall(r"`(select [^`]+)`", PAGE.with_name("operations.md").read_text("utf-8"))
 
 
 @pytest.fixture
@@ -30,6 +32,8 @@ def test_queries_of_the_page_run_and_the_price_clock_gives_each_charge_again(bil
         rows = [row["q"] for row in billed.rows(f"select to_jsonb(q) as q from ({body}) q")]  # noqa: S608 - ours
         assert all(row.get("recomputed") == row.get("charged") for row in rows), query
         assert rows or re.search("lost_debts|suspensions|notices|replicas|pause|commands|waived", query), query
+    for query in INLINE:
+        billed.rows(f"select count(q) from ({query.replace('PID', '0')}) q")  # noqa: S608 - ours
     if psql := shutil.which("psql"):
         script = "\n".join(QUERIES)
         command = [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", billed.url]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from controller.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -46,3 +50,22 @@ def test_tests_that_documents_cite_exist() -> None:
     }
     assert cited
     assert {(str(file), name) for file, name in cited if f"def {name}(" not in file.read_text("utf-8")} == set()
+
+
+def test_commands_and_options_in_documents_exist() -> None:
+    program: Any = typer.main.get_command(app)
+    wrong = []
+    for path in DOCUMENTS:
+        for line in re.findall(r"containerstacks-billing ([a-z].*)", path.read_text("utf-8")):
+            name, *words = re.split(r"[`#|]", line)[0].split() or [""]
+            if (command := program.commands.get(name)) is None:
+                continue  # a sentence about the program
+            known = {option for each in command.params for option in each.opts}
+            wrong += [f"{path.name}: {name} {word}" for word in words if word.startswith("--") and word not in known]
+    assert wrong == []
+
+
+def test_every_command_is_in_the_readme() -> None:
+    program: Any = typer.main.get_command(app)
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert [name for name in program.commands if f"`{name}" not in text] == []
