@@ -11,7 +11,7 @@ import typer
 
 from controller import output, report, sql
 from controller.answers import parse_age
-from controller.app import Application
+from controller.app import Application, storable
 from controller.billing import control
 from controller.billing.answers import NameNotFoundError, find, read_run
 from controller.billing.control import ANSWER_SECONDS, Command, Wish
@@ -22,7 +22,18 @@ from controller.errors import BillingError
 from controller.postgres import migrations
 from controller.wording import time
 
-Reason = Annotated[str, typer.Option(help="The reason, for the record. The status and the application show it.")]
+
+def _said(reason: str | None) -> str | None:
+    """Returns a reason as PostgreSQL can store it. A blank one is refused."""
+    if reason is not None and not reason.strip():
+        raise typer.BadParameter("say why", param_hint="--reason")
+    return None if reason is None else storable(reason)
+
+
+Reason = Annotated[
+    str, typer.Option(help="The reason, for the record. The status and the application show it.", callback=_said)
+]
+OptionalReason = Annotated[str | None, typer.Option("--reason", help="The reason, for the record.", callback=_said)]
 Organization = Annotated[str, typer.Argument(help="An organization's id or slug.", metavar="ORG")]
 By = Annotated[str | None, typer.Option(help="Your name, for the record.", show_default="the current user")]
 
@@ -62,7 +73,7 @@ def pause(
 
 @app.command()
 def resume(
-    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
+    reason: OptionalReason = None,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +106,7 @@ def resume(
 
 @app.command()
 def trigger(
-    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
+    reason: OptionalReason = None,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
@@ -119,7 +130,7 @@ def trigger(
 
 @app.command()
 def step_down(
-    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
+    reason: OptionalReason = None,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
@@ -161,7 +172,7 @@ def suspend(
 @app.command()
 def unsuspend(
     organization: Organization,
-    reason: Annotated[str | None, typer.Option(help="The reason, for the record.")] = None,
+    reason: OptionalReason = None,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:

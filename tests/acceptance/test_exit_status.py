@@ -53,7 +53,15 @@ def test_bill_that_could_not_charge_an_instance_is_1(program: Program, command: 
     assert "wallet_missing" in done.out
 
 
-@commands
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(each for each in DATABASE_COMMANDS if "--json" not in each),
+        ("pause", "--reason", "x"),
+        ("waive", "x", "--reason", "x"),
+    ],
+    ids=" ".join,
+)
 def test_unreachable_database_is_3_and_names_the_setting(bare: Program, command: tuple[str, ...]) -> None:
     line = bare(*command, DATABASE_URL=UNREACHABLE).failed_with(3)
     assert "DATABASE_URL" in line
@@ -95,7 +103,7 @@ def test_wrong_usage_is_2_and_says_what_is_wrong(bare: Program, arguments: tuple
 
 @pytest.mark.parametrize(
     "command",
-    [("migrate", "--check"), ("status",), ("history",), ("audit",), ("bill",), ("bill", "--dry-run")],
+    [("migrate", "--check"), ("status",), ("history",), ("audit",), ("bill",), ("bill", "--dry-run"), ("trigger",)],
     ids=" ".join,
 )
 def test_database_that_is_not_migrated_is_1_with_the_remedy(

@@ -9,6 +9,10 @@ from controller.demo.process import ControllerProcess
 from tests.acceptance.program import Program
 from tests.integration.test_heartbeat_implies_billing import as_role
 
+COMMAND_KEYS = {
+    "id", "command", "given_at", "given_by", "reason", "until", "acknowledged_at", "acknowledged_by", "finished_at",
+    "run_id", "refusal", "outcome", "leader",
+}  # fmt: skip
 REASON = """checking "50% off" at ann's"""
 
 
@@ -17,6 +21,7 @@ def test_command_that_nobody_answers_is_recorded(program: Program) -> None:
     assert (done.status, done.out, done.err) == (0, "recorded; nobody leads: the next leader will obey\n", "")
     given = program("pause", "--reason", REASON, "--json", "--by", "ann").json
     assert (given["command"], given["leader"], given["acknowledged_at"]) == ("pause", None, None)
+    assert given.keys() == COMMAND_KEYS
     assert (given["reason"], given["given_by"].startswith("ann on ")) == (REASON, True)
     line = program("bill").failed_with(1)
     assert line.startswith("error: paused until 20")
@@ -99,6 +104,9 @@ def test_step_down_hands_over_to_a_standby_and_is_refused_without_one(
     "arguments",
     [
         ("pause",),
+        ("pause", "--reason", " "),
+        ("suspend", "organization-1"),
+        ("waive", "organization-1"),
         ("pause", "--reason", "x", "--for", "0h"),
         ("pause", "--reason", "x", "--for", "soon"),
         ("pause", "--reason", "x", "--for", "4h", "--indefinitely"),

@@ -23,6 +23,14 @@ def test_first_replica_leads_and_resigns_when_stopped() -> None:
     assert world.elector.role is Role.STOPPED
 
 
+def test_leader_reports_each_new_command_once() -> None:
+    world, reported = World(), list[float]()
+    world.elector._on_command = lambda: reported.append(world.now)
+    pings = [Ping(held=True, newest_command=number) for number in (None, 4, 4, 5)]
+    world.run(Session(ping=pings, wait=[None, None, None, stop]))
+    assert len(reported) == 2
+
+
 def test_standby_polls_and_never_resigns() -> None:
     world = World().run(Session(try_lock=[False, False, False], wait=[None, None, stop]))
     assert world.did() == ["try_lock", "wait", "try_lock", "wait", "try_lock", "wait", "wake", "close"]
