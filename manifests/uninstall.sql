@@ -47,7 +47,7 @@ begin
         'billing_keep_lost_debts vps_billing_cycles', 'billing_keep_lost_periods vps_billing_cycles'
     ];
     indexes := array[
-        'billing_foreign_periods_created_at', 'billing_ledger', 'billing_open_rows',
+        'billing_foreign_periods_created_at', 'billing_ledger', 'billing_open_rows', 'billing_payable_debts',
         'billing_payment_transactions_organization', 'billing_payments', 'billing_vps_instances_organization',
         'billing_wallets_organization'
     ];

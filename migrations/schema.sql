@@ -1420,6 +1420,8 @@ CREATE INDEX billing_lost_periods_instance ON billing_lost_periods USING btree (
 
 CREATE UNIQUE INDEX billing_open_rows ON vps_billing_cycles USING btree (vps_instance_id, billing_period_start) WHERE (((status)::text = 'failed'::text) AND billing_is_ours(metadata));
 
+CREATE INDEX billing_payable_debts ON vps_billing_cycles USING btree (organization_id, hourly_rate) WHERE (((status)::text = 'failed'::text) AND billing_is_ours(metadata) AND ((metadata ->> 'reason'::text) = 'insufficient_balance'::text));
+
 CREATE INDEX billing_payments ON payment_transactions USING btree (id) WHERE billing_is_ours(metadata);
 
 CREATE INDEX billing_runs_running ON billing_runs USING btree (id) WHERE (outcome = 'running'::text);

@@ -19,7 +19,7 @@ from controller.billing import access
 ANSWER_SECONDS: Final = 10.0
 #: How long it waits for a replica to become leader. A failover takes about a second.
 LEADER_SECONDS: Final = 3.0
-POLL_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.2
 #: The rights that every command needs.
 RIGHTS: Final = {"billing_commands": {"select": "", "insert": ""}, "billing_leadership": {"select": ""}}
 SUSPENSION_RIGHTS: Final = {**RIGHTS, "billing_suspensions": {"select": "", "insert": "", "delete": ""}}

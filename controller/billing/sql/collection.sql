@@ -1,22 +1,37 @@
 -- Collections: between two cycles the leader collects debts of organizations whose wallet was topped up.
 
 -- name: payable_organizations
--- Organizations whose wallet can now pay the oldest owed hour of at least one instance. It reads each debt once, by the index of
--- open rows, so nothing is read if there are no debts. hourly_rate decides for most of them: an hour costs at most a cent less.
--- Nothing is collected during a takeover, because the application may be billing.
-select distinct d.organization_id
-from (
-    select distinct on (c.vps_instance_id) c.organization_id, c.billing_period_start, c.hourly_rate, c.metadata
-    from vps_billing_cycles c
-    where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ->> 'reason' = 'insufficient_balance'
-    order by c.vps_instance_id, c.billing_period_start
-) d
-join billing_sound_wallets(%(currency)s) w on w.organization_id = d.organization_id
-where w.balance >= 0.01 and w.balance > d.hourly_rate - 0.0101
-    and case when jsonb_typeof(d.metadata -> 'monthly_price') = 'number'
-        then billing_charge((d.metadata ->> 'monthly_price')::numeric, d.billing_period_start, 1) <= w.balance end
-    and not exists (select from billing_leadership l where l.bill_after > clock_timestamp())
-order by d.organization_id
+-- Organizations whose wallet can now pay the oldest owed hour of at least one instance. The index of debts gives the lowest hourly
+-- rate of each organization, and an hour costs at least the whole cents of its rate. So almost every organization that can't pay is
+-- ruled out without reading its rows, and nothing is read if there are no debts. Nothing is collected during a takeover, because
+-- the application may be billing.
+with owed as materialized (
+    select organization_id, trunc(min(hourly_rate) - 0.0001, 2) as lowest
+    from vps_billing_cycles
+    where status = 'failed' and billing_is_ours(metadata) and metadata ->> 'reason' = 'insufficient_balance'
+        and not exists (select from billing_leadership l where l.bill_after > clock_timestamp())
+    group by organization_id
+), candidate as materialized (
+    select w.organization_id, w.balance
+    from owed o
+    join billing_sound_wallets(%(currency)s) w on w.organization_id = o.organization_id
+    where w.balance >= 0.01 and w.balance >= o.lowest
+)
+select c.organization_id
+from candidate c
+where exists (
+    select from vps_instances i
+    cross join lateral (
+        select d.billing_period_start, d.metadata
+        from vps_billing_cycles d
+        where d.vps_instance_id = i.id and d.status = 'failed' and billing_is_ours(d.metadata)
+        order by d.billing_period_start
+        limit 1
+    ) oldest
+    where i.organization_id = c.organization_id and oldest.metadata ->> 'reason' = 'insufficient_balance'
+        and case when jsonb_typeof(oldest.metadata -> 'monthly_price') = 'number'
+            then billing_charge((oldest.metadata ->> 'monthly_price')::numeric, oldest.billing_period_start, 1) <= c.balance end)
+order by c.organization_id
 limit 1000
 
 -- name: begin_collection
