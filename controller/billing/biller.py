@@ -8,7 +8,7 @@ import psycopg
 import structlog
 
 from controller.billing import control
-from controller.billing.collection import Collector
+from controller.billing.collection import LONGEST_SECONDS, Collector
 from controller.billing.cycle import Cycle
 from controller.billing.errors import DeposedError
 from controller.billing.guard import Guard
@@ -18,6 +18,7 @@ from controller.billing.other_billers import LOOK_SECONDS, Notice, halting, look
 from controller.billing.values import Cause, CycleResult, Leadership, Outcome, TermStart, Totals
 from controller.billing.waiver import carry_out_waivers
 from controller.errors import BillingError, one_line
+from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
 
 #: The longest wait for a new leadership. A wake-up ends it.
@@ -216,6 +217,18 @@ class Biller:
                 return True, MORE_TO_COLLECT_SECONDS
             return True, min(ledger.seconds_until_due(), LOOK_SECONDS)
 
+    def _while_quiet(self, leadership: Leadership) -> None:
+        """Checks what a paced cycle has charged so far, and collects debts. Otherwise a top-up would wait for its end."""
+        self._guard.check(leadership)
+        try:
+            ledger = self._connect()
+            with ledger.connection:
+                self._collect(ledger, leadership, LONGEST_SECONDS)
+        except (DeposedError, GenerationError):
+            raise
+        except (psycopg.Error, BillingError) as error:
+            log.warning("collection.failed", error=one_line(error))
+
     def _collect(self, ledger: Ledger, leadership: Leadership, seconds: float) -> bool:
         """Collects debts for up to `seconds`. Returns False if some are left to collect."""
         collected = Collector(ledger, leadership, self._stop, seconds).collect()
@@ -271,7 +284,7 @@ class Biller:
     def _bill(self, leadership: Leadership) -> CycleResult:
         self._guard.unsuspend(leadership)
         log.info("cycle.started")
-        result = self._cycle.run(leadership, on_quiet=lambda: self._guard.check(leadership))
+        result = self._cycle.run(leadership, on_quiet=lambda: self._while_quiet(leadership))
         _log_result(result)
         self._on_cycle_ended(result)
         if self._stop.may_start_cycle():

@@ -15,7 +15,7 @@ from controller.billing.control import Wish
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.status import read_status
-from controller.billing.values import CycleResult, Leadership, Totals
+from controller.billing.values import Leadership, Totals
 from controller.lifecycle.stop import StopToken
 from tests.integration.world import ScriptedStop, World
 from tests.model import HOUR, NOON
@@ -42,6 +42,17 @@ def collect(world: World, stop: StopToken | None = None, leadership: Leadership 
 
 def kinds(world: World) -> list[str]:
     return [row["kind"] for row in world.rows("select kind from billing_runs order by id")]
+
+
+def made_biller(world: World, collected: list[Totals]) -> Biller:
+    heartbeat = Heartbeat(
+        connect=world.database.connect, instance_id="test-1", metadata={}, interval_seconds=60, retention_days=1
+    )
+    return Biller(
+        connect=world.ledger, cycle=world.cycle(), guard=Guard(world.ledger, ScriptedStop()), heartbeat=heartbeat,
+        stop=StopToken(), interval_minutes=60, takeover_delay_seconds=0, other_billers="stop",
+        on_cycle_ended=lambda _result: None, on_collected=collected.append,
+    )  # fmt: skip
 
 
 def test_top_up_pays_the_oldest_hours_that_the_last_cycle_recorded(indebted: World) -> None:
@@ -90,7 +101,7 @@ def test_collection_that_charges_nothing_takes_no_run(indebted: World) -> None:
     assert collect(indebted).totals.instances == 1
 
 
-@pytest.mark.parametrize("by", ["guard", "operator", "takeover", "drain"])
+@pytest.mark.parametrize("by", ["guard", "operator", "takeover", "drain", "pause"])
 def test_nothing_is_collected_while_an_organization_or_billing_is_stopped(indebted: World, by: str) -> None:
     organization = organizations(indebted)[0]
     indebted.top_up(organization, "5.00")
@@ -102,6 +113,8 @@ def test_nothing_is_collected_while_an_organization_or_billing_is_stopped(indebt
             control.suspend(indebted.conn, Wish("suspend", "ann", "x", organization_id=organization))
         case "takeover":
             indebted.run("update billing_leadership set bill_after = now() + interval '5 minutes'")
+        case "pause":
+            control.give(indebted.conn, Wish("pause", "ann", "x"))
         case _:
             stop.stop_cycles()
     assert collect(indebted, stop).totals == Totals()
@@ -148,20 +161,30 @@ def test_cycle_starts_on_time_beside_a_collection_every_minute(indebted: World) 
     ledger.connection.close()
 
 
+def test_debt_is_collected_during_a_paced_cycle(indebted: World) -> None:
+    first, second = organizations(indebted)
+    biller = made_biller(indebted, collected := list[Totals]())
+    indebted.top_up(first, "5.00")
+
+    def may_start_batch() -> bool:
+        if not collected:
+            biller._while_quiet(indebted.term())
+        return True
+
+    indebted.top_up(second, "0.50")
+    result = indebted.bill(NOON + HOUR, indebted.term(), may_start_batch=may_start_batch)
+    assert [each.hours for each in collected] == [251]
+    assert result.totals.instances == 0
+    (run,) = indebted.rows("select * from billing_runs where kind = 'cycle' order by id desc limit 1")
+    assert (run["planned"], run["debts"], run["vanished"]) == (2, 1, 1)
+    assert indebted.violations() == {}
+
+
 def test_loop_collects_between_cycles_and_not_during_a_pause(world: World) -> None:
     instance_owner = world.organization("0.00")
     world.instance(instance_owner, world.plan("7.30"), world.one("select now() - interval '5.5 hours'"))
     world.bill()
-    collected: list[Totals] = []
-    heartbeat = Heartbeat(
-        connect=world.database.connect, instance_id="test-1", metadata={}, interval_seconds=60, retention_days=1
-    )
-    ended: list[CycleResult] = []
-    biller = Biller(
-        connect=world.ledger, cycle=world.cycle(), guard=Guard(world.ledger, ScriptedStop()), heartbeat=heartbeat,
-        stop=StopToken(), interval_minutes=60, takeover_delay_seconds=0, other_billers="stop",
-        on_cycle_ended=ended.append, on_collected=collected.append,
-    )  # fmt: skip
+    biller = made_biller(world, collected := list[Totals]())
     control.give(world.conn, Wish("pause", "ann", "x"))
     world.top_up(instance_owner, "5.00")
     assert biller._prepare(world.term(), started=True) == (True, HALTED_LOOK_SECONDS)
@@ -171,4 +194,4 @@ def test_loop_collects_between_cycles_and_not_during_a_pause(world: World) -> No
     assert (started, [each.hours for each in collected]) == (True, [5])
     assert seconds is not None
     assert 0 < seconds <= 30
-    assert ended == []
+    assert kinds(world) == ["cycle", "collection"]

@@ -3,13 +3,14 @@
 -- name: payable_organizations
 -- Organizations whose wallet can now pay the oldest owed hour of at least one instance. The index of debts gives the lowest hourly
 -- rate of each organization, and an hour costs at least the whole cents of its rate. So almost every organization that can't pay is
--- ruled out without reading its rows, and nothing is read if there are no debts. Nothing is collected during a takeover, because
--- the application may be billing.
+-- ruled out without reading its rows, and nothing is read if there are no debts. Nothing is collected while billing is halted, or
+-- during a takeover, because the application may be billing.
 with owed as materialized (
     select organization_id, trunc(min(hourly_rate) - 0.0001, 2) as lowest
     from vps_billing_cycles
     where status = 'failed' and billing_is_ours(metadata) and metadata ->> 'reason' = 'insufficient_balance'
         and not exists (select from billing_leadership l where l.bill_after > clock_timestamp())
+        and not exists (select from billing_notices() n where n.halts)
     group by organization_id
 ), candidate as materialized (
     select w.organization_id, w.balance
