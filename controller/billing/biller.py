@@ -218,7 +218,7 @@ class Biller:
             return True, min(ledger.seconds_until_due(), LOOK_SECONDS)
 
     def _while_quiet(self, leadership: Leadership) -> None:
-        """Checks what a paced cycle has charged so far, and collects debts. Otherwise a top-up would wait for its end."""
+        """Checks what a paced cycle has charged so far, and collects debts, so that a top-up need not wait."""
         self._guard.check(leadership)
         try:
             ledger = self._connect()
