@@ -67,6 +67,17 @@ _EACH: Final = (
         edits=(("charge_covered", " and i.last_billed_at is not distinct from c.last_billed_at", ""),),
     ),
     Variant(
+        "the balance that a charge leaves is kept",
+        edits=(
+            ("charge_covered", "where b.wallet_id = c.wallet_id and c.amount > 0", "where false"),
+            (
+                "charge_covered",
+                "(select count(*) from balance_left) = (select count(*) from covered where amount > 0)",
+                "true",
+            ),
+        ),
+    ),
+    Variant(
         "missed instances are counted", edits=(("count_missed", "where billing_due", "where false and billing_due"),)
     ),
 )

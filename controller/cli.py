@@ -9,7 +9,7 @@ import psycopg
 import typer
 from typer.core import TyperGroup
 
-from controller import __version__, answers, control, foreground, log, output, settings, settings_help
+from controller import __version__, answers, control, foreground, log, money_commands, output, settings, settings_help
 from controller.billing.values import CycleResult, Outcome
 from controller.commands import AsJson
 from controller.commands import application as _application
@@ -54,6 +54,7 @@ demo_app = typer.Typer(help="Shows billing and a failover on a temporary Postgre
 app.add_typer(demo_app, name="demo")
 app.add_typer(answers.app)
 app.add_typer(control.app)
+app.add_typer(money_commands.app)
 WaitSeconds = Annotated[
     float, typer.Option("--wait", min=0, max=86400, help="Seconds to wait for a database that isn't ready.")
 ]

@@ -153,6 +153,14 @@ class _AtScrape(Collector):
             "failures", "Instances that can't be charged for a reason other than the balance.", status.failures
         )
         yield _gauge("suspended_organizations", "Organizations that the guard has suspended.", status.suspended)
+        yield _gauge(
+            "differing_wallets",
+            "Wallets that differ from their transactions because another program changed them.",
+            status.differing_wallets,
+        )
+        yield _gauge(
+            "wallet_difference_amount", "Sum of these differences, each without its sign.", float(status.difference)
+        )
         kinds = {notice.kind for notice in status.notices}
         others = GaugeMetricFamily(
             f"{PREFIX}other_biller", "1 if another program seems to bill, else 0, by evidence.", labels=["kind"]

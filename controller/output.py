@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from controller.billing.audit import AuditReport
+from controller.billing.audit import AuditReport, Finding
 from controller.billing.values import BatchResult, CycleResult
 from controller.terminal import note, printable, width, write
 from controller.wording import json_value, time
@@ -80,9 +80,22 @@ def audit(report: AuditReport, *, as_json: bool) -> None:
             line(f"       {example}")
         if (more := finding.violations - len(finding.examples)) > 0:
             line(f"       and {more} more")
+        if finding.invariant == "wallet_balance":  # each has an amount that an operator should know
+            _print_differences(finding)
+    if report.corrections:
+        line(f"       {report.corrections} corrections by operators, of {report.corrected} in all")
     if report.older_rows:
         line(f"       {report.older_rows} billing rows were not written by this controller")
     line("audit clean" if report.clean else "audit found violations")
+
+
+def _print_differences(finding: Finding) -> None:
+    for example in finding.exempt_examples:
+        line(f"       {example}")
+    if (more := finding.exempt - len(finding.exempt_examples)) > 0:
+        line(f"       and {more} more")
+    if finding.exempt:
+        line("       `containerstacks-billing reconcile ORG` explains and corrects a difference")
 
 
 def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:

@@ -73,11 +73,13 @@ grant select, insert, update, delete on vps_billing_cycles to containerstacks_bi
 grant select, insert, update, delete on billing_daemon_status to containerstacks_billing;
 grant usage on sequence billing_daemon_status_id_seq to containerstacks_billing;
 
--- The controller's own tables. Terms and wallet baselines are never changed. Batches are deleted once they are old,
--- suspensions once the organization's audit is clean.
+-- The controller's own tables. Terms are never changed. Batches are deleted once they are old, suspensions once the
+-- organization's audit is clean, and wallet differences once they are gone.
 grant select on billing_schema_migrations to containerstacks_billing;
 grant select, update on billing_leadership to containerstacks_billing;
-grant select, insert on billing_terms, billing_wallet_baselines to containerstacks_billing;
+grant select, insert on billing_terms, billing_corrections to containerstacks_billing;
+grant select, insert, update on billing_wallet_baselines to containerstacks_billing;
+grant select, insert, update, delete on billing_wallet_differences to containerstacks_billing;
 grant select, insert, delete on billing_batches to containerstacks_billing;
 grant select, insert, update on billing_runs to containerstacks_billing;
 grant select, update on billing_guard to containerstacks_billing;

@@ -1,5 +1,12 @@
 -- The controller's own tables, functions and indexes after all migrations. Written by `make schema`; never applied.
 
+CREATE FUNCTION billing_accepted_since(of_organization uuid, since timestamp with time zone) RETURNS numeric
+    LANGUAGE sql STABLE
+    AS $$
+    select coalesce(sum(c.amount), 0) from billing_corrections c
+    where c.organization_id = of_organization and c.kind = 'accept' and c.made_at >= since
+$$;
+
 CREATE FUNCTION billing_affordable_segments(balance numeric, instance_ids uuid[], monthly_prices numeric[], period_starts timestamp with time zone[], hours bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -79,6 +86,62 @@ CREATE FUNCTION billing_debts() RETURNS TABLE(organization_id uuid, instances bi
     group by c.organization_id
 $$;
 
+CREATE FUNCTION billing_difference_candidates(of_organization uuid, since timestamp with time zone) RETURNS TABLE(kind text, amount numeric)
+    LANGUAGE sql STABLE
+    AS $$
+    with payment as materialized (
+        select t.id, t.amount, t.status, billing_is_ours(t.metadata) as ours,
+            case when billing_is_ours(t.metadata) then t.created_at else coalesce(t.updated_at, t.created_at) end as moment,
+            billing_metadata_number(t.metadata, 'balance_before') as before,
+            billing_metadata_number(t.metadata, 'balance_after') as after
+        from payment_transactions t
+        where t.organization_id = of_organization and (t.metadata ->> 'wallet_type') is null and abs(t.amount) < 'infinity'
+            and greatest(t.created_at, t.updated_at) >= since - interval '2 hours'
+    ), debit as (
+        -- a chain ends where another program has changed the wallet between two debits
+        select *, count(*) filter (where begins) over (order by moment, id) as chain
+        from (
+            select *, before is distinct from lag(after) over (order by moment, id) as begins
+            from payment where ours
+        ) marked
+    ), chained as (
+        select *, first_value(before) over w as chain_before, first_value(moment) over w as chain_since, last_value(after) over w as chain_after
+        from debit
+        window w as (partition by chain order by moment, id rows between unbounded preceding and unbounded following)
+    )
+    select 'overwritten_debit', sum(lost.amount)
+    from payment p
+    cross join lateral (
+        select d.before - d.chain_after as amount
+        from chained d
+        where d.before = p.before and abs(extract(epoch from d.moment - p.moment)) < 3600
+            -- unless the chain begins with what the payment left
+            and not (d.chain_before = p.after and p.moment <= d.chain_since)
+        order by abs(extract(epoch from d.moment - p.moment))
+        limit 1
+    ) lost
+    where not p.ours and p.status = 'completed'
+    union all
+    select 'overwritten_credit', -sum(p.after - p.before)
+    from payment p
+    where not p.ours and p.status = 'completed' and p.after <> p.before and exists (
+        select from payment later
+        where not later.ours and later.status = 'completed' and later.before = p.before
+            and (later.moment, later.id) > (p.moment, p.id) and later.moment < p.moment + interval '15 minutes')
+    union all
+    select 'in_flight', -sum(p.amount)
+    from payment p
+    where not p.ours and p.status = 'completed' and p.amount > 0 and p.after is null and p.moment > now() - interval '15 minutes'
+    union all
+    select 'in_flight', sum(p.amount)
+    from payment p
+    where not p.ours and p.status = 'pending' and p.amount > 0 and p.moment > now() - interval '15 minutes'
+    union all
+    select 'half_cents', sum(p.after - p.before - p.amount)
+    from payment p
+    where not p.ours and p.status = 'completed' and abs(p.after - p.before - p.amount) <= 0.01
+$$;
+
 CREATE FUNCTION billing_due(last_billed_at timestamp with time zone, created_at timestamp with time zone, as_of timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$
@@ -91,6 +154,33 @@ $$;
 CREATE FUNCTION billing_epoch_microseconds(moment timestamp with time zone) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select round(extract(epoch from moment - timestamptz '1970-01-01 00:00:00+00') * 1000000)::numeric $$;
+
+CREATE FUNCTION billing_explain_difference(difference numeric, kinds text[], amounts numeric[]) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select coalesce((
+        select jsonb_object_agg(part.kind, part.amount::text) from (
+            select p.kind, sum(p.amount) as amount
+            from (
+                select kinds[n] as kind, amounts[n] as amount from generate_subscripts(kinds, 1) n where best.chosen & (1 << n) > 0
+                union all
+                select case when abs(best.rest) <= 0.01 then 'half_cents' else 'unexplained' end, best.rest where best.rest <> 0
+            ) p
+            group by p.kind
+        ) part
+        where part.amount <> 0), '{}')
+    from (
+        select chosen.mask as chosen, difference - chosen.explained as rest
+        from (
+            select mask, coalesce((
+                select sum(amounts[n]) from generate_subscripts(kinds, 1) n where mask & (1 << n) > 0), 0) as explained,
+                (select count(*) from generate_subscripts(kinds, 1) n where mask & (1 << n) > 0) as parts
+            from generate_series(0, (2 << cardinality(kinds)) - 2, 2) mask
+        ) chosen
+        order by abs(difference - chosen.explained), chosen.parts
+        limit 1
+    ) best
+$$;
 
 CREATE FUNCTION billing_failed_before() RETURNS TABLE(organization_id uuid)
     LANGUAGE sql STABLE
@@ -412,6 +502,13 @@ $$;
 CREATE FUNCTION billing_lock_key(lock_name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select ('x' || encode(substring(sha256(convert_to(lock_name, 'UTF8')) from 1 for 8), 'hex'))::bit(64)::bigint $$;
+
+CREATE FUNCTION billing_metadata_number(metadata jsonb, key text) RETURNS numeric
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+    select case when jsonb_typeof(metadata -> key) in ('number', 'string') and metadata ->> key ~ '^-?\d{1,20}(\.\d{1,20})?$'
+        then (metadata ->> key)::numeric end
+$_$;
 
 CREATE FUNCTION billing_names(ids uuid[]) RETURNS TABLE(id uuid, name text)
     LANGUAGE sql STABLE
@@ -929,6 +1026,18 @@ CREATE FUNCTION billing_statement_balance(of_organization uuid, from_time timest
     cross join lateral (select coalesce(b.baseline, wallet.balance - paid.total) as balance) first
 $$;
 
+CREATE FUNCTION billing_statement_corrections(of_organization uuid, from_time timestamp with time zone, to_time timestamp with time zone) RETURNS TABLE(kind text, booked_at timestamp with time zone, instance_id uuid, label text, starts_at timestamp with time zone, ends_at timestamp with time zone, hours bigint, monthly_price numeric, amount numeric, bookings bigint, description text)
+    LANGUAGE sql STABLE
+    AS $$
+    select 'correction', c.made_at, null::uuid, null::text, null::timestamptz, null::timestamptz, null::bigint, null::numeric,
+        case when c.kind = 'accept' then c.amount else 0.00 end, 1::bigint,
+        case when c.kind = 'accept' then 'difference accepted: ' else 'wallet corrected by ' || c.amount || ': ' end
+            || c.reason
+    from billing_corrections c
+    where c.organization_id = of_organization and c.made_at >= from_time and c.made_at < to_time
+    order by c.made_at, c.id
+$$;
+
 CREATE FUNCTION billing_status() RETURNS TABLE(leader text, term bigint, leading_since timestamp with time zone, standbys text[], next_cycle_at timestamp with time zone, waiting_for text, running_since timestamp with time zone, last_completed_at timestamp with time zone, last_run jsonb, heartbeat_age_seconds double precision, debts bigint, owed numeric, failures bigint, suspended bigint, checked_until timestamp with time zone, database_time timestamp with time zone)
     LANGUAGE sql STABLE
     SET jit TO 'off'
@@ -1001,6 +1110,63 @@ CREATE FUNCTION billing_waived(metadata jsonb) RETURNS numeric
         then (metadata -> 'waived' ->> 'amount')::numeric else 0 end
 $$;
 
+CREATE FUNCTION billing_wallet_comparison(of_organization uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, wallet_id uuid, balance numeric, currency text, left_balance numeric, adopted_at timestamp with time zone, baseline numeric, completed numeric, other_wallets numeric, expected numeric, difference numeric, not_compared text, explanation jsonb, unsettled text, compared_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select o.id, o.name, o.slug, w.id, w.balance, w.currency, b.left_balance, b.adopted_at, b.baseline, paid.completed, paid.other_wallets,
+        b.baseline + paid.completed, found.difference,
+        case
+            when coalesce(w.wallets, 0) = 0 then 'wallet_missing'
+            when w.wallets > 1 then 'wallet_duplicate'
+            when w.balance is null then 'balance_null'
+            when w.balance = 'NaN' then 'balance_nan'
+            when abs(w.balance) = 'infinity' then 'balance_infinite'
+            when b.wallet_id is null then 'not_adopted'
+        end,
+        case when found.difference <> 0 then (
+            select billing_explain_difference(found.difference, coalesce(array_agg(c.kind), '{}'), coalesce(array_agg(c.amount), '{}'))
+            from (
+                select k.kind, k.amount
+                from billing_difference_candidates(o.id, greatest(b.adopted_at, b.checked_at, corrected.made_at)) k
+                where k.amount <> 0
+                union all
+                select 'deleted_rows', b.checked_completed - paid.completed_then
+                where not paid.changed_since and paid.completed_then <> b.checked_completed
+            ) c) end,
+        case
+            when paid.unbooked then 'a top-up that was completed less than 15 minutes ago has no balance_after yet'
+            when paid.changed_now then 'a payment has changed in the last 60 seconds'
+        end,
+        now()
+    from organizations o
+    left join (
+        select x.organization_id, count(*) as wallets, (array_agg(x.id))[1] as id, min(x.balance) as balance, min(x.currency::text) as currency
+        from wallets x where x.organization_id = of_organization group by x.organization_id
+    ) w on true
+    left join billing_wallet_baselines b on b.wallet_id = w.id and w.wallets = 1
+    left join lateral (
+        select max(c.made_at) as made_at from billing_corrections c where c.organization_id = o.id
+    ) corrected on true
+    cross join lateral (
+        select coalesce(sum(t.amount) filter (where f.of_wallet), 0) as completed,
+            coalesce(sum(t.amount) filter (where f.of_wallet and (t.created_at > b.checked_at) is not true), 0) as completed_then,
+            coalesce(bool_or((t.created_at > b.checked_at) is not true and t.updated_at > b.checked_at), false) as changed_since,
+            coalesce(sum(t.amount) filter (where t.status = 'completed' and abs(t.amount) < 'infinity' and not f.of_wallet), 0) as other_wallets,
+            coalesce(bool_or(f.of_wallet and t.amount > 0 and not billing_is_ours(t.metadata) and f.age < interval '15 minutes'
+                and billing_metadata_number(t.metadata, 'balance_after') is null), false) as unbooked,
+            coalesce(bool_or(f.age < interval '60 seconds'), false) as changed_now
+        from payment_transactions t
+        cross join lateral (
+            select billing_is_of_wallet(t.status, t.amount, t.metadata) as of_wallet, now() - greatest(t.created_at, t.updated_at) as age
+        ) f
+        where t.organization_id = of_organization
+    ) paid
+    cross join lateral (
+        select case when abs(w.balance) < 'infinity' then w.balance - (b.baseline + paid.completed) end as difference
+    ) found
+    where o.id = of_organization
+$$;
+
 CREATE FUNCTION billing_whole_hours(since timestamp with time zone, until timestamp with time zone) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select floor(extract(epoch from until - since) / 3600)::bigint $$;
@@ -1069,6 +1235,28 @@ COMMENT ON COLUMN billing_commands.refusal IS 'why the leader did not obey';
 
 ALTER TABLE billing_commands ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_commands_id_seq
+);
+
+CREATE TABLE billing_corrections (
+    id bigint NOT NULL,
+    made_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    made_by text NOT NULL,
+    reason text NOT NULL,
+    kind text NOT NULL,
+    organization_id uuid NOT NULL,
+    wallet_id uuid NOT NULL,
+    difference numeric NOT NULL,
+    amount numeric NOT NULL,
+    explanation jsonb NOT NULL,
+    CONSTRAINT billing_corrections_kind_check CHECK ((kind = ANY (ARRAY['correct'::text, 'accept'::text])))
+);
+
+COMMENT ON COLUMN billing_corrections.kind IS 'correct: the wallet moved by amount; accept: the baseline moved by amount';
+
+COMMENT ON COLUMN billing_corrections.difference IS 'before the correction';
+
+ALTER TABLE billing_corrections ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME billing_corrections_id_seq
 );
 
 CREATE TABLE billing_daemon_sightings (
@@ -1353,8 +1541,34 @@ CREATE TABLE billing_wallet_baselines (
     organization_id uuid NOT NULL,
     baseline numeric NOT NULL,
     adopted_balance numeric NOT NULL,
-    adopted_at timestamp with time zone DEFAULT now() NOT NULL
+    adopted_at timestamp with time zone DEFAULT now() NOT NULL,
+    left_balance numeric,
+    changed_at timestamp with time zone,
+    checked_at timestamp with time zone,
+    checked_completed numeric
+)
+WITH (fillfactor='70');
+
+COMMENT ON COLUMN billing_wallet_baselines.left_balance IS 'the balance as the controller''s last charge left it; null before the first';
+
+COMMENT ON COLUMN billing_wallet_baselines.changed_at IS 'when a charge found another balance; null once the wallet has been compared';
+
+COMMENT ON COLUMN billing_wallet_baselines.checked_at IS 'when the wallet last equalled baseline and transactions';
+
+COMMENT ON COLUMN billing_wallet_baselines.checked_completed IS 'the sum of the completed transactions at checked_at';
+
+CREATE TABLE billing_wallet_differences (
+    wallet_id uuid NOT NULL,
+    organization_id uuid NOT NULL,
+    difference numeric NOT NULL,
+    explanation jsonb NOT NULL,
+    found_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    compared_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
+
+COMMENT ON COLUMN billing_wallet_differences.difference IS 'what the wallet holds beyond baseline and completed transactions';
+
+COMMENT ON COLUMN billing_wallet_differences.explanation IS 'the amounts that make up the difference, by kind';
 
 ALTER TABLE ONLY billing_daemon_status ALTER COLUMN id SET DEFAULT nextval('billing_daemon_status_id_seq'::regclass);
 
@@ -1363,6 +1577,9 @@ ALTER TABLE ONLY billing_batches
 
 ALTER TABLE ONLY billing_commands
     ADD CONSTRAINT billing_commands_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY billing_corrections
+    ADD CONSTRAINT billing_corrections_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY billing_daemon_sightings
     ADD CONSTRAINT billing_daemon_sightings_pkey PRIMARY KEY (daemon_instance_id);
@@ -1406,9 +1623,16 @@ ALTER TABLE ONLY billing_terms
 ALTER TABLE ONLY billing_wallet_baselines
     ADD CONSTRAINT billing_wallet_baselines_pkey PRIMARY KEY (wallet_id);
 
+ALTER TABLE ONLY billing_wallet_differences
+    ADD CONSTRAINT billing_wallet_differences_pkey PRIMARY KEY (wallet_id);
+
 CREATE INDEX billing_batches_run ON billing_batches USING btree (run_id);
 
+CREATE INDEX billing_changed_wallets ON billing_wallet_baselines USING btree (changed_at) WHERE (changed_at IS NOT NULL);
+
 CREATE INDEX billing_commands_open ON billing_commands USING btree (id) WHERE (finished_at IS NULL);
+
+CREATE INDEX billing_corrections_organization ON billing_corrections USING btree (organization_id, made_at);
 
 CREATE INDEX billing_foreign_periods_created_at ON vps_billing_cycles USING btree (created_at) WHERE (((status)::text = 'billed'::text) AND (NOT billing_is_ours(metadata)));
 

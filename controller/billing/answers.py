@@ -176,7 +176,8 @@ def read_run(connection: sql.Connection, run: int) -> tuple[dict[str, Any], list
 
 def with_names(connection: sql.Connection, report: AuditReport) -> AuditReport:
     """Returns the report with the owner of the first id added to each example."""
-    first_ids = {UUID(match[0]) for each in report.findings for text in each.examples if (match := _ID.search(text))}
+    texts = [text for each in report.findings for text in (*each.examples, *each.exempt_examples)]
+    first_ids = {UUID(match[0]) for text in texts if (match := _ID.search(text))}
     names = {row["id"]: row["name"] for row in sql.rows(connection, "names", ids=list(first_ids))}
 
     def named(example: str) -> str:
@@ -186,7 +187,14 @@ def with_names(connection: sql.Connection, report: AuditReport) -> AuditReport:
 
     return replace(
         report,
-        findings=tuple(replace(each, examples=tuple(map(named, each.examples))) for each in report.findings),
+        findings=tuple(
+            replace(
+                each,
+                examples=tuple(map(named, each.examples)),
+                exempt_examples=tuple(map(named, each.exempt_examples)),
+            )
+            for each in report.findings
+        ),
     )
 
 

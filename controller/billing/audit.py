@@ -1,6 +1,7 @@
 """The audit: checks the invariants of money. Each invariant is a query that returns a row for each violation."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
@@ -31,6 +32,7 @@ class Finding:
         violations: how many rows break it.
         exempt: how many more rows are older than the adoption, or written by another program.
         examples: up to five violations, each a line.
+        exempt_examples: up to five of the exempt rows.
     """
 
     invariant: str
@@ -38,14 +40,24 @@ class Finding:
     violations: int
     exempt: int
     examples: tuple[str, ...]
+    exempt_examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found; `older_rows` are billing rows that this controller did not write."""
+    """What an audit found.
+
+    Attributes:
+        findings: one for each invariant.
+        older_rows: billing rows that this controller did not write.
+        corrections: how often operators corrected or accepted the difference of a wallet.
+        corrected: the sum of these amounts, each without its sign.
+    """
 
     findings: tuple[Finding, ...]
     older_rows: int
+    corrections: int = 0
+    corrected: Decimal = Decimal(0)
 
     @property
     def clean(self) -> bool:
@@ -66,7 +78,8 @@ def audit(connection: sql.Connection, organization: UUID | None = None) -> Audit
     with sql.transaction(connection, isolation="repeatable read", access="read only", settings=settings):
         findings = tuple(_check(connection, name, organization) for name in INVARIANTS)
         older = sql.row(connection, "audit_older_rows", organization=organization)
-    return AuditReport(findings, older["older_rows"])
+        made = sql.row(connection, "audit_corrections", organization=organization)
+    return AuditReport(findings, older["older_rows"], made["corrections"], made["amount"])
 
 
 def _check(connection: sql.Connection, name: str, organization: UUID | None) -> Finding:
@@ -75,5 +88,7 @@ def _check(connection: sql.Connection, name: str, organization: UUID | None) -> 
         with connection.transaction():
             (row,) = sql.execute(connection, text, {"organization": organization, "examples": EXAMPLES})
     except psycopg.DataError as error:
-        row = {"violations": 1, "exempt": 0, "examples": [f"a row can't be read: {error.diag.message_primary}"]}
-    return Finding(name, INVARIANTS[name], row["violations"], row["exempt"], tuple(row["examples"]))
+        unreadable = f"a row can't be read: {error.diag.message_primary}"
+        row = {"violations": 1, "exempt": 0, "examples": [unreadable], "exempt_examples": []}
+    examples, exempt_examples = tuple(row["examples"]), tuple(row["exempt_examples"])
+    return Finding(name, INVARIANTS[name], row["violations"], row["exempt"], examples, exempt_examples)

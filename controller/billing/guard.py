@@ -23,6 +23,7 @@ from controller import sql
 from controller.billing.audit import audit
 from controller.billing.errors import DeposedError
 from controller.billing.ledger import Ledger
+from controller.billing.reconcile_check import compare_changed_wallets
 from controller.billing.values import Leadership
 from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
@@ -51,8 +52,12 @@ class Guard:
         self._run(leadership, self._unsuspend)
 
     def check(self, leadership: Leadership) -> None:
-        """After a cycle: checks what was charged, and suspends the organizations whose charges are wrong."""
+        """After a cycle: checks what was charged, and suspends the organizations whose charges are wrong.
+
+        Then it compares the wallets that another program has changed with their transactions.
+        """
         self._run(leadership, self._check)
+        self._run(leadership, self._compare_wallets)
 
     def clean_suspended(self) -> tuple[UUID, ...]:
         """Returns the suspended organizations whose audit is clean: those that the next cycle would charge again.
@@ -77,6 +82,9 @@ class Guard:
 
     def _may_continue(self, leadership: Leadership) -> bool:
         return leadership.still_leads() and self._stop.may_start_cycle()
+
+    def _compare_wallets(self, leadership: Leadership, ledger: Ledger) -> None:
+        compare_changed_wallets(ledger, leadership.term, lambda: self._may_continue(leadership))
 
     def _unsuspend(self, leadership: Leadership, ledger: Ledger) -> None:
         for row in sql.rows(ledger.connection, "suspended_organizations"):

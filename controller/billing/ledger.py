@@ -239,12 +239,18 @@ class Ledger:
             if paid["charged"] != len(wallets):
                 raise InconsistentError("a wallet was spent while its batch was being charged")
             if paid["moved"]:
-                self._correct_balances(paid["moved"], paid["differences"])
+                self._correct_balances(paid["moved"], paid["moved_wallets"], paid["differences"])
         return replace(_result(row), last=_resume_point(row)), row["left_over"]
 
-    def _correct_balances(self, organizations: list[UUID], differences: list[Decimal]) -> None:
-        """Corrects the balances recorded with payments, after a top-up during their batch."""
-        corrected = sql.row(self.connection, "correct_balances", organizations=organizations, differences=differences)
+    def _correct_balances(self, organizations: list[UUID], wallets: list[UUID], differences: list[Decimal]) -> None:
+        """Corrects the balances recorded with a charge, after a top-up during its batch."""
+        corrected = sql.row(
+            self.connection,
+            "correct_balances",
+            organizations=organizations,
+            wallets=wallets,
+            differences=differences,
+        )
         if corrected["organizations"] != len(organizations):
             raise InconsistentError("a payment's balances could not be corrected")
 

@@ -79,6 +79,11 @@ def _why_attention(status: Status) -> tuple[str, ...]:
         reasons.append(f"cycle {run['id']} missed {_count(missed, 'instance')}")
     if status.suspended:
         reasons.append(f"{_count(status.suspended, 'organization')} suspended")
+    if status.differing_wallets:
+        wallets = (
+            f"{_count(status.differing_wallets, 'wallet')} {'differs' if status.differing_wallets == 1 else 'differ'}"
+        )
+        reasons.append(f"{wallets} from the transactions by {status.difference}; `audit` lists them")
     if run.get("outcome") in {"stopped", "abandoned"}:
         reasons.append(f"cycle {run['id']} was {run['outcome']}")
     age = status.heartbeat_age_seconds

@@ -49,7 +49,7 @@ REQUIRED: Final = {
     "vps_instances": ("id", "organization_id", "plan_id", "label", "created_at", "last_billed_at"),
     "payment_transactions": (
         "id", "organization_id", "amount", "currency", "payment_method", "payment_provider", "status",
-        "description", "metadata", "created_at",
+        "description", "metadata", "created_at", "updated_at",
     ),
     "vps_billing_cycles": (
         "id", "vps_instance_id", "organization_id", "billing_period_start", "billing_period_end", "hourly_rate",

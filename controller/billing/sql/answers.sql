@@ -37,10 +37,16 @@ limit %(limit)s
 select %(from_time)s::timestamptz as from_time, coalesce(%(to_time)s::timestamptz, now()) as to_time
 
 -- name: statement_balance
-select * from billing_statement_balance(%(organization)s, %(from_time)s, %(to_time)s)
+-- The baseline contains every accepted difference; one that was accepted later does not count yet.
+select opening - billing_accepted_since(%(organization)s, %(from_time)s) as opening, credits, debits,
+    closing - billing_accepted_since(%(organization)s, %(to_time)s) as closing,
+    currency, balance_now, expected_now, difference, adopted_at, derived
+from billing_statement_balance(%(organization)s, %(from_time)s, %(to_time)s)
 
 -- name: statement
 select * from billing_statement(%(organization)s, %(from_time)s, %(to_time)s)
+union all
+select * from billing_statement_corrections(%(organization)s, %(from_time)s, %(to_time)s)
 
 -- name: runway
 select * from billing_runway(%(organization)s::uuid, %(default_monthly_price)s)

@@ -1,21 +1,24 @@
 -- The invariants of money. Each returns (subject, detail, exempt) for every row that breaks it. `exempt` marks rows that are
 -- older than the controller's adoption of the database, or that another program wrote. They are reported but are no
--- violations. The parameter `organization` restricts the check to one organization; null checks all of them. All run in one
+-- violations. The differences of wallets are always exempt, because the application may change wallets. The parameter `organization` restricts the check to one organization; null checks all of them. All run in one
 -- read-only snapshot. "Our" rows are those for which billing_is_ours(metadata) is true.
 
 -- name: audit_summary
 -- A template: the statement of one invariant goes between the parentheses.
 select count(*) filter (where not exempt) as violations, count(*) filter (where exempt) as exempt,
-    coalesce((array_agg(subject || ': ' || detail) filter (where not exempt))[1:%(examples)s], '{}') as examples
+    coalesce((array_agg(subject || ': ' || detail) filter (where not exempt))[1:%(examples)s], '{}') as examples,
+    coalesce((array_agg(subject || ': ' || detail) filter (where exempt))[1:%(examples)s], '{}') as exempt_examples
 from (
     {invariant}
 ) as broken
 
 -- name: audit_wallet_balance
--- wallet = sum of its completed transactions since adoption
+-- wallet = sum of its completed transactions since adoption. The application writes wallets as absolute values, so a difference
+-- is its doing and exempt. `reconcile` corrects or accepts it.
 select 'wallet ' || w.id as subject,
-    'holds ' || w.balance || ', its transactions since adoption make it ' || b.baseline + coalesce(t.completed, 0) as detail,
-    false as exempt
+    'holds ' || w.balance || ', its transactions since adoption make it ' || b.baseline + coalesce(t.completed, 0)
+        || coalesce(': ' || c.parts, '') as detail,
+    true as exempt
 from wallets w
 join billing_wallet_baselines b on b.wallet_id = w.id
 left join (
@@ -25,6 +28,10 @@ left join (
         and (%(organization)s::uuid is null or organization_id = %(organization)s)
     group by organization_id
 ) t on t.organization_id = w.organization_id
+left join lateral (
+    select string_agg(part.key || ' ' || part.value, ', ' order by part.key) as parts
+    from billing_wallet_comparison(w.organization_id) as compared, jsonb_each_text(compared.explanation) part
+) c on true
 where w.balance is distinct from b.baseline + coalesce(t.completed, 0)
     and w.balance <> 'NaN'
     and (%(organization)s::uuid is null or w.organization_id = %(organization)s)
@@ -203,6 +210,12 @@ left join billing_runs r on r.id = (c.metadata ->> 'run')::bigint
 where billing_is_ours(c.metadata)
     and (%(organization)s::uuid is null or c.organization_id = %(organization)s)
     and r.term is distinct from (c.metadata ->> 'term')::bigint
+
+-- name: audit_corrections
+-- What operators did about differences.
+select count(*) as corrections, coalesce(sum(abs(amount)), 0) as amount
+from billing_corrections
+where %(organization)s::uuid is null or organization_id = %(organization)s
 
 -- name: audit_older_rows
 select count(*) as older_rows

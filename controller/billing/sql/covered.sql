@@ -75,6 +75,14 @@ with due as materialized (
     update vps_instances i set last_billed_at = c.period_end from charge c
     where i.id = c.id and i.last_billed_at is not distinct from c.last_billed_at
     returning i.last_billed_at = c.period_end as written
+), balance_left as (
+    -- before the wallets are locked; correct_balances corrects it too. A balance that the last charge did not leave is noted
+    update billing_wallet_baselines b
+    set left_balance = c.balance - c.amount,
+        changed_at = case when b.left_balance <> c.balance then coalesce(b.changed_at, now()) else b.changed_at end
+    from covered c
+    where b.wallet_id = c.wallet_id and c.amount > 0
+    returning b.wallet_id
 ), total as (
     select count(*) as instances, coalesce(sum(hours), 0)::bigint as hours, coalesce(sum(amount), 0.00) as amount,
         count(*) filter (where amount > 0) as payments from charge
@@ -87,7 +95,8 @@ select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended
     (select (count(*), coalesce(sum(amount), 0)) = (t.payments, -t.amount) from paid)
         and (select (count(*), coalesce(sum(total_amount), 0)) = (t.instances, t.amount) from period)
         and (select count(*) filter (where written) = t.instances from advanced)
-        and (select count(*) = (t.instances > 0)::int from batch_recorded) as consistent,
+        and (select count(*) = (t.instances > 0)::int from batch_recorded)
+        and (select count(*) from balance_left) = (select count(*) from covered where amount > 0) as consistent,
     array(select wallet_id from covered where amount > 0) as wallets,
     array(select amount from covered where amount > 0) as amounts,
     array(select balance from covered where amount > 0) as balances,
@@ -100,7 +109,7 @@ left join (select created_at, id from due order by organization_id desc, created
 -- name: charge_wallets
 -- Debits the wallets in the one global order. Counts those that could pay and whose balance fell by exactly their amount. If
 -- the count is too low, the caller rolls the batch back. Returns the organizations whose balance has changed since
--- charge_covered read it, and by how much.
+-- charge_covered read it, with their wallets, and by how much.
 with locked as materialized (
     select w.id, w.organization_id, o.amount, w.balance, w.balance - o.balance as difference
     from unnest(%(wallets)s::uuid[], %(amounts)s::numeric[], %(balances)s::numeric[]) as o (wallet_id, amount, balance)
@@ -116,11 +125,12 @@ with locked as materialized (
 )
 select (select count(*) filter (where exact) from charged) as charged,
     array(select organization_id from locked where difference <> 0 order by id) as moved,
+    array(select id from locked where difference <> 0 order by id) as moved_wallets,
     array(select difference from locked where difference <> 0 order by id) as differences
 
 -- name: correct_balances
--- Corrects balance_before and balance_after in this transaction's payments of a few organizations. The ids of these payments
--- are no older than the transaction.
+-- Corrects balance_before and balance_after in this transaction's payments of a few organizations, and the balance that is
+-- kept as left. The ids of these payments are no older than the transaction.
 with written as materialized (
     select id, organization_id
     from payment_transactions
@@ -135,5 +145,10 @@ with written as materialized (
     join written w on w.organization_id = m.organization_id
     where p.id = w.id
     returning p.organization_id
+), balance_left as (
+    update billing_wallet_baselines b
+    set left_balance = b.left_balance + m.difference, changed_at = coalesce(b.changed_at, now())
+    from unnest(%(wallets)s::uuid[], %(differences)s::numeric[]) as m (wallet_id, difference)
+    where b.wallet_id = m.wallet_id
 )
 select count(distinct organization_id) as organizations from corrected

@@ -67,10 +67,10 @@ from (
 
 -- name: adopt_wallets
 -- Records the baseline of a wallet that is newer than migration 015, by the rule of that migration.
-insert into billing_wallet_baselines (wallet_id, organization_id, baseline, adopted_balance)
+insert into billing_wallet_baselines (wallet_id, organization_id, baseline, adopted_balance, left_balance)
 select w.id, w.organization_id, w.balance - coalesce(
     (select sum(t.amount) from payment_transactions t
-     where t.organization_id = w.organization_id and billing_is_of_wallet(t.status, t.amount, t.metadata)), 0), w.balance
+     where t.organization_id = w.organization_id and billing_is_of_wallet(t.status, t.amount, t.metadata)), 0), w.balance, w.balance
 from wallets w
 where w.organization_id in (
         select organization_id from vps_instances
@@ -249,17 +249,24 @@ with charge as materialized (
     from jsonb_to_recordset(%(segments)s::jsonb) as s (
         instance_id uuid, label text, last_billed_at timestamptz, starts_at timestamptz, hours bigint, failure_reason text,
         ledger_end timestamptz, wallet_id uuid, paid_hours bigint, amount numeric)
+), wallet as materialized (
+    select c.wallet_id, sum(c.amount) as amount, min(b.balance) as balance
+    from charge c join wallets b on b.id = c.wallet_id
+    where c.failure_reason is null
+    group by c.wallet_id
 ), wallet_charged as (
     update wallets w
     set balance = w.balance - o.amount, updated_at = now()
-    from (
-        select c.wallet_id, sum(c.amount) as amount, min(b.balance) as balance
-        from charge c join wallets b on b.id = c.wallet_id
-        where c.amount > 0
-        group by c.wallet_id
-    ) o
-    where w.id = o.wallet_id and w.balance >= o.amount
+    from wallet o
+    where w.id = o.wallet_id and o.amount > 0 and w.balance >= o.amount
     returning w.balance = o.balance - o.amount as exact
+), balance_left as (
+    -- a balance that the last charge did not leave is noted, also if the wallet pays nothing
+    update billing_wallet_baselines b
+    set left_balance = o.balance - o.amount,
+        changed_at = case when b.left_balance <> o.balance then coalesce(b.changed_at, now()) else b.changed_at end
+    from wallet o
+    where b.wallet_id = o.wallet_id and (o.amount > 0 or b.left_balance <> o.balance)
 ), instance as materialized (
     -- if the ledger is ahead of last_billed_at, correct last_billed_at
     select instance_id, min(label) as label, min(last_billed_at) as last_billed_at,

@@ -1,0 +1,81 @@
+"""Commands that decide about money: `reconcile`."""
+
+import re
+import time
+from dataclasses import asdict
+from decimal import Decimal
+from typing import Annotated, Any, Final
+
+import typer
+
+from controller import money_report, output
+from controller.billing import reconcile as reconciliation
+from controller.billing.answers import NameNotFoundError, find
+from controller.billing.reconcile import Comparison, Correction, Order
+from controller.commands import AsJson, application
+from controller.postgres import migrations
+
+Reason = Annotated[str | None, typer.Option(help="The reason, for the record.")]
+By = Annotated[str | None, typer.Option(help="Your name, for the record.", show_default="the current user")]
+
+_AMOUNT: Final = re.compile(r"[+-]?\d{1,20}(\.\d{1,20})?")
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def reconcile(
+    organization: Annotated[str, typer.Argument(help="An organization's id or slug.")],
+    *,
+    correct: Annotated[
+        bool, typer.Option("--correct", help="Move the wallet by the difference, to what its transactions make it.")
+    ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Keep the wallet, and count the difference as part of its baseline.")
+    ] = False,
+    amount: Annotated[str | None, typer.Option(help="The difference, as this command shows it.")] = None,
+    reason: Reason = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compares a wallet with its transactions, and corrects or accepts a difference. Exit status 1 if it differs."""
+    kind = _kind(correct=correct, accept=accept)
+    if kind and (amount is None or not reason or not reason.strip()):
+        raise typer.BadParameter(f"--{kind} needs --amount and --reason")
+    if not kind and (amount or reason or by):
+        raise typer.BadParameter("--amount, --reason and --by need --correct or --accept")
+    seen = _amount(amount) if amount else None
+    built = application()
+    correction: Correction | None = None
+    with built.connect() as connection:
+        migrations.check(connection)
+        wanted = find(connection, organization, organizations_only=True).organization_id
+        if kind and seen is not None and reason:
+            order = Order(kind, seen, reason.strip(), built.operator(by))
+            correction = reconciliation.reconcile(connection, wanted, order, time.sleep)
+        compared = correction.after if correction else reconciliation.compare(connection, wanted)
+        if compared is None:
+            raise NameNotFoundError(f"{organization} has been deleted")
+        made = reconciliation.read_corrections(connection, wanted)
+    _print(compared, correction, made, as_json=as_json)
+    raise typer.Exit(1 if compared.differs else 0)
+
+
+def _kind(*, correct: bool, accept: bool) -> str | None:
+    if correct and accept:
+        raise typer.BadParameter("choose one of --correct and --accept")
+    return "correct" if correct else "accept" if accept else None
+
+
+def _amount(text: str) -> Decimal:
+    if not _AMOUNT.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is not an amount such as 12.34", param_hint="--amount")
+    return Decimal(text)
+
+
+def _print(compared: Comparison, correction: Correction | None, made: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        output.json_line({**asdict(compared), "correction": correction and asdict(correction), "corrections": made})
+        return
+    for text in money_report.comparison(compared, correction, made):
+        output.line(text)

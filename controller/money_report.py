@@ -1,0 +1,75 @@
+"""Formats what `reconcile` found and did, as lines of text. Computes nothing."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+from controller.billing.answers import REMEDIES
+from controller.billing.reconcile import READ_AGAIN_SECONDS, Comparison, Correction
+from controller.report import facts
+from controller.wording import time
+
+#: What each part of a difference means.
+PARTS: Final = {
+    "overwritten_debit": "the application overwrote our debit with a balance that it had read before",
+    "overwritten_credit": "two payments of the application began at one balance, so one was overwritten",
+    "in_flight": "a top-up is on its way between the payment and the wallet",
+    "half_cents": "rounding by the application",
+    "deleted_rows": "completed transactions were deleted",
+    "unexplained": "nothing explains it: look for manual changes of the wallet",
+}
+
+
+def comparison(compared: Comparison, correction: Correction | None, made: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The result of `reconcile`."""
+    yield f"organization {compared.organization} ({compared.slug}, {compared.organization_id})"
+    if compared.not_compared is not None:
+        remedy = REMEDIES.get(compared.not_compared, "the next cycle adopts the wallet")
+        yield f"There is nothing to compare: {compared.not_compared}; {remedy}."
+        return
+    if correction is not None:
+        yield from _corrected(correction)
+    rows = [
+        ("wallet", str(compared.wallet_id)),
+        ("holds", f"{compared.balance} {compared.currency or ''}".rstrip()),
+        ("should hold", f"{compared.expected}: baseline {compared.baseline} and transactions {compared.completed}"),
+        ("difference", _signed(compared.difference)),
+    ]
+    rows += [
+        ("", f"{_signed(amount)} {kind.replace('_', ' ')}: {PARTS.get(kind, '')}")
+        for kind, amount in sorted(compared.explanation.items())
+    ]
+    if compared.other_wallets:
+        rows.append(("other wallets", f"{compared.other_wallets} in transactions that don't count for this one"))
+    if compared.unsettled:
+        rows.append(("unsettled", compared.unsettled))
+    rows += [
+        (
+            "earlier",
+            f"{time(each['made_at'])} {each['kind']} {_signed(each['amount'])} by {each['made_by']}: {each['reason']}",
+        )
+        for each in made
+    ]
+    yield from facts(rows)
+    if compared.difference:
+        command = f"containerstacks-billing reconcile {shlex.quote(compared.slug)}"
+        amount = f"--amount {compared.difference} --reason TEXT"
+        yield ""
+        yield f"To change the wallet by {_signed(-compared.difference)}: {command} --correct {amount}"
+        yield f"To keep the wallet: {command} --accept {amount}"
+
+
+def _corrected(correction: Correction) -> Iterator[str]:
+    moved = "the wallet" if correction.kind == "correct" else "the baseline"
+    yield f"Changed {moved} by {_signed(correction.amount)}."
+    if correction.overwritten:
+        now = _signed(correction.after.difference)
+        yield f"The wallet was overwritten within {READ_AGAIN_SECONDS:.0f} s: the difference is {now}."
+    elif correction.rest:
+        yield f"The wallet doesn't go below zero, so {correction.rest} could not be taken."
+    yield ""
+
+
+def _signed(amount: Decimal | None) -> str:
+    return "unknown" if amount is None else "0.00" if amount == 0 else f"{amount:+}"
