@@ -17,8 +17,9 @@ from uuid import UUID
 import psycopg
 
 from controller import __version__, sql
-from controller.billing import access
+from controller.billing import access, adoption
 from controller.billing.audit import AuditReport, audit
+from controller.billing.backlog import read_unrecorded
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
@@ -53,6 +54,8 @@ from controller.web_reader import WebReader
 STOP_SECONDS: Final = 10.0
 #: The session of the status page and the metrics. A person's `status` may take longer.
 STATUS: Final = replace(HEARTBEAT, purpose="status")
+#: The migration that adopts the wallets.
+ADOPTION: Final = "015_billing_wallet_baselines"
 
 
 def instance_id(pod_name: str | None = None) -> str:
@@ -93,7 +96,9 @@ class Application:
         self.lock = LockName(settings.lock_name)
         self.database = Database(settings.read_url, "DATABASE_URL", self.instance_id)
         self.direct = Database(settings.read_direct_url, settings.direct_url_setting, self.instance_id)
-        self.pricing = Pricing(settings.default_monthly_price, settings.currency, settings.accepted_columns)
+        self.pricing = Pricing(
+            settings.default_monthly_price, settings.currency, settings.accepted_columns, settings.max_backlog_hours
+        )
         #: Called for each transaction that the fence refuses.
         self.on_fenced: Callable[[], None] = lambda: None
         #: Organizations that a dry run charges although they are suspended, as the next cycle will.
@@ -202,7 +207,8 @@ class Application:
         """Applies pending migrations and repairs state tables that were emptied or doubled.
 
         Returns:
-            One line for each thing done; none if there was nothing to do.
+            One line for each thing done; none if there was nothing to do. The first migration of a database with
+            rows adds what it found.
 
         Args:
             progress: called with one line for each step that may take long.
@@ -213,11 +219,18 @@ class Application:
             with self.direct.connect(MIGRATION) as connection:
                 applied = migrations.migrate(connection, progress)
                 repaired = state_tables.repair(connection, generation=GENERATION, version=__version__)
-            return [
-                f"{done} {', '.join(names)}" for done, names in (("applied", applied), ("repaired", repaired)) if names
-            ]
+                report = self._adoption_report(connection) if ADOPTION in applied else []
+            done = (("applied", applied), ("repaired", repaired))
+            return [*(f"{what} {', '.join(names)}" for what, names in done if names), *report]
 
         return patiently(attempt, wait_seconds, lambda line: progress(self.redact(line)))
+
+    def _adoption_report(self, connection: BoundedConnection) -> list[str]:
+        """Returns what the database held. The migration has succeeded, so a failure is only a line of the report."""
+        try:
+            return list(adoption.lines(adoption.read_adoption(connection, self.pricing)))
+        except psycopg.Error as error:
+            return [f"what the database holds could not be read: {one_line(error)}"]
 
     def check_schema(self, progress: Callable[[str], None], wait_seconds: float = 0) -> None:
         """Raises SchemaError unless billing can work on this database. The arguments are those of `migrate`."""
@@ -238,6 +251,11 @@ class Application:
     def web_reader(self) -> WebReader:
         """Returns the reader of what the HTTP servers show."""
         return WebReader(partial(self.connect, STATUS), self.pricing, self.redact)
+
+    def unrecorded(self) -> list[dict[str, Any]]:
+        """Reads the instances with many unrecorded hours, for a dry run."""
+        with self.connect() as connection:
+            return read_unrecorded(connection, self.pricing)
 
     def operator(self, name: str | None) -> str:
         """Returns who gives a command, and where, for the record.

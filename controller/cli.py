@@ -145,7 +145,7 @@ def bill(
             application, context.obj, dry=dry_run, on_planned=progress.planned, on_result=progress.charged
         )
     redacted = replace(result, error=result.error and application.redact(result.error))
-    output.cycle(redacted, dry=dry_run, as_json=as_json)
+    output.cycle(redacted, application.unrecorded() if dry_run else (), dry=dry_run, as_json=as_json)
     raise typer.Exit(OUTCOME_STATUS[result.outcome])
 
 

@@ -154,6 +154,11 @@ class _AtScrape(Collector):
         )
         yield _gauge("suspended_organizations", "Organizations that the guard has suspended.", status.suspended)
         yield _gauge(
+            "backlogs",
+            "Instances that are not charged until an operator accepts or waives their hours.",
+            status.backlogs,
+        )
+        yield _gauge(
             "differing_wallets",
             "Wallets that differ from their transactions because another program changed them.",
             status.differing_wallets,

@@ -1,4 +1,4 @@
-"""Commands that decide about money: `reconcile`."""
+"""Commands that decide about money: `reconcile` and `accept-backlog`."""
 
 import re
 import time
@@ -11,6 +11,8 @@ import typer
 from controller import money_report, output
 from controller.billing import reconcile as reconciliation
 from controller.billing.answers import NameNotFoundError, find
+from controller.billing.backlog import accept_backlog as accept
+from controller.billing.backlog import read_backlogs
 from controller.billing.reconcile import Comparison, Correction, Order
 from controller.commands import AsJson, application
 from controller.postgres import migrations
@@ -59,6 +61,44 @@ def reconcile(
         made = reconciliation.read_corrections(connection, wanted)
     _print(compared, correction, made, as_json=as_json)
     raise typer.Exit(1 if compared.differs else 0)
+
+
+@app.command()
+def accept_backlog(
+    organization: Annotated[
+        str | None, typer.Argument(help="An organization's id or slug.", show_default=False)
+    ] = None,
+    *,
+    everyone: Annotated[bool, typer.Option("--all", help="Accept the backlog of every organization.")] = False,
+    reason: Reason = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lets the next cycle charge a backlog. Without an organization, lists backlogs; exit status 1 if there are any."""
+    if organization and everyone:
+        raise typer.BadParameter("choose an organization or --all")
+    wanted = organization is not None or everyone
+    if wanted and not (reason and reason.strip()):
+        raise typer.BadParameter("accept-backlog needs --reason")
+    if not wanted and (reason or by):
+        raise typer.BadParameter("--reason and --by need an organization or --all")
+    built = application()
+    with built.connect() as connection:
+        migrations.check(connection)
+        if not wanted or not reason:
+            rows = read_backlogs(connection, None)
+        else:
+            subject = find(connection, organization, organizations_only=True) if organization else None
+            done = accept(connection, subject.organization_id if subject else None, built.operator(by), reason.strip())
+            whose = subject.slug if subject else "every organization"
+            output.json_line(asdict(done)) if as_json else output.line(money_report.accepted(done, whose))
+            return
+    if as_json:
+        output.json_line(rows)
+    else:
+        for text in money_report.backlogs(rows):
+            output.line(text)
+    raise typer.Exit(1 if rows else 0)
 
 
 def _kind(*, correct: bool, accept: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""Formats what `reconcile` found and did, as lines of text. Computes nothing."""
+"""Formats what the commands about money found and did, as lines of text. Computes nothing."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -6,8 +6,9 @@ from decimal import Decimal
 from typing import Any, Final
 
 from controller.billing.answers import REMEDIES
+from controller.billing.backlog import LISTED_HOURS, Accepted
 from controller.billing.reconcile import READ_AGAIN_SECONDS, Comparison, Correction
-from controller.report import facts
+from controller.report import counted, day, facts, table
 from controller.wording import time
 
 #: What each part of a difference means.
@@ -73,3 +74,62 @@ def _corrected(correction: Correction) -> Iterator[str]:
 
 def _signed(amount: Decimal | None) -> str:
     return "unknown" if amount is None else "0.00" if amount == 0 else f"{amount:+}"
+
+
+def forecast(largest: Sequence[dict[str, Any]], unrecorded: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What a dry run adds: its largest charges, and the instances with many unrecorded hours."""
+    if largest:
+        yield ""
+        yield "largest charges"
+        rows = [
+            (str(each["amount"]), str(each["hours"]), each["slug"], each["label"] or str(each["instance_id"]))
+            for each in largest
+        ]
+        yield from table(("amount", "hours", "organization", "instance"), rows, numbers=(0, 1))
+    if unrecorded:
+        found = unrecorded[0]["found"]
+        yield ""
+        yield f"{counted(found, 'instance')} with more than {LISTED_HOURS} hours neither billed nor recorded"
+        yield from table(
+            ("hours", "amount", "since", "organization", "instance", ""),
+            [
+                (
+                    str(each["hours"]), "unknown" if each["amount"] is None else str(each["amount"]),
+                    day(each["since"]), each["slug"], each["label"] or str(each["instance_id"]),
+                    "backlog: not charged" if each["in_backlog"] else "",
+                )
+                for each in unrecorded
+            ],
+            numbers=(0, 1),
+        )  # fmt: skip
+        if found > len(unrecorded):
+            yield f"and {found - len(unrecorded)} more"
+    if any(each["in_backlog"] for each in unrecorded):
+        yield "A backlog is charged after `containerstacks-billing accept-backlog ORG|--all --reason TEXT`."
+
+
+def backlogs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The result of `accept-backlog` without an organization: what could be accepted."""
+    if not rows:
+        yield "no instance is in backlog"
+        return
+    total = sum((each["owed"] for each in rows), Decimal(0))
+    yield f"{counted(len(rows), 'instance')} in backlog, {total} not charged"
+    yield from table(
+        ("hours", "amount", "since", "organization", "instance"),
+        [
+            (
+                str(each["hours"]), str(each["owed"]), day(each["since"]), each["slug"],
+                each["label"] or str(each["instance_id"]),
+            )
+            for each in rows
+        ],
+        numbers=(0, 1),
+    )  # fmt: skip
+    yield "Charge them after `accept-backlog ORG|--all --reason TEXT`, or `waive` them."
+
+
+def accepted(done: Accepted, whose: str) -> str:
+    """The result of `accept-backlog`."""
+    recorded = f"{counted(done.instances, 'instance')} in backlog with {done.owed}"
+    return f"accepted: hours of {whose} until {time(done.accepted_until)}, {recorded}; the next cycle charges them"

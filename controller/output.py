@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from controller import money_report
 from controller.billing.audit import AuditReport, Finding
 from controller.billing.values import BatchResult, CycleResult
 from controller.terminal import note, printable, width, write
@@ -98,8 +99,8 @@ def _print_differences(finding: Finding) -> None:
         line("       `containerstacks-billing reconcile ORG` explains and corrects a difference")
 
 
-def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
-    """Prints the result of `bill`."""
+def cycle(result: CycleResult, unrecorded: Sequence[dict[str, Any]] = (), *, dry: bool, as_json: bool) -> None:
+    """Prints the result of `bill`; for a dry run also its largest charges and the instances with many hours."""
     totals = result.totals
     if as_json:
         json_line(
@@ -107,6 +108,7 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
                 "outcome": result.outcome, "dry_run": dry, "run": None if dry or not result.run else result.run.id,
                 **asdict(totals), "seconds": round(result.seconds, 3), "error": result.error,
                 "failures_by_reason": result.failures_by_reason or {}, "cause": result.cause,
+                "largest": result.largest, "unrecorded": list(unrecorded),
             }
         )  # fmt: skip
         return
@@ -122,6 +124,8 @@ def cycle(result: CycleResult, *, dry: bool, as_json: bool) -> None:
     facts["suspended"] = f"{totals.suspended} instances"
     facts["time"] = f"{result.seconds:.2f} s"
     _print_facts(list(facts.items()))
+    for text in money_report.forecast(result.largest, unrecorded) if dry else ():
+        line(text)
 
 
 class Progress:

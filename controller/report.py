@@ -95,6 +95,7 @@ def _customers(status: Status) -> Facts:
         ("debts", f"{counted(status.debts, 'instance')}, {status.owed} owed"),
         ("failures", counted(status.failures, "instance")),
         ("suspended", f"{status.suspended} by the guard, {status.suspended_by_operators} by operators"),
+        ("backlog", f"{counted(status.backlogs, 'instance')}, {status.backlog} not charged"),
         ("differing", f"{counted(status.differing_wallets, 'wallet')}, by {status.difference}"),
     ]
 

@@ -181,6 +181,17 @@ class Settings(BaseSettings):
             "Price per hour of an instance without a priced plan. `none` records a failure instead of charging.",
         ),
     ] = Decimal("0.027")
+    max_backlog_hours: Annotated[
+        Annotated[int, Field(ge=1, le=100000)] | None,
+        BeforeValidator(_none),
+        _setting(
+            "BILLING_MAX_BACKLOG_HOURS",
+            BILLING,
+            "An instance with more unrecorded hours is not charged until they are accepted. Hours are"
+            " recorded if they are billed or in an open row. Only hours before the last successful cycle count; before"
+            " the first one, all of them. `none` charges every backlog.",
+        ),
+    ] = 168
     accept_columns: Annotated[
         str | None,
         _setting(

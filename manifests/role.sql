@@ -77,7 +77,7 @@ grant usage on sequence billing_daemon_status_id_seq to containerstacks_billing;
 -- organization's audit is clean, and wallet differences once they are gone.
 grant select on billing_schema_migrations to containerstacks_billing;
 grant select, update on billing_leadership to containerstacks_billing;
-grant select, insert on billing_terms, billing_corrections to containerstacks_billing;
+grant select, insert on billing_terms, billing_corrections, billing_accepted_backlogs to containerstacks_billing;
 grant select, insert, update on billing_wallet_baselines to containerstacks_billing;
 grant select, insert, update, delete on billing_wallet_differences to containerstacks_billing;
 grant select, insert, delete on billing_batches to containerstacks_billing;
@@ -91,7 +91,7 @@ grant select, insert, update on billing_commands to containerstacks_billing;
 
 -- Read by the commands, the status page and the metrics. A trigger that runs as the owner writes billing_lost_debts.
 grant select on billing_lost_debts, billing_lost_periods, billing_instance_debts to containerstacks_billing;
-grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history, billing_notices
+grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history, billing_notices, billing_backlogs
     to containerstacks_billing;
 
 commit;

@@ -41,6 +41,34 @@ begin
 end
 $$;
 
+CREATE FUNCTION billing_backlog_edge(as_of timestamp with time zone, max_hours integer) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    AS $$
+    select coalesce((
+        select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_is_successful(r.outcome)
+    ), as_of) - (max_hours + 1) * interval '1 hour'
+$$;
+
+CREATE FUNCTION billing_backlogs(of_organization uuid DEFAULT NULL::uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, instance_id uuid, label text, hours bigint, owed numeric, since timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select i.organization_id, o.name, o.slug, i.id, i.label, open.hours, open.owed, open.since
+    from (
+        select c.vps_instance_id, sum(billing_whole_hours(c.billing_period_start, c.billing_period_end))::bigint as hours,
+            sum(billing_owed(c.metadata, c.total_amount)) as owed, min(c.billing_period_start) as since, max(c.billing_period_end) as ends_at
+        from vps_billing_cycles c
+        where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ? 'backlog'
+            and (of_organization is null or c.organization_id = of_organization)
+        group by c.vps_instance_id
+    ) open
+    join vps_instances i on i.id = open.vps_instance_id
+    join organizations o on o.id = i.organization_id
+    where not exists (
+        select from billing_accepted_backlogs a
+        where (a.organization_id = i.organization_id or a.organization_id is null) and a.accepted_until >= open.ends_at)
+    order by open.since, i.id
+$$;
+
 CREATE FUNCTION billing_beats_until() RETURNS timestamp with time zone
     LANGUAGE sql STABLE
     AS $$
@@ -277,6 +305,19 @@ CREATE FUNCTION billing_hours_until(since timestamp with time zone, moment times
         when moment = 'infinity' then 9223372036854775807
         else ceil(extract(epoch from moment - since) / 3600)::bigint
     end
+$$;
+
+CREATE FUNCTION billing_in_backlog(instance_id uuid, organization_id uuid, starts_at timestamp with time zone, edge timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    select coalesce(starts_at <= edge, false)
+        and not exists (
+            select from vps_billing_cycles c
+            where c.vps_instance_id = instance_id and c.status = 'failed' and billing_is_ours(c.metadata)
+                and not c.metadata ? 'backlog' and c.billing_period_end > edge)
+        and not exists (
+            select from billing_accepted_backlogs a
+            where (a.organization_id = billing_in_backlog.organization_id or a.organization_id is null) and a.accepted_until > edge)
 $$;
 
 CREATE FUNCTION billing_instance_debts(of_organization uuid DEFAULT NULL::uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, instance_id uuid, label text, provider_instance_id text, hours bigint, owed numeric, since timestamp with time zone, next_hour numeric, balance numeric, pays_next_hour boolean)
@@ -601,19 +642,25 @@ CREATE FUNCTION billing_organization(of_organization uuid) RETURNS TABLE(organiz
     where o.id = of_organization
 $$;
 
-CREATE FUNCTION billing_outlook(of_organization uuid, as_of timestamp with time zone, default_monthly_price numeric, wanted_currency text) RETURNS TABLE(instance_id uuid, starts_at timestamp with time zone, hours bigint, monthly_price numeric, price_source text, recorded boolean, cost numeric, failure_reason text, paid_hours bigint, amount numeric)
+CREATE FUNCTION billing_outlook(of_organization uuid, as_of timestamp with time zone, default_monthly_price numeric, wanted_currency text, max_backlog_hours integer) RETURNS TABLE(instance_id uuid, starts_at timestamp with time zone, hours bigint, monthly_price numeric, price_source text, recorded boolean, cost numeric, failure_reason text, paid_hours bigint, amount numeric)
     LANGUAGE sql STABLE
     AS $$
     with due as materialized (
         select i.id, coalesce(i.created_at, 'infinity') as created_at
         from vps_instances i
         where i.organization_id = of_organization and billing_due(i.last_billed_at, i.created_at, as_of)
-    ), segment as materialized (
-        select due.created_at, s.*, o.balance,
-            min(billing_failure_reason(o.suspended, nullif(o.wallets, 0), o.balance, o.currency, wanted_currency, s.start_known,
-                s.hours, s.monthly_price)) over (partition by s.instance_id) as failure_reason
+    ), priced as materialized (
+        select due.created_at, s.*, min(s.starts_at) over (partition by s.instance_id) as billed_until
         from billing_segments(array(select due.id from due), as_of, default_monthly_price) s
         join due on due.id = s.instance_id
+    ), segment as materialized (
+        select s.*, o.balance,
+            min(coalesce(
+                billing_failure_reason(o.suspended, nullif(o.wallets, 0), o.balance, o.currency, wanted_currency, s.start_known,
+                    s.hours, s.monthly_price),
+                case when billing_in_backlog(s.instance_id, of_organization, s.billed_until, billing_backlog_edge(as_of, max_backlog_hours))
+                    then 'backlog' end)) over (partition by s.instance_id) as failure_reason
+        from priced s
         cross join billing_organization(of_organization) o
     ), allotted as (
         select a.instance_id, a.starts_at, a.paid_hours
@@ -1103,6 +1150,32 @@ CREATE FUNCTION billing_uncharged() RETURNS TABLE(organization_id uuid, organiza
     join organizations o on o.id = open.organization_id
 $$;
 
+CREATE FUNCTION billing_unrecorded(as_of timestamp with time zone, min_hours integer, max_hours integer, default_monthly_price numeric, listed integer) RETURNS TABLE(organization_id uuid, slug text, instance_id uuid, label text, since timestamp with time zone, hours bigint, amount numeric, in_backlog boolean, found bigint)
+    LANGUAGE sql STABLE
+    AS $$
+    select w.organization_id, o.slug, w.id, w.label, w.since, w.hours, (
+            select sum(case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) end)
+            from billing_segments(array[w.id], as_of, default_monthly_price) s where s.starts_at >= w.since),
+        coalesce(billing_in_backlog(w.id, w.organization_id, w.starts_at, billing_backlog_edge(as_of, max_hours)), false), w.found
+    from (
+        select i.id, i.organization_id, i.label, p.starts_at, r.since, billing_whole_hours(r.since, as_of) as hours, count(*) over () as found
+        from vps_instances i
+        cross join lateral billing_position(i.id, i.last_billed_at, i.created_at) p
+        cross join lateral (
+            select greatest(p.starts_at, max(c.billing_period_end)) as since
+            from vps_billing_cycles c
+            where c.vps_instance_id = i.id and c.status = 'failed' and billing_is_ours(c.metadata) and not c.metadata ? 'backlog'
+        ) r
+        where billing_due(i.last_billed_at, i.created_at, as_of) and billing_is_moment(p.starts_at)
+            and coalesce(i.last_billed_at, i.created_at) < as_of - min_hours * interval '1 hour'
+            and billing_whole_hours(r.since, as_of) > min_hours
+        order by hours desc, i.id
+        limit listed
+    ) w
+    join organizations o on o.id = w.organization_id
+    order by w.hours desc, w.id
+$$;
+
 CREATE FUNCTION billing_waived(metadata jsonb) RETURNS numeric
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -1183,6 +1256,33 @@ CREATE FUNCTION billing_without_term(pid integer, began_at timestamp with time z
         end
         from billing_leadership l), false)
 $$;
+
+CREATE TABLE billing_accepted_backlogs (
+    id bigint NOT NULL,
+    accepted_until timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    accepted_by text NOT NULL,
+    reason text NOT NULL,
+    organization_id uuid,
+    instances bigint NOT NULL,
+    owed numeric NOT NULL
+);
+
+COMMENT ON COLUMN billing_accepted_backlogs.instances IS 'in backlog when it was accepted, by their open rows';
+
+ALTER TABLE billing_accepted_backlogs ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME billing_accepted_backlogs_id_seq
+);
+
+CREATE VIEW billing_backlogs AS
+ SELECT organization_id,
+    organization,
+    slug,
+    instance_id,
+    label,
+    hours,
+    owed,
+    since
+   FROM billing_backlogs() billing_backlogs(organization_id, organization, slug, instance_id, label, hours, owed, since);
 
 CREATE TABLE billing_batches (
     id bigint NOT NULL,
@@ -1572,6 +1672,9 @@ COMMENT ON COLUMN billing_wallet_differences.explanation IS 'the amounts that ma
 
 ALTER TABLE ONLY billing_daemon_status ALTER COLUMN id SET DEFAULT nextval('billing_daemon_status_id_seq'::regclass);
 
+ALTER TABLE ONLY billing_accepted_backlogs
+    ADD CONSTRAINT billing_accepted_backlogs_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY billing_batches
     ADD CONSTRAINT billing_batches_pkey PRIMARY KEY (id);
 
@@ -1625,6 +1728,8 @@ ALTER TABLE ONLY billing_wallet_baselines
 
 ALTER TABLE ONLY billing_wallet_differences
     ADD CONSTRAINT billing_wallet_differences_pkey PRIMARY KEY (wallet_id);
+
+CREATE INDEX billing_accepted_backlogs_organization ON billing_accepted_backlogs USING btree (organization_id, accepted_until);
 
 CREATE INDEX billing_batches_run ON billing_batches USING btree (run_id);
 

@@ -25,6 +25,7 @@ RIGHTS: Final = {
     "billing_wallet_baselines": {"select": "", "insert": "", "update": ""},
     "billing_wallet_differences": {"select": "", "insert": "", "update": "", "delete": ""},
     "billing_corrections": {"select": "", "insert": ""},
+    "billing_accepted_backlogs": {"select": "", "insert": ""},
     "billing_runs": {"select": "", "insert": "", "update": ""},
     "billing_batches": {"select": "", "insert": "", "delete": ""},
     "billing_prices": {"select": "", "insert": "", "update": ""},

@@ -34,6 +34,7 @@ REMEDIES: Final = {
     "price_nan": "correct the price of the plan",
     "price_infinite": "correct the price of the plan",
     "start_unknown": "give the instance a created_at",
+    "backlog": "run `containerstacks-billing accept-backlog ORG --reason TEXT` to charge these hours, or `waive` them",
     "audit_violation": "run `containerstacks-billing audit --organization ID`; a clean audit ends the suspension",
     "suspended": "run `containerstacks-billing unsuspend ORG`; the hours are then charged at their recorded prices",
     "locked": "find the transaction that keeps the organization's rows locked; the next cycle tries again",
@@ -236,5 +237,6 @@ def explain(connection: sql.Connection, subject: Subject, pricing: Pricing, *, l
             as_of=as_of,
             currency=pricing.currency,
             limit=limit,
+            max_backlog_hours=pricing.max_backlog_hours,
         )
     return Explanation(subject, organization, tuple(instances), as_of, tuple(outlook))

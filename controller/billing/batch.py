@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -29,6 +29,8 @@ TRIES_LOST = 6
 #: Tries of a transaction that conflicts with others. After that, splitting the batch finds the organization concerned.
 TRIES_CONFLICT = 3
 FIRST_BACK_OFF_SECONDS = 0.1
+#: Charges that a dry run names.
+LARGEST: Final = 10
 #: A step that exceeds its statement timeout is tried again with this fraction of its rows, down to one row.
 FEWER_ROWS = 8
 
@@ -273,7 +275,8 @@ class BatchWorker:
             if context.dry and results:  # the earlier steps were rolled back
                 spent = sum((each.totals.amount for each in results), Decimal(0))
                 ledger.take_from_wallet(batch.first_organization, spent)
-            return ledger.charge(context.run, batch, after, limit, lock_first=lock_first)
+            charged = ledger.charge(context.run, batch, after, limit, lock_first=lock_first)
+            return replace(charged, largest=ledger.largest_charges(LARGEST)) if context.dry else charged
 
         while True:
             self._pause()

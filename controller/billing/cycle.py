@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from heapq import nlargest
 from threading import Event, Lock
+from typing import Any
 from uuid import UUID
 
 import psycopg
 import structlog
 
-from controller.billing.batch import BatchWorker, CycleContext
+from controller.billing.batch import LARGEST, BatchWorker, CycleContext
 from controller.billing.errors import CycleFailedError, DeposedError, StoppedError
 from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
@@ -175,6 +177,7 @@ class Cycle:
             ending.error,
             dict(state.failures_by_reason),
             ending.cause,
+            tuple(state.largest),
         )
 
     def _pace(self, run: Run, planned: int) -> Pace | None:
@@ -329,6 +332,7 @@ class _CycleState:
         self._on_result = on_result
         self.totals = Totals()
         self.failures_by_reason: Counter[str] = Counter()
+        self.largest: list[dict[str, Any]] = []
         self.unrecorded: list[UUID] = []
         self.evidence = Evidence()
         self.error: BaseException | None = None
@@ -341,6 +345,7 @@ class _CycleState:
         self.evidence.add(result.totals)
         with self._lock:
             self.totals += result.totals
+            self.largest = nlargest(LARGEST, (*self.largest, *result.largest), key=lambda charge: charge["amount"])
             self.failures_by_reason.update(result.failures_by_reason)
             self.unrecorded += result.unrecorded
             self._locked.update(dict.fromkeys(result.locked_by_others, result.last))

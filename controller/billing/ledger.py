@@ -216,7 +216,7 @@ class Ledger:
         Raises:
             InconsistentError: a row has changed in the meantime.
         """
-        step: dict[str, Any] = {"as_of": run.as_of, "batch_size": limit, **_after(after)}
+        step: dict[str, Any] = {"as_of": run.as_of, "batch_size": limit, **_after(after), **self._backlog()}
         if lock_first:
             return self._charge_ordered(run, step, self.due_organizations(run, batch), lock_first=True)
         covered, left_over = self._charge_covered(run, step, batch)
@@ -339,6 +339,7 @@ class Ledger:
             as_of=run.as_of,
             **_after(batch.after),
             **self._origin(run),
+            **self._backlog(),
             reason=reason,
             error=error,
         )
@@ -419,6 +420,17 @@ class Ledger:
     def current_term(self) -> int:
         """The newest term."""
         return int(sql.row(self.connection, "current_term")["term"])
+
+    def largest_charges(self, number: int) -> tuple[dict[str, Any], ...]:
+        """Returns this transaction's largest charges by instance, for a dry run. Needs `fenced`."""
+        return tuple(sql.rows(self.connection, "largest_charges", number=number))
+
+    def bills_others(self) -> bool:
+        """Returns True if the database has an instance that is not so long unbilled that it may be in backlog."""
+        return bool(sql.row(self.connection, "instance_beyond_backlog", **self._backlog())["found"])
+
+    def _backlog(self) -> dict[str, Any]:
+        return {"max_backlog_hours": self._pricing.max_backlog_hours}
 
     @staticmethod
     def _origin(run: Run) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Status:
         checked_until: the guard has checked every charge made before this time.
         database_time: when this was read.
         notices: what operators must know about billing as a whole, such as another biller. Some halt billing.
+        backlogs: instances that are not charged until an operator accepts or waives their hours.
+        backlog: what these hours cost.
         differing_wallets: wallets that differ from their transactions because another program changed them.
         difference: the sum of these differences, each without its sign.
     """
@@ -65,6 +67,8 @@ class Status:
     beats_until: datetime | None = None
     interval_minutes: float = 60.0
     suspended_by_operators: int = 0
+    backlogs: int = 0
+    backlog: Decimal = Decimal(0)
     differing_wallets: int = 0
     difference: Decimal = Decimal(0)
 

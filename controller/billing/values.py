@@ -52,11 +52,14 @@ class Pricing:
         default_monthly_price: for an instance whose plan has no price; None records a failure instead.
         currency: the currency that every wallet must have, as an ISO 4217 code.
         accepted_columns: columns of plans and instances that look like prices and may be ignored.
+        max_backlog_hours: an instance with more unrecorded hours before the last successful cycle is not charged; None
+            for no limit.
     """
 
     default_monthly_price: Decimal | None
     currency: str
     accepted_columns: tuple[str, ...] = ()
+    max_backlog_hours: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ class BatchResult:
         priced_by_default: up to 20 instances whose plan has no price, for a warning that names them.
         rewound: up to 20 instances whose last_billed_at was behind the ledger and has been corrected.
         last: where a large organization continues; None if nothing of it was processed.
+        largest: the largest charges of a dry run's transaction: instance, organization, hours and amount.
     """
 
     totals: Totals
@@ -183,6 +187,7 @@ class BatchResult:
     priced_by_default: tuple[dict[str, str], ...] = ()
     rewound: tuple[dict[str, str], ...] = ()
     last: ResumePoint | None = None
+    largest: tuple[dict[str, Any], ...] = ()
 
     def __add__(self, other: Self) -> "BatchResult":
         """Combines the two parts of one step: the fast path and the ordered one."""
@@ -196,6 +201,7 @@ class BatchResult:
             self.rewound + other.rewound,
             # The ordered path has the later snapshot. The fast path's may lack an instance that appeared in between.
             other.last or self.last,
+            self.largest + other.largest,
         )
 
 
@@ -208,6 +214,7 @@ class CycleResult:
         error: one line; None if it completed.
         failures_by_reason: number of instances that could not be charged, by reason.
         cause: of a failed cycle; else None.
+        largest: of a dry run: its ten largest charges, the largest first.
     """
 
     outcome: Outcome
@@ -217,3 +224,4 @@ class CycleResult:
     error: str | None = None
     failures_by_reason: dict[str, int] | None = None
     cause: Cause | None = None
+    largest: tuple[dict[str, Any], ...] = ()

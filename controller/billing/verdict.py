@@ -79,6 +79,9 @@ def _why_attention(status: Status) -> tuple[str, ...]:
         reasons.append(f"cycle {run['id']} missed {_count(missed, 'instance')}")
     if status.suspended:
         reasons.append(f"{_count(status.suspended, 'organization')} suspended")
+    if status.backlogs:
+        instances = _count(status.backlogs, "instance")
+        reasons.append(f"{instances} in backlog, {status.backlog} not charged; use `accept-backlog` or `waive`")
     if status.differing_wallets:
         wallets = (
             f"{_count(status.differing_wallets, 'wallet')} {'differs' if status.differing_wallets == 1 else 'differ'}"

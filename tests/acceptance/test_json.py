@@ -24,7 +24,7 @@ RUN_KEYS = {
 }  # fmt: skip
 BILL_KEYS = {
     "outcome", "dry_run", "run", "instances", "hours", "amount", "debts", "failures", "seconds", "error",
-    "failures_by_reason", "suspended", "cause",
+    "failures_by_reason", "suspended", "cause", "largest", "unrecorded",
 }  # fmt: skip
 INVARIANTS = {
     "wallet_balance", "wallet_state", "periods", "last_billed", "whole_hours", "transactions", "price_clock",

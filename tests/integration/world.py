@@ -46,6 +46,7 @@ TABLES: Final = (
     "billing_commands",
     "billing_wallet_differences",
     "billing_corrections",
+    "billing_accepted_backlogs",
     "billing_schema_migrations",
 )
 #: The tables that billing writes and that a cycle with nothing due leaves unchanged.

@@ -152,6 +152,8 @@ values. OpenShift assigns uid, gid and fsGroup itself, and refuses others.
   value: {{ .Values.billing.batchSize | int64 | quote }}
 - name: BILLING_PACE
   value: {{ .Values.billing.pace | toString | quote }}
+- name: BILLING_MAX_BACKLOG_HOURS
+  value: {{ .Values.billing.maxBacklogHours | toString | quote }}
 - name: BILLING_DEFAULT_HOURLY_RATE
   value: {{ .Values.billing.defaultHourlyRate | toString | quote }}
 - name: BILLING_CURRENCY

@@ -28,7 +28,7 @@ limit %(limit)s
 select greatest(coalesce((select due_at from billing_next_cycle()), now()), now()) as as_of
 
 -- name: outlook
-select * from billing_outlook(%(organization)s, %(as_of)s, %(default_monthly_price)s, %(currency)s)
+select * from billing_outlook(%(organization)s, %(as_of)s, %(default_monthly_price)s, %(currency)s, %(max_backlog_hours)s)
 where %(instance)s::uuid is null or instance_id = %(instance)s
 limit %(limit)s
 

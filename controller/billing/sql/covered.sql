@@ -4,7 +4,7 @@
 
 -- name: charge_covered
 -- Charges the organizations that plainly can pay: exactly one wallet with a valid balance that covers everything, no open
--- row, one price for all hours, and a ledger that is not ahead of last_billed_at. Returns the wallets with the amount to take
+-- row, no backlog, one price for all hours, and a ledger that is not ahead of last_billed_at. Returns the wallets with the amount to take
 -- from each, and the organizations left over. Locks nothing; charge_wallets checks that the wallets can still pay.
 with due as materialized (
     select id, organization_id, plan_id, label, coalesce(created_at, 'infinity') as created_at, last_billed_at,
@@ -19,6 +19,8 @@ with due as materialized (
 ), indebted as materialized (
     select vps_instance_id from vps_billing_cycles
     where vps_instance_id = any (array(select id from due)) and status = 'failed' and billing_is_ours(metadata)
+), backlog as materialized (
+    select billing_backlog_edge(%(as_of)s, %(max_backlog_hours)s) as edge
 ), price as materialized (
     select key, monthly_price, source, valid_from from billing_price_history() where valid_to = 'infinity'
 ), costed as materialized (
@@ -29,6 +31,7 @@ with due as materialized (
         case when billing_is_price(p.monthly_price) and p.valid_from <= due.period_start and counted.hours is not null
                 and (position.ledger_end > due.period_start) is not true
                 and (due.id in (select vps_instance_id from indebted)) is not true
+                and (due.period_start <= (select edge from backlog)) is not true
             then billing_charge(p.monthly_price, due.period_start, counted.hours) end as amount
     from due
     cross join lateral (

@@ -98,6 +98,8 @@ with due as materialized (
     select billing_time_ordered_uuid(clock_timestamp()), t.id, t.organization_id, t.starts_at + t.first_hour * interval '1 hour',
         t.starts_at + t.hours * interval '1 hour', 0, 0, 'failed',
         r.metadata || jsonb_build_object('hours', t.hours - t.first_hour, 'since', to_jsonb(%(as_of)s::timestamptz))
+            || case when billing_in_backlog(t.id, t.organization_id, t.starts_at,
+                (select billing_backlog_edge(%(as_of)s, %(max_backlog_hours)s))) then '{"backlog": true}' else '{}' end::jsonb
     from tail t, reason r
     where t.row_id is null and t.hours > t.first_hour
     returning id

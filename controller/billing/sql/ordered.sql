@@ -105,15 +105,17 @@ with due as materialized (
     where organization_id = any (%(organizations)s::uuid[])
     group by organization_id
 ), segment as materialized (
-    select due.organization_id, due.created_at, due.label, due.plan_id, due.last_billed_at, s.*, h.failure_reason as suspended
+    select due.organization_id, due.created_at, due.label, due.plan_id, due.last_billed_at, s.*, h.failure_reason as suspended,
+        billing_in_backlog(due.id, due.organization_id, min(s.starts_at) over (partition by due.id),
+            (select billing_backlog_edge(%(as_of)s, %(max_backlog_hours)s))) as backlog
     from due
     join billing_segments(array(select id from due), %(as_of)s, %(default_monthly_price)s) s on s.instance_id = due.id
     left join lateral billing_suspended(due.organization_id) h on true
 ), judged as (
     select s.*, w.id as wallet_id, w.balance, w.currency,
         -- a segment without a usable price keeps its whole instance from being charged
-        min(billing_failure_reason(s.suspended, w.wallets, w.balance, w.currency, %(currency)s, s.start_known, s.hours,
-            s.monthly_price)) over (partition by s.instance_id) as failure_reason,
+        min(coalesce(billing_failure_reason(s.suspended, w.wallets, w.balance, w.currency, %(currency)s, s.start_known, s.hours,
+            s.monthly_price), case when s.backlog then 'backlog' end)) over (partition by s.instance_id) as failure_reason,
         case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) else 0.00 end as cost
     from segment s
     left join wallet w on w.organization_id = s.organization_id
@@ -141,7 +143,7 @@ with due as materialized (
     from (
         select c.instance_id, c.organization_id, c.label, c.plan_id, c.last_billed_at, c.starts_at, c.hours,
             c.monthly_price, c.price_source, c.created_at, c.balance,
-            c.cost, c.row_id, c.since, c.failure_reason, c.ledger_end, c.wallet_id, c.currency,
+            c.cost, c.row_id, c.since, c.failure_reason, c.backlog, c.ledger_end, c.wallet_id, c.currency,
             case when c.failure_reason is not null then 0 when c.covered then c.hours else a.paid_hours end as paid_hours
         from covered c
         left join allotted a on a.instance_id = c.instance_id and a.starts_at = c.starts_at
@@ -179,7 +181,7 @@ with charge as materialized (
         from jsonb_to_recordset(%(segments)s::jsonb) as s (
             instance_id uuid, organization_id uuid, label text, created_at timestamptz, balance numeric,
             starts_at timestamptz, hours bigint, monthly_price numeric, price_source text, cost numeric, row_id uuid, since jsonb,
-            failure_reason text, currency text, paid_hours bigint, amount numeric, ledger_end timestamptz,
+            failure_reason text, backlog boolean, currency text, paid_hours bigint, amount numeric, ledger_end timestamptz,
             last_billed_at timestamptz)
         window chain as (partition by organization_id order by created_at, instance_id, starts_at)
     ) chained
@@ -210,7 +212,8 @@ with charge as materialized (
             'failed', null, row_id,
             %(origin)s::jsonb || jsonb_strip_nulls(billing_period_facts(label, hours - paid_hours, monthly_price, price_source)
                 || jsonb_build_object('reason', coalesce(failure_reason, 'insufficient_balance'),
-                    'owed', cost - amount, 'since', coalesce(since, to_jsonb(%(as_of)s::timestamptz))))
+                    'owed', cost - amount, 'since', coalesce(since, to_jsonb(%(as_of)s::timestamptz)),
+                    'backlog', case when backlog then true end))
         from charge where paid_hours < hours
     ) p
 ), row_updated as (

@@ -6,6 +6,7 @@ select s.*,
     (select count(*) from billing_suspensions o where o.kind = 'operator' and (o.until is null or o.until > now())) as suspended_by_operators,
     (select u from billing_beats_until() u where isfinite(u)) as beats_until,
     coalesce((select l.interval_minutes from billing_leadership l), 60) as interval_minutes,
+    (select count(*) from billing_backlogs()) as backlogs, (select coalesce(sum(b.owed), 0) from billing_backlogs() b) as backlog,
     (select count(*) from billing_wallet_differences) as differing_wallets,
     (select coalesce(sum(abs(d.difference)), 0) from billing_wallet_differences d) as difference,
     coalesce((

@@ -1,0 +1,74 @@
+"""Backlog: instances with many hours that no one has billed or recorded, until an operator accepts them.
+
+SQL functions of migration 042 say which instances these are. Charging, `explain` and the dry run ask the same ones.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from controller import sql
+from controller.billing.values import Pricing
+
+#: A dry run names instances with more unrecorded hours than this.
+LISTED_HOURS: Final = 48
+#: The most instances that a dry run names.
+LISTED: Final = 20
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What an operator has accepted: hours until `accepted_until` may be charged.
+
+    Attributes:
+        accepted_until: by the database's clock.
+        instances: how many were in backlog by their open rows.
+        owed: what their open rows say they cost.
+    """
+
+    accepted_until: datetime
+    instances: int
+    owed: Decimal
+
+
+def read_unrecorded(connection: sql.Connection, pricing: Pricing) -> list[dict[str, Any]]:
+    """Reads up to 20 instances with more than 48 unrecorded hours, the most hours first. `found` counts all of them.
+
+    Raises:
+        psycopg.Error: the database can't be reached, or is not migrated.
+    """
+    return sql.rows(
+        connection,
+        "unrecorded",
+        min_hours=LISTED_HOURS,
+        max_backlog_hours=pricing.max_backlog_hours,
+        default_monthly_price=pricing.default_monthly_price,
+        limit=LISTED,
+    )
+
+
+def read_backlogs(connection: sql.Connection, organization: UUID | None) -> list[dict[str, Any]]:
+    """Reads the instances in backlog that the last cycle recorded, longest first; of one organization or of all.
+
+    Raises:
+        psycopg.Error: the database can't be reached, or is not migrated.
+    """
+    return sql.rows(connection, "backlogs", organization=organization)
+
+
+def accept_backlog(connection: sql.Connection, organization: UUID | None, accepted_by: str, reason: str) -> Accepted:
+    """Accepts the unrecorded hours of an organization, or of all, up to now. The next cycle charges them.
+
+    Args:
+        connection: in autocommit mode; the command takes no lock.
+        organization: None for all.
+        accepted_by: for the record.
+        reason: for the record.
+
+    Raises:
+        psycopg.Error: the database can't be reached, or refuses.
+    """
+    row = sql.row(connection, "accept_backlog", organization=organization, accepted_by=accepted_by, reason=reason)
+    return Accepted(**row)

@@ -1,0 +1,38 @@
+-- Backlog: instances with many unrecorded hours. Migration 042 says which ones these are.
+
+-- name: instance_beyond_backlog
+-- An instance that is billed until after the edge can't be in backlog, so it can be charged now or once it is due.
+select exists (
+    select from vps_instances i
+    where coalesce(i.last_billed_at, i.created_at) < 'infinity'
+        and (coalesce(i.last_billed_at, i.created_at) <= billing_backlog_edge(now(), %(max_backlog_hours)s)) is not true
+) as found
+
+-- name: largest_charges
+-- What this transaction has charged, by instance. The ids of its payments are no older than the transaction.
+select c.instance_id, i.label, o.slug, c.hours, c.amount
+from (
+    select (t.metadata ->> 'vps_instance_id')::uuid as instance_id, sum((t.metadata ->> 'hours')::bigint)::bigint as hours,
+        -sum(t.amount) as amount
+    from payment_transactions t
+    where t.id >= (lpad(to_hex(floor(extract(epoch from now()) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
+        and billing_is_ours(t.metadata) and t.created_at >= now()
+    group by 1
+    order by 3 desc, 1
+    limit %(number)s
+) c
+join vps_instances i on i.id = c.instance_id
+join organizations o on o.id = i.organization_id
+order by c.amount desc, c.instance_id
+
+-- name: unrecorded
+select * from billing_unrecorded(now(), %(min_hours)s, %(max_backlog_hours)s, %(default_monthly_price)s, %(limit)s)
+
+-- name: backlogs
+select * from billing_backlogs(%(organization)s::uuid)
+
+-- name: accept_backlog
+insert into billing_accepted_backlogs (accepted_by, reason, organization_id, instances, owed)
+select %(accepted_by)s || ' (role ' || current_user || ')', %(reason)s, %(organization)s::uuid, count(*), coalesce(sum(b.owed), 0)
+from billing_backlogs(%(organization)s::uuid) b
+returning accepted_until, instances, owed
