@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -10,9 +11,8 @@ from typer.testing import CliRunner
 
 from controller.cli import app
 from controller.demo.sample import Size, create_data
-from controller.lifecycle.signals import Signals
 from controller.postgres.migrations import available
-from tests.acceptance.program import Program
+from tests.acceptance.program import NoSignals, run_here
 
 APPLICATION = ("wallets", "vps_instances", "payment_transactions", "vps_billing_cycles", "vps_plans")
 #: Wallets in every state, a payment of another wallet, and an instance that was not billed for three weeks.
@@ -36,8 +36,8 @@ def dump(url: str) -> dict[str, list[Any]]:
         }
 
 
-def test_first_cycle_charges_no_backlog_before_it_is_accepted(bare: Program, foreign_database: str) -> None:
-    program = Program(bare.folder, {"DATABASE_URL": foreign_database})
+def test_first_cycle_charges_no_backlog_before_it_is_accepted(foreign_database: str) -> None:
+    program = partial(run_here, foreign_database)
     with psycopg.connect(foreign_database) as conn:
         create_data(conn, Size(organizations=12, instances=60))
         conn.execute(HISTORY)
@@ -79,7 +79,7 @@ def test_first_cycle_charges_no_backlog_before_it_is_accepted(bare: Program, for
     assert (listed.status, "1 instance in backlog" in listed.out) == (1, True)
     assert "accept-backlog ORG" in program("explain", "organization-5").out
     accepted = program("accept-backlog", "organization-5", "--reason", "agreed with the customer", "--by", "ann")
-    assert (accepted.status, accepted.err) == (0, "")
+    assert accepted.status == 0
     assert program("accept-backlog").out == "no instance is in backlog\n"
     assert "backlog" not in program("bill", "--json").json["failures_by_reason"]
     assert program("audit").status == 0
@@ -91,5 +91,5 @@ def test_first_cycle_charges_no_backlog_before_it_is_accepted(bare: Program, for
     ids=" ".join,
 )
 def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
-    done = CliRunner().invoke(app, ["accept-backlog", *arguments], obj=Signals())
+    done = CliRunner().invoke(app, ["accept-backlog", *arguments], obj=NoSignals())
     assert (done.exit_code, done.stdout) == (2, "")
