@@ -27,7 +27,7 @@ run: $(VENV)/.demo ## Run one controller on sample data until Ctrl-C; DATABASE_U
 TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 
 .PHONY: test
-test: $(VENV)/.dev ## Run all tests on the installed and on the embedded PostgreSQL
+test: $(VENV)/.dev .cache/checkov/.made ## Run all tests on the installed and on the embedded PostgreSQL
 	$(BIN)/pytest -m "not slow and not e2e" --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: browser
@@ -89,15 +89,19 @@ lock: ## Compile the pins from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml --extra demo --output-file requirements/demo.txt
 	$(COMPILE) pyproject.toml --extra test --output-file requirements/dev.txt
 	$(COMPILE) requirements/build.in --output-file requirements/build.txt
-	$(COMPILE) requirements/checkov.in --output-file requirements/checkov.txt
+	$(COMPILE) requirements/checkov.in --output-file requirements/checkov.txt $(addprefix --no-emit-package ,$(CHECKOV_UNUSED))
 
-.PHONY: checkov
-checkov: $(VENV)/.dev .cache/checkov/.made ## Check every rendering of the chart with checkov (installs 200 MB once)
-	@$(BIN)/pytest -q tests/chart/test_checkov.py
+# The packages that checkov requires and its Kubernetes checks don't import. They are half of its size.
+CHECKOV_UNUSED := aiomultiprocess argcomplete asteval beartype beautifulsoup4 boolean-py click click-option-group configargparse \
+  contextlib2 cyclonedx-python-lib decorator defusedxml dockerfile-parse gitdb gitpython importlib-metadata jinja2 \
+  jsonschema jsonschema-specifications license-expression markdown markupsafe numpy packageurl-python platformdirs \
+  py-serializable pycep-parser pycparser pyparsing rdflib referencing rpds-py s3transfer semantic-version smmap \
+  sortedcontainers soupsieve spdx-tools unidiff uritools xmltodict zipp
 
-.cache/checkov/.made: requirements/checkov.txt
-	@$(PYTHON) -m venv .cache/checkov
-	@.cache/checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/checkov.txt
+# A folder of its own, because checkov holds packages of the development environment back.
+.cache/checkov/.made: requirements/checkov.txt $(VENV)/.made
+	@rm -rf .cache/checkov
+	@$(PIP) --require-hashes --no-deps --no-compile --target .cache/checkov -r requirements/checkov.txt
 	@touch $@
 
 .PHONY: clean

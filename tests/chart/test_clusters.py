@@ -10,6 +10,7 @@ from pathlib import Path
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.chart.golden import VALUE_SETS
 from tests.chart.test_objects import NEWEST, restricted_violations
@@ -177,8 +178,8 @@ def test_security_context_is_merged_over_the_profile() -> None:
     assert "runAsUser" not in openshift
 
 
-def test_parent_chart_chooses_openshift_and_its_registry(tmp_path: Path) -> None:
-    """Helm drops a null in a parent's values, so the profile must not need one."""
+def test_parent_chart_needs_no_null(tmp_path: Path) -> None:
+    """Helm drops a null in a parent's values, or passes it on, depending on its version."""
     shutil.copytree(CHART, tmp_path / "charts" / CHART.name)
     (tmp_path / "Chart.yaml").write_text("{apiVersion: v2, name: parent, version: 1.0.0}", "utf-8")
     parent = {
@@ -188,12 +189,15 @@ def test_parent_chart_chooses_openshift_and_its_registry(tmp_path: Path) -> None
             "enabled": True,
             "securityProfile": "openshift",
             "podSecurityContext": {"runAsUser": None},
+            "replicas": "auto",
         },
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(parent), "utf-8")
     done = run("helm", "template", "x", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    pod = one(load(done.stdout), "Deployment")["spec"]["template"]["spec"]
+    spec = one(load(done.stdout), "Deployment")["spec"]
+    assert "replicas" not in spec
+    pod = spec["template"]["spec"]
     assert pod["securityContext"].keys() == {"runAsNonRoot", "fsGroupChangePolicy", "seccompProfile"}
     assert pod["containers"][0]["image"].startswith("mirror.example/")
 
@@ -294,6 +298,10 @@ def test_ca_reaches_every_container_that_connects(kind: str) -> None:
         ({"existingSecret": "a", "usernameKey": "u"}, "without database.passwordKey"),
         ({"url": "postgresql://u:p@db/a", "existingSecret": "a", "passwordKey": "p"}, "Remove the password"),
         ({"url": f"{URL}?password=x", "existingSecret": "a", "passwordKey": "p"}, "Remove the password"),
+        (
+            {"url": "postgresql://u@db/a", "existingSecret": "a", "usernameKey": "u", "passwordKey": "p"},
+            "holds a user name",
+        ),
         ({"existingSecret": "a", "ca": {"existingSecret": "b", "existingConfigMap": "c"}}, "Keep one of them"),
     ],
 )  # fmt: skip
@@ -326,11 +334,17 @@ def database_ports(values: Values) -> list[int]:
         ("postgres://u:5@a:1001,b,c:1003/app?target_session_attrs=read-write", [1001, 5432, 1003]),
         ("postgresql://u:p@[2001:db8::1]:5433,[::1]/app", [5433, 5432]),
         ("postgresql:///app?host=a,b&port=5433,5434", [5433, 5434]),
-        ("postgresql://u@a,b/app?port=7000", [7000]),
+        ("postgresql://u@a,b/app?port=7000", [7000, 7000]),
+        ("postgresql://u:p@a:1001,b:1002/app?sslmode=require&port=7000,", [7000, 5432]),
+        ("postgresql:///app?host=a,b&port=5433%2C5434", [5433, 5434]),
+        ("postgresql://a/app?port=5433&port=5434", [5434]),
     ],
 )
 def test_network_policy_reads_the_ports_of_a_url_in_the_values(url: str, ports: list[int]) -> None:
-    assert database_ports({"database": {"url": url}}) == ports
+    """It opens those to which libpq connects."""
+    assert database_ports({"database": {"url": url}}) == list(dict.fromkeys(ports))
+    libpq = [int(port or 5432) for port in str(conninfo_to_dict(url).get("port") or "").split(",")]
+    assert set(libpq) == set(ports)
 
 
 def test_network_policy_adds_the_ports_of_the_direct_url() -> None:
@@ -349,6 +363,14 @@ def test_network_policy_names_addresses_only_on_request() -> None:
     egress = one(render({**MINIMAL, "networkPolicy": policy}), "NetworkPolicy")["spec"]["egress"]
     assert next(rule for rule in egress if "to" in rule) == {"ports": [{"protocol": "TCP", "port": 6443}], "to": peers}
     assert "to" not in egress[0]
+
+
+@pytest.mark.parametrize("ports", ["databasePorts", "apiServerPorts"])
+def test_network_policy_without_ports_opens_no_other(ports: str) -> None:
+    """A rule with an empty list of ports would allow every port."""
+    assert f"at '/networkPolicy/{ports}': minItems" in refusal({**MINIMAL, "networkPolicy": {ports: []}})
+    policy = one(render({**MINIMAL, "networkPolicy": {"enabled": True, ports: None}}), "NetworkPolicy")["spec"]
+    assert all(rule["ports"] for rule in policy["ingress"] + policy["egress"])
 
 
 def test_service_takes_its_address_families() -> None:
@@ -387,11 +409,13 @@ def test_release_of_an_older_chart_upgrades_with_reused_values(older: Path, tmp_
     shutil.copytree(CHART, chart)
     (chart / "values.yaml").write_text("{}", "utf-8")
     enabled = ["networkPolicy.enabled", "metrics.prometheusRule.enabled", "metrics.dashboard.enabled"]
-    more = [word for name in enabled for word in ("--set", f"{name}=true")]
+    options = [*(f"{name}=true" for name in enabled), "migrations.mode=job", "database.ca.existingSecret=authority"]
+    more = [word for option in options for word in ("--set", option)]
     done = run("helm", "template", RELEASE, str(chart), "--namespace", NAMESPACE, "--values", str(older), *more)
     assert done.returncode == 0, done.stderr
     expected = {
-        **MINIMAL,
+        "database": {**MINIMAL["database"], "ca": {"existingSecret": "authority"}},
+        "migrations": {"mode": "job"},
         "networkPolicy": {"enabled": True},
         "metrics": {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
     }
@@ -427,11 +451,25 @@ def test_names_that_yaml_would_read_as_something_else_stay_text(word: str) -> No
     assert {o["metadata"]["namespace"] for o in objects} == {word}
 
 
-@pytest.mark.parametrize("database", [{"existingSecret": "a"}, {"url": URL}], ids=["secret", "url"])
-def test_notes_say_that_the_first_cycle_waits(database: Manifest) -> None:
-    ((name, value),) = database.items()
-    done = run("helm", "install", "x", str(CHART), "--dry-run=client", "--set", f"database.{name}={value}")
+def notes(**values: str) -> str:
+    settings = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    done = run("helm", "install", "x", str(CHART), "--dry-run=client", "--namespace", NAMESPACE, *settings)
     assert done.returncode == 0, done.stderr
-    notes = done.stdout.partition("NOTES:")[2]
-    assert "300 seconds" in notes
-    assert os.linesep * 3 not in notes
+    shown = done.stdout.partition("NOTES:")[2]
+    assert os.linesep * 3 not in shown
+    return shown
+
+
+@pytest.mark.parametrize("database", ["existingSecret=a", f"url={URL}"], ids=["secret", "url"])
+def test_notes_say_that_the_first_cycle_waits(database: str) -> None:
+    name, _, value = database.partition("=")
+    assert "300 seconds" in notes(**{f"database.{name}": value})
+
+
+def test_notes_name_the_namespace_of_the_objects() -> None:
+    """`helm test --logs` of Helm 3 looks for the pod in the release's namespace."""
+    shown = notes(**{"database.existingSecret": "a", "namespaceOverride": "other"})
+    commands = [line.split() for line in shown.splitlines() if line.startswith("     kubectl")]
+    assert all(command[command.index("--namespace") + 1] == "other" for command in commands)
+    assert f"helm test --namespace {NAMESPACE} x " in shown
+    assert "x-containerstacks-billing-test --all-containers" in shown

@@ -46,13 +46,16 @@ def server() -> Iterator[ProbeServer]:
         thread.join()
 
 
-def run_against(server: ProbeServer) -> subprocess.CompletedProcess[str]:
-    objects = render({**MINIMAL, "service": {"port": server.server_address[1]}})
+def run_against(
+    server: ProbeServer, service: str = "billing", host: str | None = "127.0.0.1"
+) -> subprocess.CompletedProcess[str]:
+    """Runs the program. `host` is the address in the environment, if there is one."""
+    objects = render({**MINIMAL, "fullnameOverride": service, "service": {"port": server.server_address[1]}})
     pod = one(objects, "Pod", "test")["spec"]
     container = next(c for c in pod["containers"] if c["name"] == "service")
     return subprocess.run(
         [sys.executable, *container["command"][1:], *container["args"]],
-        env={"PATH": os.environ["PATH"], "CONTAINERSTACKS_BILLING_SERVICE_HOST": "127.0.0.1"},
+        env={"PATH": os.environ["PATH"]} | ({f"{service.upper()}_SERVICE_HOST": host} if host else {}),
         capture_output=True,
         text=True,
         timeout=30,
@@ -64,6 +67,11 @@ def test_helm_test_passes_when_every_path_answers_200(server: ProbeServer) -> No
     done = run_against(server)
     assert (done.returncode, done.stderr) == (0, "")
     assert server.requested == ["/livez", "/readyz", "/status.json", "/metrics"]
+
+
+def test_helm_test_without_service_links_resolves_the_service(server: ProbeServer) -> None:
+    """`podSpec` may turn the links off."""
+    assert run_against(server, service="localhost", host=None).returncode == 0
 
 
 def test_helm_test_fails_with_the_reason_in_the_body(server: ProbeServer) -> None:

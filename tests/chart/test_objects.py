@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
+import shutil
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -182,9 +185,17 @@ def test_selectors_use_only_labels_that_never_change(values: Values) -> None:
         assert labels.keys() == SELECTOR, name
 
 
-def test_new_chart_version_with_the_same_content_keeps_the_pods() -> None:
-    labels = one(render(MINIMAL), "Deployment")["spec"]["template"]["metadata"]["labels"]
-    assert not [label for label in labels if label.startswith("helm.sh/")]
+@pytest.mark.parametrize("database", [MINIMAL["database"], {"url": "postgresql://u:p@db/app"}], ids=["secret", "url"])
+def test_new_chart_version_with_the_same_content_keeps_the_pods(database: Manifest, tmp_path: Path) -> None:
+    chart = tmp_path / CHART.name
+    shutil.copytree(CHART, chart)
+    about = (chart / "Chart.yaml").read_text("utf-8")
+    (chart / "Chart.yaml").write_text(re.sub(r"(?m)^version: .*", "version: 99.0.0", about), "utf-8")
+    values = {"database": database}
+    done = run("helm", "template", RELEASE, str(chart), "--values", "-", text=yaml.safe_dump(values))
+    newer = one(load(done.stdout), "Deployment")
+    assert newer["metadata"]["labels"]["helm.sh/chart"].endswith("-99.0.0")
+    assert newer["spec"]["template"] == one(render(values), "Deployment")["spec"]["template"]
 
 
 @pytest.mark.parametrize("component", ["test", "migrate", "demo-database"])
@@ -213,13 +224,18 @@ def test_two_releases_share_no_object_name() -> None:
     assert not first & second
 
 
-def test_replicas_null_omits_the_field() -> None:
-    assert "replicas" not in one(render({**MINIMAL, "replicas": None}), "Deployment")["spec"]
+@pytest.mark.parametrize("replicas", [None, "auto"])
+def test_replicas_of_an_autoscaler_omit_the_field(replicas: str | None) -> None:
+    rules = {"metrics": {"prometheusRule": {"enabled": True}}}
+    objects = render({**MINIMAL, **rules, "replicas": replicas})
+    assert "replicas" not in one(objects, "Deployment")["spec"]
+    assert "PodDisruptionBudget" in {o["kind"] for o in objects}
+    assert "BillingNoStandby" not in str(objects)
     assert one(render({**MINIMAL, "replicas": 0}), "Deployment")["spec"]["replicas"] == 0
 
 
-@pytest.mark.parametrize(("replicas", "made"), [(None, True), (0, False), (1, False), (2, True)])
-def test_disruption_budget_exists_for_more_than_one_replica(replicas: int | None, *, made: bool) -> None:
+@pytest.mark.parametrize(("replicas", "made"), [(0, False), (1, False), (2, True)])
+def test_disruption_budget_exists_for_more_than_one_replica(replicas: int, *, made: bool) -> None:
     objects = render({**MINIMAL, "replicas": replicas})
     assert ("PodDisruptionBudget" in {o["kind"] for o in objects}) is made
 
@@ -313,7 +329,7 @@ def test_helm_test_checks_this_release_without_cluster_dns() -> None:
     assert by_name["doctor"]["args"] == ["doctor"]
     replica = next(c for c in one(render(MINIMAL), "Deployment")["spec"]["template"]["spec"]["containers"])
     assert by_name["doctor"]["env"] == replica["env"], "the doctor judges with the replicas' settings"
-    assert 'os.environ["CONTAINERSTACKS_BILLING_SERVICE_HOST"]' in by_name["service"]["args"][0]
+    assert '"CONTAINERSTACKS_BILLING_SERVICE_HOST"' in by_name["service"]["args"][0]
     compile(by_name["service"]["args"][0], "helm test", "exec")
 
 

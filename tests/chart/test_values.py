@@ -275,6 +275,16 @@ def test_wrong_value_is_rejected_with_a_reason(values: Manifest, reason: str) ->
     assert reason in refusal(values)
 
 
+def test_null_that_leaves_a_gap_is_refused_by_name() -> None:
+    """A key without a value, such as `probes:` with all its lines commented out, is a null and removes the default."""
+    sections = [name for name, value in default_values().items() if isinstance(value, dict) and value]
+    gaps = [name for name in sections if name not in {"resources", "securityContext"}]
+    message = refusal(dict.fromkeys(gaps))
+    assert [name for name in gaps if f"'{name}'" not in message] == []
+    assert "at '/image': missing property 'repository'" in refusal({**MINIMAL, "image": {"repository": None}})
+    assert "at '/probes': missing property 'startup'" in refusal({**MINIMAL, "probes": {"startup": None}})
+
+
 def test_default_rate_reaches_the_controller_exactly() -> None:
     """The value may be a string or a number."""
     for written, read in (

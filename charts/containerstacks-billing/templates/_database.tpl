@@ -87,7 +87,7 @@ the log says what is missing.
 {{- with ((first .).Values.database).ca }}
 {{- if or .existingSecret .existingConfigMap }}
 - name: DATABASE_CA_FILE
-  value: /etc/containerstacks-billing/ca/{{ .key }}
+  value: /etc/containerstacks-billing/ca/{{ .key | default "ca.crt" }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -137,16 +137,16 @@ leave the pod in ContainerCreating with no log. Takes (list $ source volume-name
     secretName: {{ .existingSecret | quote }}
     optional: true
     items:
-      - key: {{ .key | quote }}
-        path: {{ .key | quote }}
+      - key: {{ .key | default "ca.crt" | quote }}
+        path: {{ .key | default "ca.crt" | quote }}
 {{- else if .existingConfigMap }}
 - name: database-ca
   configMap:
     name: {{ .existingConfigMap | quote }}
     optional: true
     items:
-      - key: {{ .key | quote }}
-        path: {{ .key | quote }}
+      - key: {{ .key | default "ca.crt" | quote }}
+        path: {{ .key | default "ca.crt" | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -171,11 +171,16 @@ The ports of the database, as JSON. A URL in the values names its hosts and port
 {{- $ports := list }}
 {{- $urls := ternary (list (include "containerstacks-billing.demoUrl" .)) (compact (list .Values.database.url .Values.database.directUrl)) .Values.demo.enabled }}
 {{- range $url := $urls }}
-  {{- $named := regexFind "[?&]port=[0-9,]+" $url | regexFind "[0-9,]+$" | default "5432" | splitList "," }}
-  {{- $hosts := regexReplaceAll "^[a-z]+://(?:[^@/?]*@)?([^/?]*).*$" $url "${1}" }}
-  {{- range $host := splitList "," $hosts }}
-    {{- $port := regexFind ":[0-9]+$" (regexReplaceAll "\\[[^\\]]*\\]" $host "") | trimPrefix ":" }}
-    {{- $ports = concat $ports (ternary (list $port) $named (ne $port "")) }}
+  {{- /* As in libpq, a port among the parameters replaces those beside the hosts, and the last parameter counts. */}}
+  {{- with regexFindAll "[?&]port=[^&]*" $url -1 }}
+    {{- range last . | replace "%2C" "," | replace "%2c" "," | trimPrefix "?port=" | trimPrefix "&port=" | splitList "," }}
+      {{- $ports = append $ports (. | default "5432") }}
+    {{- end }}
+  {{- else }}
+    {{- range regexReplaceAll "^[a-z]+://(?:[^@/?]*@)?([^/?]*).*$" $url "${1}" | splitList "," }}
+      {{- $port := regexFind ":[0-9]+$" (regexReplaceAll "\\[[^\\]]*\\]" . "") | trimPrefix ":" }}
+      {{- $ports = append $ports ($port | default "5432") }}
+    {{- end }}
   {{- end }}
 {{- end }}
 {{- $policy := .Values.networkPolicy }}

@@ -18,6 +18,11 @@ otherwise.
 {{- .Values.namespaceOverride | default .Release.Namespace }}
 {{- end }}
 
+{{/* The number of replicas; empty if an autoscaler or `kubectl scale` sets it. */}}
+{{- define "containerstacks-billing.replicas" -}}
+{{- if not (or (kindIs "invalid" .Values.replicas) (eq (toString .Values.replicas) "auto")) }}{{ int64 .Values.replicas }}{{ end }}
+{{- end }}
+
 {{/* An object's metadata. Takes (dict "root" $ "component" ... "name" ... "labels" ... "annotations" ...). */}}
 {{- define "containerstacks-billing.metadata" -}}
 name: {{ .name | quote }}

@@ -33,6 +33,13 @@
     {{- end }}
   {{- end }}
 {{- end }}
+{{- if .usernameKey }}
+  {{- range list .url .directUrl }}
+    {{- if . | default "" | regexMatch "^[a-z]+://[^/?@]*@|[?&]user=" }}
+      {{- fail "\n\ndatabase.url or database.directUrl holds a user name, and database.usernameKey is set. Keep one of them.\n" }}
+    {{- end }}
+  {{- end }}
+{{- end }}
 {{- if and .directUrl (not .url) }}
   {{- fail "\n\ndatabase.directUrl requires database.url. With database.existingSecret, put the direct URL into the same Secret and set database.existingSecretDirectKey to its key.\n" }}
 {{- end }}
