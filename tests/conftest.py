@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
 import psycopg
 import pytest
 
+from controller.demo.process import ControllerProcess
 from controller.demo.server import Installation
+from tests.support.processes import StartReplica
 from tests.support.servers import ORIGINS, Origin, Server, create_template, installation_of, temporary_database
 
 # A shell that starts pytest in the background ignores SIGINT, and every program started here would inherit that.
@@ -99,3 +102,23 @@ def bare_server(installation: Installation) -> Iterator[Server]:
         yield own
     finally:
         own.remove()
+
+
+@pytest.fixture
+def start() -> Iterator[StartReplica]:
+    """Starts controllers: `start(url, *launcher, SETTING="value", ...)`. They end with the test.
+
+    A failing test prints the ends of their logs.
+    """
+    started: list[ControllerProcess] = []
+
+    def start_one(url: str, *launcher: str, **settings: str) -> ControllerProcess:
+        started.append(ControllerProcess(url, *launcher, **settings))
+        return started[-1]
+
+    yield start_one
+    with ExitStack() as stack:
+        for replica in started:
+            stack.callback(replica.remove)
+    for replica in started:
+        print(f"{replica.instance}:\n{replica.tail()}")  # noqa: T201 - pytest shows it with a failure

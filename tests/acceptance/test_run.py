@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from controller.demo.process import ControllerProcess, LogLine
+from controller.demo.process import LogLine
 from tests.acceptance.program import Program
-from tests.support.processes import count_for, terminate
+from tests.support.processes import StartReplica, count_for, terminate
 from tests.support.waiting import eventually
-
-Start = Callable[..., ControllerProcess]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    started: list[ControllerProcess] = []
-
-    def start_one(url: str, **settings: str) -> ControllerProcess:
-        started.append(ControllerProcess(url, **settings))
-        return started[-1]
-
-    yield start_one
-    for each in started:
-        each.remove()
 
 
 def says(*words: str) -> Callable[[LogLine], bool]:
@@ -34,7 +19,7 @@ def says(*words: str) -> Callable[[LogLine], bool]:
 
 
 def test_replica_waits_for_the_tables_and_for_the_migrations_and_says_why(
-    bare: Program, empty_database: str, start: Start
+    bare: Program, empty_database: str, start: StartReplica
 ) -> None:
     replica = start(empty_database)
     replica.wait_until(says("vps_instances", "missing"), "a warning about the missing tables")
@@ -45,7 +30,7 @@ def test_replica_waits_for_the_tables_and_for_the_migrations_and_says_why(
     assert terminate(replica) == 0
 
 
-def test_wrong_password_is_said_without_it(database: str, start: Start) -> None:
+def test_wrong_password_is_said_without_it(database: str, start: StartReplica) -> None:
     replica = start(database.replace("postgres@", "nobody:hunter2@"))
     replica.wait_until(says("DATABASE_URL", "nobody"), "a warning about the refusal")
     assert "hunter2" not in replica.tail()
@@ -53,7 +38,7 @@ def test_wrong_password_is_said_without_it(database: str, start: Start) -> None:
 
 
 def test_lock_on_another_database_than_the_money_bills_nothing_and_names_both_settings(
-    database: str, foreign_database: str, bare: Program, start: Start
+    database: str, foreign_database: str, bare: Program, start: StartReplica
 ) -> None:
     assert bare("migrate", DATABASE_URL=foreign_database).status == 0
     replica = start(database, DATABASE_DIRECT_URL=foreign_database)
@@ -67,7 +52,7 @@ def test_lock_on_another_database_than_the_money_bills_nothing_and_names_both_se
 
 
 @pytest.mark.parametrize("level", ["error", "warn", "info", "debug"])
-def test_no_log_level_shows_a_password(database: str, start: Start, level: str) -> None:
+def test_no_log_level_shows_a_password(database: str, start: StartReplica, level: str) -> None:
     url = database.replace("postgres@", "postgres:hunter2@")
     replica = start(url, LOG_LEVEL=level)
     other = start(url, LOG_LEVEL=level)
@@ -83,7 +68,7 @@ def test_no_log_level_shows_a_password(database: str, start: Start, level: str) 
         assert each.other_output == []
 
 
-def test_console_form_is_chosen_by_a_setting(database: str, start: Start) -> None:
+def test_console_form_is_chosen_by_a_setting(database: str, start: StartReplica) -> None:
     replica = start(database, LOG_FORMAT="console")
     eventually(lambda: any("leader.elected" in line for line in replica.other_output), "the election is logged")
     assert terminate(replica) == 0
@@ -91,7 +76,7 @@ def test_console_form_is_chosen_by_a_setting(database: str, start: Start) -> Non
     assert not any("\x1b" in line for line in replica.other_output)
 
 
-def test_events_of_a_quiet_replica_are_few(database: str, start: Start) -> None:
+def test_events_of_a_quiet_replica_are_few(database: str, start: StartReplica) -> None:
     replica = start(database)
     replica.wait_for("cycle.completed")
     assert count_for(replica, 1.5, *{line.event for line in replica.events()}) == 0

@@ -50,11 +50,6 @@ def replica(values: Values, **more: str) -> Manifest:
     return spec
 
 
-def migrate_container(values: Values) -> Manifest:
-    found: Manifest = next(c for c in replica(values)["initContainers"] if c["name"] == "migrate")
-    return found
-
-
 # --- namespaces, names, labels
 
 

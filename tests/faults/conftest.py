@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from controller.demo.process import ControllerProcess
 from controller.demo.server import Installation
 from tests.faults.lanes import ALONE, Lanes, share_out
 from tests.faults.proxy import Proxy
@@ -27,8 +25,6 @@ from tests.support.servers import ORIGINS, TEMPLATE, Server, create_template, in
 from tests.support.timings import Timings
 
 TIMINGS = pytest.StashKey[Timings]()
-
-StartReplica = Callable[..., ControllerProcess]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -184,26 +180,6 @@ def ledger(conn: psycopg.Connection[Any]) -> LedgerProbe:
     made = LedgerProbe(conn)
     made.add()
     return made
-
-
-@pytest.fixture
-def start() -> Iterator[StartReplica]:
-    """Starts controllers: `start(url, *launcher, SETTING="value", ...)`. They end with the test.
-
-    A failing test prints the ends of their logs.
-    """
-    started: list[ControllerProcess] = []
-
-    def start_one(url: str, *launcher: str, **settings: str) -> ControllerProcess:
-        started.append(ControllerProcess(url, *launcher, **settings))
-        return started[-1]
-
-    yield start_one
-    with ExitStack() as stack:
-        for replica in started:
-            stack.callback(replica.remove)
-    for replica in started:
-        print(f"{replica.instance}:\n{replica.tail()}")  # noqa: T201 - pytest shows it with a failure
 
 
 @pytest.fixture

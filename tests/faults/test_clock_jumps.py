@@ -15,9 +15,8 @@ from typing import Final
 import pytest
 
 from controller.demo.process import LogLine
-from tests.faults.conftest import StartReplica
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY, LOW_BOUNDS, count_for
+from tests.support.processes import BUSY, LOW_BOUNDS, StartReplica, count_for
 from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually

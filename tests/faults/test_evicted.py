@@ -15,12 +15,11 @@ import psycopg
 import pytest
 
 from controller.demo.process import ControllerProcess, LogLine
-from tests.faults.conftest import StartReplica
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import LOW_BOUNDS, count_for, freeze, terminate, thaw
+from tests.support.processes import LOW_BOUNDS, StartReplica, count_for, freeze, terminate, thaw
 from tests.support.servers import Server
 from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_term

@@ -10,11 +10,10 @@ from typing import Final
 
 import pytest
 
-from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import LOW_BOUNDS, freeze, thaw
+from tests.support.processes import LOW_BOUNDS, StartReplica, freeze, thaw
 from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually, through

@@ -11,12 +11,11 @@ import psycopg
 import pytest
 
 from controller.demo.process import ControllerProcess
-from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy, When
 from tests.faults.test_sessions_lost import starts_with
 from tests.faults.wire import Statement
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY
+from tests.support.processes import BUSY, StartReplica
 from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually, through

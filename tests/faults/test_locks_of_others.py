@@ -13,11 +13,10 @@ import psycopg
 import pytest
 
 from controller.demo.process import ControllerProcess
-from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY
+from tests.support.processes import BUSY, StartReplica
 from tests.support.servers import migrate_url
 from tests.support.timings import Timings, seconds_to_next_charge
 from tests.support.waiting import eventually, through

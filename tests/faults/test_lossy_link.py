@@ -10,10 +10,9 @@ import psycopg
 import pytest
 
 from controller.demo.server import Installation
-from tests.faults.conftest import StartReplica
 from tests.faults.lossy import LossyLink, lossy_link
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY, LOW_BOUNDS, terminate
+from tests.support.processes import BUSY, LOW_BOUNDS, StartReplica, terminate
 from tests.support.servers import Server, create_template
 from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term

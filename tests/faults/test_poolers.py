@@ -10,10 +10,9 @@ from typing import Final
 import pytest
 
 from controller.demo.process import run_command
-from tests.faults.conftest import StartReplica
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY, terminate
+from tests.support.processes import BUSY, StartReplica, terminate
 from tests.support.servers import Server
 from tests.support.sessions import lock_holders, wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_term

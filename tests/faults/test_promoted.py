@@ -17,13 +17,12 @@ import pytest
 
 from controller.demo.process import ControllerProcess, LogLine
 from controller.demo.server import Installation
-from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.standby import StandbyServer
 from tests.faults.test_server_restarts import reconnected
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe, assert_audit_clean
-from tests.support.processes import BUSY, terminate
+from tests.support.processes import BUSY, StartReplica, terminate
 from tests.support.servers import Server, create_template
 from tests.support.sessions import end_sessions
 from tests.support.timings import Timings, seconds_to_next_term

@@ -1,4 +1,4 @@
-"""The server runs and refuses: its disk is full, it has no session left, or it is read-only or a standby."""
+"""The server runs and refuses: its disk is full, it has no session left, or it is a standby."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import pytest
 
 from controller.demo.process import ControllerProcess
 from controller.demo.server import Installation
-from tests.faults.conftest import StartReplica
 from tests.faults.disk import Disk, own, small_disk
 from tests.faults.proxy import Proxy
 from tests.faults.test_server_restarts import reconnected
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY
+from tests.support.processes import BUSY, StartReplica
 from tests.support.servers import Server, create_template, temporary_database
 from tests.support.sessions import wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term

@@ -12,11 +12,10 @@ from typing import Final
 import psycopg
 import pytest
 
-from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY, count_for, terminate
+from tests.support.processes import BUSY, StartReplica, count_for, terminate
 from tests.support.servers import Server, StopMode
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually, through

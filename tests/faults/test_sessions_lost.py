@@ -12,11 +12,10 @@ from typing import Any, Final
 import pytest
 
 from controller.demo.process import ControllerProcess
-from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Hold, Proxy, When
 from tests.faults.wire import Statement
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY, LOW_BOUNDS, count_for
+from tests.support.processes import BUSY, LOW_BOUNDS, StartReplica, count_for
 from tests.support.sessions import end_sessions, wait_until_standing_by
 from tests.support.timings import Timings, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually, through

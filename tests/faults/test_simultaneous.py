@@ -9,11 +9,10 @@ from typing import Final
 
 import pytest
 
-from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import terminate
+from tests.support.processes import StartReplica, terminate
 from tests.support.timings import Timings, seconds_to_next_charge
 from tests.support.waiting import eventually, through
 

@@ -12,9 +12,8 @@ import psycopg
 import pytest
 
 from controller.demo.process import run_command
-from tests.faults.conftest import StartReplica
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import count_for
+from tests.support.processes import StartReplica, count_for
 from tests.support.servers import Server
 from tests.support.waiting import eventually, through
 

@@ -9,11 +9,10 @@ from typing import Final
 import pytest
 
 from controller.demo.process import ControllerProcess
-from tests.faults.conftest import StartReplica
 from tests.faults.proxy import Proxy, When
 from tests.faults.test_sessions_lost import starts_with
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import count_for, freeze, terminate, thaw
+from tests.support.processes import StartReplica, count_for, freeze, terminate, thaw
 from tests.support.sessions import lock_holders, status_row, wait_until_standing_by
 from tests.support.timings import Timings, handover_seconds, seconds_to_next_term
 from tests.support.waiting import eventually, through

@@ -28,3 +28,12 @@ def scripted_world(database: str) -> Iterator[World]:
         for _ in range(4):
             world.instance(world.organization("1.00"), plan, NOON - 5 * HOUR)
         yield world
+
+
+@pytest.fixture
+def owing(world: World) -> World:
+    """A world with four organizations that owe five hours each."""
+    plan = world.plan("7.30")
+    for _ in range(4):
+        world.instance(world.organization("100.00"), plan, world.one("select now() - interval '5.5 hours'"))
+    return world

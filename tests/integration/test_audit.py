@@ -10,7 +10,6 @@ from tests.integration.world import World
 from tests.model import HOUR, NOON
 
 D = Decimal
-OURS = "billing_is_ours(metadata)"
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import io
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,7 @@ import pytest
 
 from controller import sql
 from controller.billing.values import Outcome
-from controller.demo.process import ControllerProcess, clean_environment
+from controller.demo.process import clean_environment
 from controller.demo.sample import create_schema
 from controller.election import Bounds, LockSessionError
 from controller.generation import GENERATION, GenerationError
@@ -25,7 +24,7 @@ from controller.postgres.lock_session import LockName, PostgresLockSession
 from tests.integration.world import World
 from tests.model import HOUR, NOON
 from tests.support.ledger_probe import LedgerProbe
-from tests.support.processes import BUSY
+from tests.support.processes import BUSY, StartReplica
 from tests.support.servers import migrate_url
 from tests.support.waiting import eventually
 
@@ -33,23 +32,6 @@ from tests.support.waiting import eventually
 FIRST_VERSION: Final = "22d817249456235c4bd83fa2f20042988895a3bd"
 ROOT: Final = Path(__file__).parents[2]
 NEXT: Final = GENERATION + 1
-
-Start = Callable[..., ControllerProcess]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts controllers that end with the test. A failing test prints the ends of their logs."""
-    started: list[ControllerProcess] = []
-
-    def start_one(url: str, **settings: str) -> ControllerProcess:
-        started.append(ControllerProcess(url, **settings))
-        return started[-1]
-
-    yield start_one
-    for replica in started:
-        replica.remove()
-        print(f"{replica.instance}:\n{replica.tail()}")  # noqa: T201 - pytest shows it with a failure
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +121,7 @@ def test_migration_mints_a_term_on_a_database_that_has_had_a_leader(empty_databa
         assert world.cycle().run(old).outcome is Outcome.DEPOSED
 
 
-def test_replica_of_another_generation_stays_unready_and_does_not_contend(world: World, start: Start) -> None:
+def test_replica_of_another_generation_stays_unready_and_does_not_contend(world: World, start: StartReplica) -> None:
     replica = start(world.url)
     replica.wait_for("cycle.completed")
     raise_generation(world)
@@ -181,7 +163,7 @@ def slow_down(conn: psycopg.Connection[Any]) -> None:
 
 @pytest.mark.timeout(180)
 def test_upgrade_in_mid_cycle_and_return_lose_and_double_no_hour(
-    empty_database: str, first_version: Path, start: Start
+    empty_database: str, first_version: Path, start: StartReplica
 ) -> None:
     url, old_code = empty_database, {"PYTHONPATH": str(first_version), **BUSY}
     with psycopg.connect(url, autocommit=True) as conn:

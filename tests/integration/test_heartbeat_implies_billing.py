@@ -17,10 +17,10 @@ from controller.app import storable
 from controller.billing.errors import HeartbeatError
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.values import CycleResult, Outcome
-from controller.demo.process import ControllerProcess
 from controller.postgres.connections import Database
 from tests.integration.world import MONEY, Term, World
 from tests.model import HOUR, NOON
+from tests.support.processes import StartReplica
 from tests.support.waiting import eventually
 
 #: Tables whose insert or update right a cycle needs.
@@ -31,31 +31,6 @@ RIGHTS: Final = (
     "update on vps_instances",
     "insert on billing_batches",
 )
-Start = Callable[..., ControllerProcess]
-
-
-@pytest.fixture
-def owing(world: World) -> World:
-    """A world with four organizations that owe five hours each."""
-    plan = world.plan("7.30")
-    for _ in range(4):
-        world.instance(world.organization("100.00"), plan, world.one("select now() - interval '5.5 hours'"))
-    return world
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts controllers that end with the test. A failing test prints the ends of their logs."""
-    started: list[ControllerProcess] = []
-
-    def start_one(url: str, **settings: str) -> ControllerProcess:
-        started.append(ControllerProcess(url, **settings))
-        return started[-1]
-
-    yield start_one
-    for replica in started:
-        replica.remove()
-        print(f"{replica.instance}:\n{replica.tail()}")  # noqa: T201 - pytest shows it with a failure
 
 
 @pytest.fixture
@@ -284,7 +259,7 @@ def test_proof_succeeds_if_nothing_is_due_or_only_debts_or_suspended_organizatio
 
 
 @pytest.mark.parametrize("right", RIGHTS)
-def test_leader_without_a_right_does_not_come_back(owing: World, start: Start, right: str) -> None:
+def test_leader_without_a_right_does_not_come_back(owing: World, start: StartReplica, right: str) -> None:
     heartbeat_of(owing, 100, "gone-1")
     before = owing.dump(*MONEY)
     with restricted(owing, right) as poor:
@@ -297,7 +272,7 @@ def test_leader_without_a_right_does_not_come_back(owing: World, start: Start, r
         assert owing.dump(*MONEY) == before
 
 
-def test_leader_that_returns_proves_it_can_bill_then_beats_then_waits(owing: World, start: Start) -> None:
+def test_leader_that_returns_proves_it_can_bill_then_beats_then_waits(owing: World, start: StartReplica) -> None:
     heartbeat_of(owing, 100, "gone-1")
     replica = start(owing.url, BILLING_TAKEOVER_DELAY_SECONDS="3600")
     replica.wait_for("takeover.begun")
@@ -306,7 +281,7 @@ def test_leader_that_returns_proves_it_can_bill_then_beats_then_waits(owing: Wor
     assert owing.one("select waiting_for from billing_status") == "takeover"
 
 
-def test_leader_that_could_not_bill_tries_again_when_elected_anew(owing: World, start: Start) -> None:
+def test_leader_that_could_not_bill_tries_again_when_elected_anew(owing: World, start: StartReplica) -> None:
     heartbeat_of(owing, 100, "gone-1")
     owing.run(
         "create function refuse() returns trigger language plpgsql as"

@@ -32,6 +32,7 @@ from controller.web import HttpServer, Identity, OperatorRoutes, Routes, StatusC
 from controller.web_reader import WebReader
 from tests.integration.world import World
 from tests.support.processes import terminate
+from tests.support.waiting import eventually
 
 PATIENCE_SECONDS = 30.0
 #: The kubelet's default timeout.
@@ -151,17 +152,14 @@ def test_many_requests_cost_one_set_of_queries(served: Served, conn: psycopg.Con
 
 def test_no_session_remains_after_a_request(served: Served, conn: psycopg.Connection[Any]) -> None:
     assert served.get("/")[0] == 200
-    until = time.monotonic() + PATIENCE_SECONDS
-    while status_sessions(conn):
-        assert time.monotonic() < until, "a session was left behind"
+    eventually(lambda: not status_sessions(conn), "no session is left behind", PATIENCE_SECONDS)
 
 
 def test_probes_answer_while_the_database_hangs(served: Served, conn: psycopg.Connection[Any]) -> None:
     with conn.transaction(), ThreadPoolExecutor(12) as clients:
         conn.execute("lock table billing_leadership in access exclusive mode")
         pages = [clients.submit(served.get, PATHS[number % 3]) for number in range(12)]
-        while not served.reads:
-            threading.Event().wait(0.005)
+        eventually(lambda: served.reads > 0, "a page reads the database", PATIENCE_SECONDS)
         for _ in range(20):
             assert served.get("/livez", PROBE_SECONDS) == (200, "ok")
             assert served.get("/readyz", PROBE_SECONDS) == (200, "ok")

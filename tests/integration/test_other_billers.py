@@ -21,40 +21,17 @@ from controller.billing.ledger import MARKER
 from controller.billing.other_billers import Notice, Watch, look, read_notices
 from controller.billing.status import read_status
 from controller.billing.values import Outcome
-from controller.demo.process import ControllerProcess, run_command
+from controller.demo.process import run_command
 from controller.lifecycle.stop import StopToken
 from controller.postgres.connections import FOREGROUND, WORKER
 from controller.settings import Settings
 from tests.integration.world import MONEY, LedgerAt, Term, World
+from tests.support.processes import StartReplica
 from tests.support.waiting import eventually
 
 OTHER: Final = "web1-4711"
 #: The marker of rows from before migration 017.
 OLD_MARKER: Final = "containerstacks-billing"
-
-
-@pytest.fixture
-def owing(world: World) -> World:
-    """A world with four organizations that owe five hours each."""
-    plan = world.plan("7.30")
-    for _ in range(4):
-        world.instance(world.organization("100.00"), plan, world.one("select now() - interval '5.5 hours'"))
-    return world
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., ControllerProcess]]:
-    """Starts controllers that end with the test."""
-    started: list[ControllerProcess] = []
-
-    def start_one(url: str, **settings: str) -> ControllerProcess:
-        started.append(ControllerProcess(url, **settings))
-        return started[-1]
-
-    yield start_one
-    for replica in started:
-        replica.remove()
-        print(f"{replica.instance}:\n{replica.tail()}")  # noqa: T201 - pytest shows it with a failure
 
 
 def looks(world: World, leadership: Term) -> list[Notice]:
@@ -568,7 +545,7 @@ def test_periods_of_a_daemon_that_stopped_before_the_term_are_no_evidence(owing:
 
 
 def test_controller_waits_for_a_live_daemon_and_says_who_it_is(
-    owing: World, start: Callable[..., ControllerProcess], tmp_path: Path
+    owing: World, start: StartReplica, tmp_path: Path
 ) -> None:
     daemon(owing)
     replica = start(owing.url)
@@ -583,9 +560,7 @@ def test_controller_waits_for_a_live_daemon_and_says_who_it_is(
     assert (billed.returncode, OTHER in billed.stderr) == (0, True)
 
 
-def test_resume_command_lets_the_leader_continue(
-    owing: World, start: Callable[..., ControllerProcess], tmp_path: Path
-) -> None:
+def test_resume_command_lets_the_leader_continue(owing: World, start: StartReplica, tmp_path: Path) -> None:
     takeover_ended(owing)
     for instance in instances(owing)[:2]:
         foreign_period(owing, instance)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
 from controller.demo.process import COMMAND, WAIT_SECONDS, ControllerProcess, ExpectationError
+
+#: The fixture `start`: `start(url, *launcher, SETTING="value", ...)`.
+StartReplica = Callable[..., ControllerProcess]
 
 #: The lowest permitted bounds, so that a test of them takes only seconds.
 LOW_BOUNDS: Final[Mapping[str, str]] = {

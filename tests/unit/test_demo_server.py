@@ -7,9 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from controller.demo.process import ControllerProcess, ExpectationError
 from controller.demo.sample import SampleError, Size, create_data, create_schema, seed
 from controller.demo.server import Account, EphemeralServer, Installation, ServerError
 from tests.support.servers import Server, StopMode
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 AS_ROOT = sys.platform != "win32" and os.geteuid() == 0
@@ -63,16 +61,6 @@ def _is_zombie(pid: int) -> bool:
         return ") Z" in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return False
-
-
-def eventually(condition: Callable[[], bool], within_seconds: float = 15) -> bool:
-    """Polls, because the system has no wait for another process's child."""
-    deadline = time.monotonic() + within_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.02)
-    return True
 
 
 def test_server_is_reached_by_tcp_and_by_socket(server: Server) -> None:
@@ -158,7 +146,7 @@ def test_restarted_server_keeps_its_port_and_its_data(bare_server: Server, mode:
 def test_server_killed_by_another_starts_again(bare_server: Server) -> None:
     bare_server.start()
     os.kill(bare_server.pid, signal.SIGKILL)
-    assert eventually(lambda: not bare_server.running)
+    eventually(lambda: not bare_server.running, "the server ends")
     with pytest.raises(ServerError, match="does not run"):
         _ = bare_server.pid
     bare_server.start()
@@ -191,7 +179,10 @@ def test_killed_parent_leaves_neither_server_nor_controller_nor_folders_behind(
         assert all(folder.is_dir() for folder in folders)
         parent.send_signal(getattr(signal, name))
         parent.wait(20)
-    assert eventually(lambda: not any(map(alive, pids)) and not any(folder.exists() for folder in folders))
+    eventually(
+        lambda: not any(map(alive, pids)) and not any(folder.exists() for folder in folders),
+        "the servers end and their folders are removed",
+    )
 
 
 def test_controller_that_ends_early_is_reported_with_what_it_printed() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -22,6 +22,7 @@ from controller.k8s.announcer import CYCLE_EVENT_SECONDS, FLUSH_SECONDS, MAX_EVE
 from controller.k8s.events import cycle_note
 from controller.k8s.pod import Pod
 from controller.lifecycle.drain import DrainOutcome
+from tests.support.waiting import eventually
 from tests.unit.test_k8s_api import PATIENCE_SECONDS, POD, ApiServer, Request, configuration
 
 ROLE = "billing.containerstacks.io/role"
@@ -59,15 +60,6 @@ def server() -> Iterator[ApiServer]:
 def role(request: Request) -> tuple[str, str]:
     metadata = request.body["metadata"]
     return metadata["labels"][ROLE], metadata["annotations"]["controller.kubernetes.io/pod-deletion-cost"]
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        threading.Event().wait(0.01)
-    return True
 
 
 def completed(failures: int = 0) -> CycleResult:
@@ -275,7 +267,10 @@ def test_api_server_that_refuses_connections_costs_one_warning() -> None:
         made.thread.start()
         for term in range(5):
             made.announcer.elected(term)
-        assert eventually(lambda: len([line for line in logged if line["event"] == "k8s.request_failed"]) >= 3)
+        eventually(
+            lambda: len([line for line in logged if line["event"] == "k8s.request_failed"]) >= 3,
+            "three failures are logged",
+        )
         made.end()
     assert len(warnings(logged)) == 1
 

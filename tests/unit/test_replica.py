@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -84,15 +84,6 @@ class Program(Application):
 
     def open_lock_session(self) -> LockSession:
         return self.session
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    made = Signals()
-    yield made
-    made.restore()
-    made._reader.close()
-    made._writer.close()
 
 
 @pytest.fixture

@@ -13,25 +13,11 @@ from psycopg.conninfo import conninfo_to_dict
 from controller import env_file
 from controller import settings as controller_settings
 from controller.errors import SecretFileError, SettingsError
+from tests.support.settings import load
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 URL = "postgresql://user:secret@db.example:5432/app"
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Removes this machine's settings, and changes to a folder without a `.env`."""
-    for name in list(os.environ):
-        if name.startswith(("PG", "BILLING_", "DATABASE_", "LOG_", "POD_", "NODE_", "NOTIFY_", "WATCHDOG_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-
-def load(**environment: str) -> controller_settings.Settings:
-    """Loads the settings from these variables alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        return controller_settings.load()
 
 
 def refusal(**environment: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
@@ -14,25 +12,11 @@ from hypothesis import strategies as st
 from controller import settings as controller_settings
 from controller.errors import DatabaseUnreachableError, SettingsError
 from controller.postgres.connections import Database
+from tests.support.settings import load
+
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 URL = "postgresql://user:secret@db.example:5432/app"
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Removes this machine's settings, and changes to a folder without a `.env`."""
-    for name in list(os.environ):
-        if name.startswith(("PG", "BILLING_", "DATABASE_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-
-def load(**environment: str) -> controller_settings.Settings:
-    """Loads the settings from these variables alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        return controller_settings.load()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,15 +45,6 @@ class Last:
 last = Last()
 Signals().ignore()
 """
-
-
-@pytest.fixture
-def signals() -> Iterator[Signals]:
-    made = Signals()
-    yield made
-    made.restore()
-    made._reader.close()
-    made._writer.close()
 
 
 def test_signal_ends_the_wait_and_is_returned(signals: Signals) -> None:

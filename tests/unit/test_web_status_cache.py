@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from controller.errors import DatabaseUnreachableError
 from controller.web.status_cache import FRESH_SECONDS, MAX_WAITING, STALE_SECONDS, Snapshot, StatusCache
+from tests.support.waiting import eventually
 
 FACTS = "facts"
 PATIENCE_SECONDS = 10.0
@@ -109,8 +110,7 @@ def test_request_that_cannot_wait_gets_the_last_snapshot_unless_it_is_old() -> N
     waiting, _ = in_threads(MAX_WAITING, cache)
     for _ in range(2):  # of the first read, and of the one in progress
         assert database.asked.acquire(timeout=PATIENCE_SECONDS)
-    while cache._waiting < MAX_WAITING:
-        threading.Event().wait(0.005)
+    eventually(lambda: cache._waiting == MAX_WAITING, "the other requests wait for the read", PATIENCE_SECONDS)
     assert cache.get() is first
     clock.now += STALE_SECONDS
     assert cache.get().facts is None
