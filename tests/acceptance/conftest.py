@@ -11,17 +11,13 @@ import pytest
 from controller.demo.process import ControllerProcess
 from controller.demo.sample import Size, create_data, create_schema
 from tests.acceptance.program import Program
-from tests.support.servers import ORIGINS, TEMPLATE, Server, create_template, installation_of, temporary_database
+from tests.support.servers import TEMPLATE, Server, chosen_installation, create_template, temporary_database
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """One server for all tests: the version of PostgreSQL makes no difference to the command line."""
-    chosen = request.config.getoption("--postgres")
-    found = [each for each in map(installation_of, ORIGINS) if each and chosen in (each.origin, "all")]
-    if not found:
-        pytest.skip("no PostgreSQL")
-    with Server(found[0]) as running:
+    with Server(chosen_installation(request.config)) as running:
         create_template(running)
         yield running
 

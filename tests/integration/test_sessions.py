@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from datetime import UTC, datetime
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 import pytest
+import structlog
 from psycopg.conninfo import make_conninfo
+from typer.main import get_command
 
-from controller import sql
+from controller import cli, sql
 from controller.app import Application
-from controller.billing.values import Outcome
+from controller.billing import control
 from controller.election import Bounds
-from controller.foreground import bill
 from controller.lifecycle.signals import Signals
 from controller.postgres.connections import (
     FOREGROUND,
@@ -33,8 +36,8 @@ from controller.settings import load
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.integration.world import World
 from tests.model import HOUR, NOON
-from tests.support.servers import Server
-from tests.support.waiting import through
+from tests.support.servers import TEMPLATE, Server, chosen_installation, create_template, temporary_database
+from tests.support.waiting import eventually, through
 
 #: Values that break a session which relies on the defaults.
 HOSTILE: Final = {
@@ -69,6 +72,9 @@ HOSTILE: Final = {
 }
 
 
+LABEL: Final = "naïve ☃ vps"
+
+
 class Company:
     """A database to bill in, and the result that billing it must give."""
 
@@ -76,7 +82,7 @@ class Company:
         self.world = world
         plan = world.plan("7.30")
         self.organization: UUID = world.organization("1000.00")
-        world.instance(self.organization, plan, NOON - 5 * HOUR, label="naïve ☃ vps")
+        world.instance(self.organization, plan, NOON - 5 * HOUR, label=LABEL)
         world.instance(world.organization("0.02"), plan, NOON - 5 * HOUR)
         self.supported = {name for name in HOSTILE if world.rows("select from pg_settings where name = %s", name)}
 
@@ -93,28 +99,67 @@ class Company:
             **environment,
         }.items():
             monkeypatch.setenv(name, value)
-        application = Application(load(None))
-        assert application.migrate(lambda _line: None) == []
-        signals = Signals()
+        monkeypatch.setattr(control, "LEADER_SECONDS", 0.0)  # commands for the leader don't wait for one
+        console, organization = Console(monkeypatch), str(self.organization)
+        assert console("migrate") == "up to date\n"
+        assert console("migrate", "--check") == "up to date\n"
+        for words in ("bill", "--dry-run"), ("bill",):
+            billed = console.json(*words)
+            assert (billed["outcome"], billed["failures"], billed["debts"]) == ("completed", 0, 1)
+        assert console.json("audit")["clean"]
+        status = console.json("status")
+        assert 0 <= status["heartbeat_age_seconds"] < 60
+        assert (status["debts"], status["failures"]) == (1, 0)
+        assert status["last_run"]["started_at"].endswith("+00:00")
+        (run,) = console.json("history")
+        assert run["started_at"].endswith("+00:00")
+        assert console.json("history", str(run["id"])) == {**run, "failed": []}
+        (debt,) = console.json("debts", status=1)
+        assert Decimal(debt["owed"]) == debt["hours"] * Decimal("0.01")
+        assert console.json("debts", "--lost") == []
+        (explained,) = console.json("explain", LABEL)["instances"]
+        assert (explained["label"], explained["monthly_price"]) == (LABEL, "7.30")
+        statement = console.json("statement", organization, "--from", "2020-01-01")
+        assert Decimal(statement["closing"]) == self.world.balance(self.organization) < Decimal("1000.00")
+        assert {line["label"] for line in statement["lines"] if line["kind"] == "charge"} == {LABEL}
+        (_, runway) = console.json("runway")
+        assert Decimal(runway["hours_left"]) == Decimal(runway["balance"]) * 100
+        assert console.json("pause", "--reason", "x")["until"].endswith("+00:00")
+        assert [notice["kind"] for notice in console.json("resume")["lifted"]] == ["paused"]
+        for command in "trigger", "step-down":
+            assert console.json(command)["leader"] is None
+        assert commands() - console.used == set(), "commands that this test doesn't run"
+
+
+class Console:
+    """Runs commands in this process, each with sessions of its own, and returns what they print."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.used: set[str] = set()
+
+    def __call__(self, *words: str, status: int = 0) -> str:
+        self._monkeypatch.setattr(sys, "argv", ["containerstacks-billing", *words])
+        self.used.add(words[0])
+        signals, printed, said = Signals(), io.StringIO(), io.StringIO()
         try:
-            for dry in (True, False):
-                result = bill(
-                    application, signals, dry=dry, on_planned=lambda _number: None, on_result=lambda _result: None
-                )
-                assert (result.outcome, result.totals.failures, result.totals.debts) == (Outcome.COMPLETED, 0, 1)
+            with redirect_stdout(printed), redirect_stderr(said):
+                ended = cli.main(signals)
         finally:
             signals.restore()
             signals._reader.close()
             signals._writer.close()
-        assert application.audit().clean
-        status = application.status()
-        assert status.heartbeat_age_seconds is not None
-        assert 0 <= status.heartbeat_age_seconds < 60
-        assert (status.debts, status.failures) == (1, 0)
-        assert status.database_time.utcoffset() == datetime.now(UTC).utcoffset()
-        (run,) = application.history(5)
-        assert run["started_at"].utcoffset() == datetime.now(UTC).utcoffset()
-        assert self.world.balance(self.organization) < Decimal("1000.00")
+            structlog.reset_defaults()
+        assert ended == status, f"{words}: {said.getvalue()}"
+        return printed.getvalue()
+
+    def json(self, *words: str, status: int = 0) -> Any:  # noqa: ANN401 - any JSON
+        return json.loads(self(*words, "--json", status=status))
+
+
+def commands() -> set[str]:
+    """The commands that use DATABASE_URL for one answer. `drain` has no database, and `run` has tests of its own."""
+    return set(get_command(cli.app).commands) - {"run", "drain", "demo"}  # type: ignore[attr-defined] # it is a group
 
 
 @pytest.fixture
@@ -136,17 +181,61 @@ def role(world: World) -> Iterator[str]:
 def test_no_setting_of_others_changes_what_a_command_does(
     company: Company, role: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world, url = company.world, company.world.url
+    set_from(source, company.hostile, company.world, role, monkeypatch)
+    company.use_every_command(monkeypatch, DATABASE_URL=make_conninfo(company.world.url, user=role))
+
+
+def set_from(
+    source: str, settings: Mapping[str, str], world: World, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Makes the settings those of a role, a database, the environment, or the whole server."""
     if source == "environment":
-        monkeypatch.setenv("PGOPTIONS", " ".join(f"-c{name}={value}" for name, value in company.hostile.items()))
+        monkeypatch.setenv("PGOPTIONS", " ".join(f"-c{name}={value}" for name, value in settings.items()))
         for name, value in {"PGDATESTYLE": "German", "PGTZ": "Asia/Tokyo", "PGCLIENTENCODING": "LATIN1"}.items():
             monkeypatch.setenv(name, value)
-    else:
-        target = f"role {role}" if source == "role" else f"database {world.conn.info.dbname}"
-        for name, value in company.hostile.items():
-            world.run(f"alter {target} set {name} = '{value}'")
-        url = make_conninfo(url, user=role)
-    company.use_every_command(monkeypatch, DATABASE_URL=url)
+        return
+    targets = {"role": f"role {role}", "database": f"database {world.conn.info.dbname}", "server": "system"}
+    for name, value in settings.items():
+        world.run(f"alter {targets[source]} set {name} = '{value}'")
+    if source == "server":
+        world.run("select pg_reload_conf()")
+
+
+@pytest.fixture(scope="module")
+def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A running server whose settings a test may change; the newest, which knows every setting."""
+    with Server(chosen_installation(request.config, newest=True)) as running:
+        create_template(running)
+        yield running
+
+
+_FROM_THE_SERVER: Final = "select from pg_settings where sourcefile like '%%postgresql.auto.conf'"
+
+
+class TestOnAHostileServer:
+    """`alter system` affects every session of a server."""
+
+    @pytest.fixture
+    def world(self, own_server: Server) -> Iterator[World]:
+        with temporary_database(own_server, TEMPLATE) as url, World(url) as world:
+            yield world
+
+    @pytest.mark.parametrize("other", [None, "role", "database", "environment"])
+    def test_no_setting_of_the_server_and_of_another_source_changes_what_a_command_does(
+        self, company: Company, role: str, other: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each setting comes from one of two sources, in alternation."""
+        settings = list(company.hostile.items())
+        if other is not None:
+            set_from(other, dict(settings[::2]), company.world, role, monkeypatch)
+        world = company.world
+        set_from("server", dict(settings if other is None else settings[1::2]), world, role, monkeypatch)
+        try:
+            company.use_every_command(monkeypatch, DATABASE_URL=make_conninfo(world.url, user=role))
+        finally:
+            world.run("alter system reset all")
+            world.run("select pg_reload_conf()")
+            eventually(lambda: not world.rows(_FROM_THE_SERVER), "the server's settings are its own again")
 
 
 @pytest.mark.parametrize("kind", [WORKER, MIGRATION, lock_session_settings(Bounds())], ids=lambda kind: kind.purpose)

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from controller.demo.sample import create_schema
@@ -100,6 +101,15 @@ class Server(EphemeralServer):
 def installation_of(origin: Origin) -> Installation | None:
     """The newest installation of this origin, if there is one."""
     return next((each for each in find_installations() if each.origin == origin), None)
+
+
+def chosen_installation(config: pytest.Config, *, newest: bool = False) -> Installation:
+    """One installation that `--postgres` allows, for tests to which the version makes no difference, or a skip."""
+    chosen = config.getoption("--postgres")
+    found = [each for each in map(installation_of, ORIGINS) if each and chosen in (each.origin, "all")]
+    if not found:
+        pytest.skip("no PostgreSQL")
+    return max(found, key=lambda each: each.version) if newest else found[0]
 
 
 def migrate_url(url: str) -> None:
