@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from controller.demo.process import ControllerProcess
+from controller.postgres.lock_session import LockName
 from tests.acceptance.program import Program
 
 UNREACHABLE = "postgresql://user:hunter2@127.0.0.1:1/app?connect_timeout=2"
@@ -159,6 +160,13 @@ def test_failed_cycle_is_1(program: Program, database: str) -> None:
 def test_bill_beside_a_leader_is_4_and_names_it(program: Program, replica: ControllerProcess) -> None:
     assert replica.instance in program("bill").failed_with(4)
     assert "dry run" in program("bill", "--dry-run").out, "a dry run needs no lock"
+
+
+def test_bill_beside_a_lock_without_a_term_is_1_and_names_the_session(program: Program, database: str) -> None:
+    with psycopg.connect(database, autocommit=True, application_name="psql") as stranger:
+        stranger.execute("select pg_advisory_lock(%s)", [LockName("containerstacks-billing").key])
+        line = program("bill").failed_with(1)
+        assert f"psql (pid {stranger.info.backend_pid}, role postgres) holds the billing lock without a term" in line
 
 
 def test_drain_without_a_controller_is_1_and_names_the_path(bare: Program) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psycopg
 import pytest
 
 from tests.acceptance.program import SECONDS, Program
+from tests.support.console import Console
 
 FULL = Path("/dev/full")
 
@@ -39,6 +41,31 @@ def test_history_fits_a_terminal_of_80_columns_and_holds_no_escape_sequence(prog
     lines = shown.decode().replace("\r\n", "\n").splitlines()
     assert max(map(len, lines)) <= 80
     assert "".join(" ".join(lines).split()).count("[/b]\\x1b[31mredlong") == 1
+
+
+def test_answers_fit_80_columns_and_hold_no_escape_sequence(
+    program: Program, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Customers choose names and labels."""
+    program("bill")
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("update organizations set name = %s", ["\x1b[31mred"])
+        conn.execute("update vps_instances set label = %s || substr(id::text, 1, 4)", ["\x1b[2Jvps"])
+        (slug, label), *_ = conn.execute(
+            "select o.slug, i.label from billing_debts d join organizations o on o.id = d.organization_id"
+            " join vps_instances i on i.organization_id = o.id"
+        ).fetchall()
+    monkeypatch.setenv("DATABASE_URL", database)
+    console, hostile = Console(monkeypatch), 0
+    for status, *arguments in (
+        (0, "status"), (1, "debts"), (1, "debts", slug), (0, "debts", "--lost"), (0, "explain", slug),
+        (0, "explain", label), (0, "statement", slug, "--from", "2020-01-01"), (0, "runway"), (0, "history", "1"),
+    ):  # fmt: skip
+        lines = console(*arguments, status=status).splitlines()
+        assert max(map(len, lines), default=0) <= 80, arguments
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines)), arguments
+        hostile += "\\x1b[" in "".join(lines)
+    assert hostile >= 4, "commands show these names"
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")

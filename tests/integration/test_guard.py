@@ -108,6 +108,24 @@ def test_gap_is_a_violation_unless_last_billed_at_was_moved_over_it(world: World
     assert suspended(world) == {organization_of(world, shortened): "periods"}
 
 
+def test_gap_that_another_program_has_billed_is_no_violation(world: World) -> None:
+    filled, empty, _ = three_charged(world)
+    guard(world).check(world.term())
+    world.run(
+        "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start, billing_period_end,"
+        " hourly_rate, total_amount, status) select id, organization_id, %s, %s, 0.01, 0.01, 'billed'"
+        " from vps_instances where id = %s",
+        THEN,
+        THEN + HOUR,
+        filled,
+    )
+    world.run("update vps_instances set last_billed_at = %s where id = any (%s)", THEN + HOUR, [filled, empty])
+    world.bill(NOON)
+    world.run("update vps_billing_cycles set metadata = metadata - 'moved_forward' where metadata ? 'moved_forward'")
+    guard(world).check(world.term())
+    assert suspended(world) == {organization_of(world, empty): "periods"}
+
+
 def test_instance_that_moved_through_a_deleted_organization_is_no_violation(world: World) -> None:
     first, middle, last = (world.organization() for _ in range(3))
     instance = world.instance(first, world.plan("7.30"), NOON - 9 * HOUR)

@@ -8,14 +8,16 @@ from typing import Any, Final, Self
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
+from controller.billing.guard import Guard
 from controller.demo.process import COMMAND, clean_environment
 from controller.demo.sample import create_schema
 from controller.errors import DatabaseUnreachableError
 from controller.postgres import index_builds, migrations
 from controller.postgres.connections import MIGRATION, Database
 from controller.postgres.migrations import SchemaError, available
-from tests.integration.world import World
+from tests.integration.world import ScriptedStop, World
 from tests.model import HOUR, NOON
 from tests.support.servers import migrate_url
 from tests.support.shape import shape
@@ -300,4 +302,13 @@ def test_partitioned_payments_are_indexed_without_blocking_a_top_up(
         leaves = application.conn.execute("select from pg_partition_tree(to_regclass(%s)) where isleaf", [index])
         assert len(leaves.fetchall()) == 3
     with World(application.url) as world:
+        plan = world.plan("7.30")
+        for _ in range(30):
+            world.instance(application.organizations[0], plan, NOON - 5 * HOUR)
         assert world.bill(NOON).totals.failures == 0
+        with capture_logs() as logs:
+            Guard(world.ledger, ScriptedStop()).check(world.term())
+        assert [line["event"] for line in logs] == ["guard.passed"]
+        assert world.violations() == {}
+        written = "select distinct tableoid from payment_transactions where billing_is_ours(metadata)"
+        assert len(world.rows(written)) == 2

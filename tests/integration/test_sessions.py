@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
 import psycopg
 import pytest
-import structlog
 from psycopg.conninfo import make_conninfo
 from typer.main import get_command
 
@@ -21,7 +17,6 @@ from controller import cli, sql
 from controller.app import Application
 from controller.billing import control
 from controller.election import Bounds
-from controller.lifecycle.signals import Signals
 from controller.postgres.connections import (
     FOREGROUND,
     MIGRATION,
@@ -36,6 +31,7 @@ from controller.settings import load
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.integration.world import World
 from tests.model import HOUR, NOON
+from tests.support.console import Console
 from tests.support.servers import TEMPLATE, Server, chosen_installation, create_template, temporary_database
 from tests.support.waiting import eventually, through
 
@@ -126,35 +122,11 @@ class Company:
         assert Decimal(runway["hours_left"]) == Decimal(runway["balance"]) * 100
         assert console.json("pause", "--reason", "x")["until"].endswith("+00:00")
         assert [notice["kind"] for notice in console.json("resume")["lifted"]] == ["paused"]
+        assert console.json("suspend", organization, "--reason", "x")["organization_id"] == organization
+        assert console.json("unsuspend", organization)["organization_id"] == organization
         for command in "trigger", "step-down":
             assert console.json(command)["leader"] is None
         assert commands() - console.used == set(), "commands that this test doesn't run"
-
-
-class Console:
-    """Runs commands in this process, each with sessions of its own, and returns what they print."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-        self.used: set[str] = set()
-
-    def __call__(self, *words: str, status: int = 0) -> str:
-        self._monkeypatch.setattr(sys, "argv", ["containerstacks-billing", *words])
-        self.used.add(words[0])
-        signals, printed, said = Signals(), io.StringIO(), io.StringIO()
-        try:
-            with redirect_stdout(printed), redirect_stderr(said):
-                ended = cli.main(signals)
-        finally:
-            signals.restore()
-            signals._reader.close()
-            signals._writer.close()
-            structlog.reset_defaults()
-        assert ended == status, f"{words}: {said.getvalue()}"
-        return printed.getvalue()
-
-    def json(self, *words: str, status: int = 0) -> Any:  # noqa: ANN401 - any JSON
-        return json.loads(self(*words, "--json", status=status))
 
 
 def commands() -> set[str]:
