@@ -122,10 +122,12 @@ class Company:
         assert Decimal(runway["hours_left"]) == Decimal(runway["balance"]) * 100
         assert console.json("pause", "--reason", "x")["until"].endswith("+00:00")
         assert [notice["kind"] for notice in console.json("resume")["lifted"]] == ["paused"]
-        assert console.json("suspend", organization, "--reason", "x")["organization_id"] == organization
-        assert console.json("unsuspend", organization)["organization_id"] == organization
-        for command in "trigger", "step-down":
-            assert console.json(command)["leader"] is None
+        for command in ("suspend", organization, "--reason", "x"), ("unsuspend", organization):
+            assert console.json(*command)["refusal"] is None
+        for command in ("trigger",), ("step-down",), ("waive", organization, "--reason", "x"):
+            assert console.json(*command)["leader"] is None
+        failed = [each for each in console.json("doctor", status=1)["findings"] if each["level"] == "failure"]
+        assert [each["check"] for each in failed] == ["billing"], "no replica leads"
         assert commands() - console.used == set(), "commands that this test doesn't run"
 
 

@@ -34,7 +34,7 @@ class Console:
             signals._reader.close()
             signals._writer.close()
             structlog.reset_defaults()
-        assert ended == status, f"{words}: {said.getvalue()}"
+        assert ended == status, f"{words}: {printed.getvalue()}{said.getvalue()}"
         return printed.getvalue()
 
     def json(self, *words: str, status: int = 0) -> Any:  # noqa: ANN401 - any JSON
