@@ -22,20 +22,25 @@ class Console:
         self._monkeypatch = monkeypatch
         self.used: set[str] = set()
 
-    def __call__(self, *words: str, status: int = 0) -> str:
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """Returns the exit status, standard output and standard error."""
         self._monkeypatch.setattr(sys, "argv", ["containerstacks-billing", *words])
         self.used.add(words[0])
         signals, printed, said = Signals(), io.StringIO(), io.StringIO()
         try:
             with redirect_stdout(printed), redirect_stderr(said):
-                ended = cli.main(signals)
+                status = cli.main(signals)
         finally:
             signals.restore()
             signals._reader.close()
             signals._writer.close()
             structlog.reset_defaults()
-        assert ended == status, f"{words}: {printed.getvalue()}{said.getvalue()}"
-        return printed.getvalue()
+        return status, printed.getvalue(), said.getvalue()
+
+    def __call__(self, *words: str, status: int = 0) -> str:
+        ended, printed, said = self.run(*words)
+        assert ended == status, f"{words}: {printed}{said}"
+        return printed
 
     def json(self, *words: str, status: int = 0) -> Any:  # noqa: ANN401 - any JSON
         return json.loads(self(*words, "--json", status=status))

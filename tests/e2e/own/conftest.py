@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.demo.server import find_installations
 from tests.chart.toolbox import ToolMissingError, tool
+from tests.e2e import inside
 from tests.e2e.kubectl import Kubectl
-from tests.e2e.workbench import Workbench
+from tests.e2e.workbench import Finished, Parameters, SqlError, Url, Workbench
+from tests.support.console import Console
 from tests.support.servers import Server
 
 #: A fake kubectl: runs the Python program of `kubectl exec POD -- python3 ...` on this machine.
@@ -50,6 +54,27 @@ def bench(tmp_path: Path) -> Workbench:
     program.chmod(0o700)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return Workbench(Kubectl(str(program), {**os.environ, "PATH": path}))
+
+
+class QuickWorkbench(Workbench):
+    """Runs SQL and commands in this process, because starting Python for each would take most of these tests' time."""
+
+    def sql(self, url: Url, *statements: tuple[str, Parameters]) -> list[dict[str, Any]]:
+        answer = inside.sql(url.text, [*statements])
+        if "error" in answer:
+            raise SqlError(answer["error"], answer["sqlstate"])
+        return json.loads(json.dumps(answer["rows"], default=str))  # type: ignore[no-any-return]
+
+    def run(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Finished:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return Finished(*Console(patch).run(*arguments[1:]))
+
+
+@pytest.fixture
+def quick_bench() -> Workbench:
+    return QuickWorkbench(Kubectl("kubectl", {}))
 
 
 @pytest.fixture

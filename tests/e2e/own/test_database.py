@@ -19,8 +19,8 @@ from tests.support.servers import Server
 
 
 @pytest.fixture
-def postgres(server: Server, bench: Workbench) -> PostgresServer:
-    return PostgresServer(bench, Url(server.url("postgres")))
+def postgres(server: Server, quick_bench: Workbench) -> PostgresServer:
+    return PostgresServer(quick_bench, Url(server.url("postgres")))
 
 
 @pytest.fixture
@@ -144,10 +144,17 @@ def test_database_and_role_are_dropped_after_the_block(postgres: PostgresServer)
     assert postgres.bench.sql(postgres.url, (text, ["e2e_gone", "e2e_gone"])) == []
 
 
-def test_failing_statement_raises_its_sqlstate(postgres: PostgresServer) -> None:
+def test_workbench_runs_statements_and_programs(server: Server, bench: Workbench) -> None:
+    url = Url(server.url("postgres"))
+    assert bench.sql(url, ("select 1", []), ("select %s::text as word, now() is not null as now", ["naïve"])) == [
+        {"word": "naïve", "now": True}
+    ]
     with pytest.raises(SqlError) as error:
-        postgres.bench.sql(postgres.url, ("select 1/0", []))
+        bench.sql(url, ("select 1/0", []))
     assert error.value.sqlstate == "22012"
+    done = bench.run(["containerstacks-billing", "migrate", "--check"], {"DATABASE_URL": url.text})
+    assert (done.status, done.stdout) == (1, "")
+    assert "not a ContainerStacks database" in done.stderr
 
 
 @pytest.mark.parametrize(
