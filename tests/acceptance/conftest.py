@@ -10,7 +10,7 @@ import pytest
 
 from controller.demo.process import ControllerProcess
 from controller.demo.sample import Size, create_data, create_schema
-from tests.acceptance.program import Program
+from tests.acceptance.program import Program, QuickProgram
 from tests.support.servers import TEMPLATE, Server, chosen_installation, create_template, temporary_database
 
 
@@ -49,6 +49,12 @@ def foreign_database(empty_database: str) -> str:
 def program(database: str, tmp_path: Path) -> Program:
     """The program on `database`, in an empty folder."""
     return Program(tmp_path, {"DATABASE_URL": database})
+
+
+@pytest.fixture
+def quick_program(database: str, tmp_path: Path) -> Program:
+    """The same in this process."""
+    return QuickProgram(tmp_path, {"DATABASE_URL": database})
 
 
 @pytest.fixture

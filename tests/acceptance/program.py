@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 import subprocess
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from typer.testing import CliRunner
+import pytest
 
-from controller.cli import app
 from controller.demo.process import COMMAND, clean_environment
-from controller.errors import BillingError
-from controller.lifecycle.signals import Signals
+from tests.support.console import Console
 
 ROOT: Final = Path(__file__).parents[2]
 SECONDS: Final = 60.0
@@ -41,36 +38,6 @@ class Done:
         (line,) = self.err.splitlines()
         assert line.startswith("error: ")
         return line
-
-
-class NoSignals(Signals):
-    """Signals for a command in this process: none arrives, and no handler is installed."""
-
-    def __init__(self) -> None:
-        self._woken = threading.Event()
-
-    def wait(self, timeout_seconds: float | None) -> list[signal.Signals]:
-        """Blocks until `wake` is called, or the time is over."""
-        self._woken.wait(timeout_seconds)
-        self._woken.clear()
-        return []
-
-    def wake(self) -> None:
-        """Ends a `wait`."""
-        self._woken.set()
-
-    def restore(self) -> None:
-        """Does nothing: no handler was installed."""
-
-
-def run_here(url: str, *arguments: str) -> Done:
-    """Runs a command in this process, which is faster than another one, on the database of this URL."""
-    settings = {"DATABASE_URL": url, "BILLING_TAKEOVER_DELAY_SECONDS": "0"}
-    done = CliRunner().invoke(app, [*arguments], env=settings, obj=NoSignals())
-    if done.exception is not None and not isinstance(done.exception, SystemExit | BillingError):
-        raise done.exception
-    refused = f"error: {done.exception}\n" if isinstance(done.exception, BillingError) else ""
-    return Done(done.exit_code, done.stdout, done.stderr + refused)
 
 
 @dataclass(frozen=True)
@@ -99,6 +66,27 @@ class Program:
         )
         assert "Traceback" not in done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(url: str, *arguments: str) -> Done:
+    """Runs a command in this process on the database of this URL."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", url)
+        patch.setenv("BILLING_TAKEOVER_DELAY_SECONDS", "0")
+        return Done(*Console(patch).run(*arguments))
+
+
+class QuickProgram(Program):
+    """Runs commands in the test's process, for tests of what a command says. Starting Python takes longer than most."""
+
+    def __call__(self, *arguments: str, **settings: str) -> Done:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [*os.environ]:
+                patch.delenv(name)
+            for name, value in {**self.environment, **settings}.items():
+                patch.setenv(name, value)
+            patch.chdir(self.folder)
+            return Done(*Console(patch).run(*arguments))
 
 
 def _no_float(text: str) -> float:

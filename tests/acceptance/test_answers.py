@@ -6,9 +6,15 @@ import csv
 import re
 
 import psycopg
+import pytest
 
 from controller.demo.process import ControllerProcess
 from tests.acceptance.program import Program
+
+
+@pytest.fixture
+def program(quick_program: Program) -> Program:
+    return quick_program
 
 
 def test_status_check_is_0_only_while_everyone_is_billed(

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
+import pytest
 
 from controller.demo.process import ControllerProcess
 from tests.acceptance.program import Program
@@ -34,6 +35,11 @@ INVARIANTS = {
 
 def assert_time(text: Any) -> None:  # noqa: ANN401 - from JSON
     assert datetime.fromisoformat(text).utcoffset() is not None
+
+
+@pytest.fixture
+def program(quick_program: Program) -> Program:
+    return quick_program
 
 
 def test_status_of_an_idle_database_names_no_leader(program: Program) -> None:

@@ -16,6 +16,11 @@ COMMAND_KEYS = {
 REASON = """checking "50% off" at ann's"""
 
 
+@pytest.fixture
+def program(quick_program: Program) -> Program:
+    return quick_program
+
+
 def test_command_that_nobody_answers_is_recorded(program: Program) -> None:
     done = program("trigger")
     assert (done.status, done.out, done.err) == (0, "recorded; nobody leads: the next leader will obey\n", "")
