@@ -99,6 +99,7 @@ class Company:
         console, organization = Console(monkeypatch), str(self.organization)
         assert console("migrate") == "up to date\n"
         assert console("migrate", "--check") == "up to date\n"
+        words: tuple[str, ...]
         for words in ("bill", "--dry-run"), ("bill",):
             billed = console.json(*words)
             assert (billed["outcome"], billed["failures"], billed["debts"]) == ("completed", 0, 1)
@@ -122,10 +123,10 @@ class Company:
         assert Decimal(runway["hours_left"]) == Decimal(runway["balance"]) * 100
         assert console.json("pause", "--reason", "x")["until"].endswith("+00:00")
         assert [notice["kind"] for notice in console.json("resume")["lifted"]] == ["paused"]
-        for command in ("suspend", organization, "--reason", "x"), ("unsuspend", organization):
-            assert console.json(*command)["refusal"] is None
-        for command in ("trigger",), ("step-down",), ("waive", organization, "--reason", "x"):
-            assert console.json(*command)["leader"] is None
+        for words in ("suspend", organization, "--reason", "x"), ("unsuspend", organization):
+            assert console.json(*words)["refusal"] is None
+        for words in ("trigger",), ("step-down",), ("waive", organization, "--reason", "x"):
+            assert console.json(*words)["leader"] is None
         failed = [each for each in console.json("doctor", status=1)["findings"] if each["level"] == "failure"]
         assert [each["check"] for each in failed] == ["billing"], "no replica leads"
         assert commands() - console.used == set(), "commands that this test doesn't run"
