@@ -7,12 +7,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from typer.testing import CliRunner
 
-from controller.cli import app
 from controller.demo.sample import Size, create_data
 from controller.postgres.migrations import available
-from tests.acceptance.program import NoSignals, run_here
+from tests.acceptance.program import run_here
 
 APPLICATION = ("wallets", "vps_instances", "payment_transactions", "vps_billing_cycles", "vps_plans")
 #: Wallets in every state, a payment of another wallet, and an instance that was not billed for three weeks.
@@ -91,5 +89,5 @@ def test_first_cycle_charges_no_backlog_before_it_is_accepted(foreign_database: 
     ids=" ".join,
 )
 def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
-    done = CliRunner().invoke(app, ["accept-backlog", *arguments], obj=NoSignals())
-    assert (done.exit_code, done.stdout) == (2, "")
+    done = run_here("postgresql://nowhere.invalid/none", "accept-backlog", *arguments)
+    assert (done.status, done.out) == (2, "")

@@ -6,10 +6,8 @@ from functools import partial
 
 import psycopg
 import pytest
-from typer.testing import CliRunner
 
-from controller.cli import app
-from tests.acceptance.program import NoSignals, run_here
+from tests.acceptance.program import run_here
 
 SLUG = "organization-4"
 #: A wallet that was changed by hand, and payments that are old enough to be settled.
@@ -67,5 +65,5 @@ def test_difference_is_shown_refused_accepted_and_corrected(database: str, monke
     ids=" ".join,
 )
 def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
-    done = CliRunner().invoke(app, ["reconcile", *arguments], obj=NoSignals())
-    assert (done.exit_code, done.stdout) == (2, "")
+    done = run_here("postgresql://nowhere.invalid/none", "reconcile", *arguments)
+    assert (done.status, done.out) == (2, "")

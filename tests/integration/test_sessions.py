@@ -99,6 +99,7 @@ class Company:
         console, organization = Console(monkeypatch), str(self.organization)
         assert console("migrate") == "up to date\n"
         assert console("migrate", "--check") == "up to date\n"
+        console("accept-backlog", "--all", "--reason", "x")
         words: tuple[str, ...]
         for words in ("bill", "--dry-run"), ("bill",):
             billed = console.json(*words)
@@ -119,6 +120,7 @@ class Company:
         statement = console.json("statement", organization, "--from", "2020-01-01")
         assert Decimal(statement["closing"]) == self.world.balance(self.organization) < Decimal("1000.00")
         assert {line["label"] for line in statement["lines"] if line["kind"] == "charge"} == {LABEL}
+        assert console.json("reconcile", organization)
         (_, runway) = console.json("runway")
         assert Decimal(runway["hours_left"]) == Decimal(runway["balance"]) * 100
         assert console.json("pause", "--reason", "x")["until"].endswith("+00:00")
