@@ -79,6 +79,13 @@ def test_charge_that_breaks_an_invariant_suspends_its_organization_alone(world: 
     assert [line["event"] for line in logs] == ["organization.suspended", "guard.passed"]
 
 
+def test_organization_that_paid_for_the_hours_of_another_one_is_suspended(world: World) -> None:
+    charged, payer, _ = (organization_of(world, each) for each in three_charged(world))
+    world.run("update payment_transactions set organization_id = %s where organization_id = %s", payer, charged)
+    guard(world).check(world.term())
+    assert suspended(world) == {payer: "transactions"}
+
+
 def test_hour_that_two_periods_cover_suspends_the_organization(world: World) -> None:
     broken, *_ = three_charged(world)
     guard(world).check(world.term())
