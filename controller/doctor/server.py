@@ -10,7 +10,7 @@ from typing import Final
 from psycopg.conninfo import conninfo_to_dict
 
 from controller import settings, sql
-from controller.doctor.findings import Finding, Level
+from controller.doctor.findings import Finding, Level, as_finding
 from controller.doctor.patient import SESSION, Patient
 from controller.postgres.connections import BoundedConnection, PoolerError, is_pooled
 
@@ -131,7 +131,7 @@ def pooler(patient: Patient) -> Iterator[Finding]:
     try:
         direct = application.direct.connect(replace(SESSION, direct=True))
     except PoolerError as error:
-        yield Finding("pooler", Level.FAILURE, str(error), "set DATABASE_DIRECT_URL to PostgreSQL itself")
+        yield as_finding("pooler", Level.FAILURE, str(error))
         return
     with direct:
         how = "through a pooler that keeps sessions" if is_pooled(direct) else "to PostgreSQL itself"

@@ -57,6 +57,9 @@ def test_bill_through_transaction_mode_is_refused_with_the_remedy(by_transaction
     done = run_command("bill", folder=tmp_path, DATABASE_URL=by_transaction)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "DATABASE_DIRECT_URL" in done.stderr
+    examined = run_command("doctor", folder=tmp_path, DATABASE_URL=by_transaction).stdout
+    assert "FAILURE  pooler " in examined
+    assert "remedy: set DATABASE_DIRECT_URL to PostgreSQL itself, or use session pooling" in examined
 
 
 @pytest.mark.runs(5, short=1, older=1)

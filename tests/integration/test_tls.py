@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from controller import settings
 from controller.demo.process import COMMAND, clean_environment
+from controller.doctor import Level, examine
 from controller.postgres import certificates
 from controller.postgres.certificates import BUNDLES, use_system_certificates
 from tests.support.servers import Server
@@ -60,6 +62,15 @@ def check(url: str, **settings: str) -> str:
     return done.stderr
 
 
+def examined(url: str, **variables: str) -> tuple[Level, str]:
+    """Returns what `doctor` says about the encryption."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"DATABASE_URL": url, "BILLING_KUBERNETES": "off", **variables}.items():
+            patch.setenv(name, value)
+        findings = examine(lambda: settings.load(None))
+    return next((each.level, each.message) for each in findings if each.check == "tls")
+
+
 CONNECTED = "this is not a ContainerStacks database"
 
 
@@ -70,6 +81,10 @@ def test_server_is_verified_against_the_authorities_of_the_system_or_of_a_file(u
     assert CONNECTED in check(url, DATABASE_CA_FILE=str(authority))
     assert "certificate verify failed" in check(url, DATABASE_CA_FILE=BUNDLES[0])
     assert CONNECTED in check(f"{url}&sslmode=disable", DATABASE_CA_FILE=BUNDLES[0]), "the URL states the mode"
+    assert examined(url, DATABASE_CA_FILE=str(authority)) == (Level.OK, "encrypted, sslmode=verify-full")
+    level, message = examined(f"{url}&sslmode=require")
+    assert (level, message) == (Level.WARNING, "encrypted, but sslmode=require accepts any certificate")
+    assert examined(f"{url}&sslmode=disable") == (Level.OK, "not encrypted, and the server is on this host")
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
