@@ -84,6 +84,6 @@ def standbys(patient: Patient) -> Iterator[Finding]:
     yield Finding(
         "standbys",
         Level.OK,
-        f"{row['sessions']} replicas are connected, and {row['waiting']} wait for the lock now; sessions named"
+        f"connected replicas: {row['sessions']}, waiting for the lock now: {row['waiting']}; sessions named"
         " `billing elector ...` that wait on Lock/advisory are normal",
     )

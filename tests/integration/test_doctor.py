@@ -95,11 +95,15 @@ def test_active_fallback_and_overdue_instances_are_failures(billed: World) -> No
     assert "3 h 0 min old, so the application's built-in billing is active" in found["fallback"].message
 
 
-def test_missing_and_unused_indexes_of_a_large_table_are_warnings(billed: World) -> None:
+def test_missing_index_is_a_warning_in_a_large_table_and_a_failure_if_it_keeps_charges_unique(billed: World) -> None:
     billed.run("drop index billing_open_rows")
+    small = [each for each in examined(billed.url) if each.check == "indexes"]
+    assert [each.level for each in small] == [Level.OK, Level.FAILURE]
+    billed.run("drop index billing_foreign_periods_created_at")
     billed.run("analyze vps_billing_cycles")
     billed.run("update pg_class set reltuples = 20000 where oid = 'vps_billing_cycles'::regclass")
     found = {each.message.split()[0]: each for each in examined(billed.url) if each.check == "indexes"}
     assert found.keys() == {"billing_ledger", "billing_open_rows", "billing_foreign_periods_created_at"}
-    assert found["billing_open_rows"].level is Level.WARNING
-    assert found["billing_open_rows"].message.endswith("(20000 rows) is missing, so cycles are slow")
+    assert found["billing_open_rows"].level is Level.FAILURE
+    assert found["billing_foreign_periods_created_at"].level is Level.WARNING
+    assert found["billing_foreign_periods_created_at"].message.endswith("(20000 rows) is missing, so cycles are slow")

@@ -39,4 +39,3 @@ left join lateral (
     order by x.indisvalid desc, s.idx_scan desc nulls last
     limit 1
 ) found on true
-where size.rows > %(more_than)s
