@@ -7,13 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
-import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.chart.golden import VALUE_SETS
-from tests.chart.test_objects import NEWEST, restricted_violations
+from tests.chart.test_objects import restricted_violations
 from tests.chart.toolbox import (
     CHART,
     MINIMAL,
@@ -22,6 +21,7 @@ from tests.chart.toolbox import (
     Manifest,
     ToolMissingError,
     Values,
+    assert_valid,
     controller,
     environment,
     load,
@@ -69,8 +69,9 @@ def test_every_object_carries_its_namespace(values: Values) -> None:
 )
 def test_any_release_name_gives_valid_names(release: str) -> None:
     for values in (EVERYTHING, {"demo": {"enabled": True, "postgresql": {"storageSize": "1Gi"}}}):
-        for o in render(values, release=release):
-            kubernetes_validate.validate(o, NEWEST, strict=True) if "monitoring" not in o["apiVersion"] else None
+        objects = render(values, release=release)
+        assert_valid(objects)
+        for o in objects:
             name = o["metadata"]["name"]
             assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name), name
             assert len(name) <= (52 if o["kind"] == "StatefulSet" else 63)
@@ -417,9 +418,7 @@ def test_release_of_an_older_chart_upgrades_with_reused_values(older: Path, tmp_
     found = {(o["kind"], o["metadata"]["name"]): o for o in load(done.stdout)}
     assert found.keys() == {(o["kind"], o["metadata"]["name"]) for o in render(expected)}
     assert controller(list(found.values()))["image"] == "containerstacks-billing:0.1.0"
-    for o in found.values():
-        if "monitoring" not in o["apiVersion"]:
-            kubernetes_validate.validate(o, NEWEST, strict=True)
+    assert_valid(list(found.values()))
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
@@ -441,8 +440,7 @@ def test_names_that_yaml_would_read_as_something_else_stay_text(word: str) -> No
         names |= {"nameOverride": word, "fullnameOverride": word}
     credentials = {"existingSecret": word, "existingSecretKey": word, "ca": {"existingSecret": word, "key": word}}
     objects = render({"database": credentials, "networkPolicy": {"enabled": True}, **names})
-    for o in objects:
-        kubernetes_validate.validate(o, NEWEST, strict=True)
+    assert_valid(objects)
     assert {o["metadata"]["namespace"] for o in objects} == {word}
 
 

@@ -138,10 +138,11 @@ def with_and_without(leaf: tuple[str, ...]) -> tuple[Manifest, Manifest]:
     name = ".".join(leaf)
     context = next((c for prefix, c in CONTEXT if name.startswith(prefix)), dict(MINIMAL))
     node = described(leaf)
-    if node.get("type") == "boolean":
-        on = lookup(default_values(), leaf)
-        return with_value(leaf, on, context), with_value(leaf, not on, context)
-    return with_value(leaf, lookup(default_values(), leaf), context), with_value(leaf, node["examples"][0], context)
+    default = lookup(default_values(), leaf)
+    # Most contexts don't name the value. Their rendering with its default is then the same, and is made once.
+    before = with_value(leaf, default, context) if leaf in dict(leaves(context)) else dict(context)
+    other = not default if node.get("type") == "boolean" else node["examples"][0]
+    return before, with_value(leaf, other, context)
 
 
 def test_every_value_has_an_effect() -> None:

@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import kubernetes_validate  # type: ignore[import-untyped]
+import kubernetes_validate.utils  # type: ignore[import-untyped]
 import yaml
 
 Manifest = dict[str, Any]
@@ -156,6 +158,19 @@ class _StrictLoader(yaml.CSafeLoader):
         twice = {key for key in keys if keys.count(key) > 1}
         assert not twice, f"duplicate keys in one mapping: {twice} {node.start_mark}"
         return super().construct_mapping(node, deep)
+
+
+#: The newest Kubernetes whose schemas are known.
+NEWEST: Final = ".".join(kubernetes_validate.latest_version().split(".")[:2])
+# Each version's definitions are large, and the library parses them again for every object.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
+
+
+def assert_valid(objects: list[Manifest], version: str = NEWEST) -> None:
+    """Asserts that this version of Kubernetes accepts the objects, except those of the Prometheus Operator."""
+    for o in objects:
+        if not o["apiVersion"].startswith("monitoring.coreos.com/"):
+            kubernetes_validate.validate(o, version, strict=True)
 
 
 def one(objects: list[Manifest], kind: str, component: str = "controller") -> Manifest:
