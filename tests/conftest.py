@@ -17,7 +17,15 @@ import pytest
 from controller.demo.process import ControllerProcess
 from controller.demo.server import Installation
 from tests.support.processes import StartReplica
-from tests.support.servers import ORIGINS, Origin, Server, create_template, installation_of, temporary_database
+from tests.support.servers import (
+    ORIGINS,
+    Origin,
+    Server,
+    chosen_installations,
+    create_template,
+    installation_of,
+    temporary_database,
+)
 
 # A shell that starts pytest in the background ignores SIGINT, and every program started here would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -58,6 +66,13 @@ def installation(request: pytest.FixtureRequest) -> Installation:
     """The PostgreSQL programs that this test runs on."""
     found: Installation = request.param
     return found
+
+
+@pytest.fixture
+def newest_server_only(request: pytest.FixtureRequest, installation: Installation) -> None:
+    """Skips a long test whose subject doesn't depend on the version of PostgreSQL, if a newer one runs it too."""
+    if installation.version < max(each.version for each in chosen_installations(request.config)):
+        pytest.skip("runs on the newest PostgreSQL")
 
 
 @pytest.fixture(scope="session")

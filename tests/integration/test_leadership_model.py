@@ -24,6 +24,7 @@ CALM: Final = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 FENCE: Final = sql.load()["fence"]
+NO_FENCE: Final = "select %(term)s as term, pg_current_xact_id()::text as transaction_id"
 #: Several times as many examples as it takes to find each of the mistakes below.
 ENOUGH: Final = settings(CALM, max_examples=600, stateful_step_count=30, phases=[Phase.generate])
 
@@ -49,10 +50,11 @@ class Hasty(Silence):
         return super().remaining_seconds - 5
 
 
+@pytest.mark.usefixtures("newest_server_only")
 @pytest.mark.parametrize(
     ("parts", "last_step", "most_steps"),
     [
-        pytest.param({"statements": {**sql.load(), "fence": "select %(term)s as term"}}, "a commits", 9, id="no fence"),
+        pytest.param({"statements": {**sql.load(), "fence": NO_FENCE}}, "a commits", 9, id="no fence"),
         pytest.param(
             {"statements": {**sql.load(), "fence": FENCE.removesuffix(" for share")}},
             "a commits",

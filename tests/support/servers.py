@@ -105,11 +105,16 @@ def installation_of(origin: Origin) -> Installation | None:
 
 def chosen_installation(config: pytest.Config, *, newest: bool = False) -> Installation:
     """One installation that `--postgres` allows, for tests to which the version makes no difference, or a skip."""
-    chosen = config.getoption("--postgres")
-    found = [each for each in map(installation_of, ORIGINS) if each and chosen in (each.origin, "all")]
+    found = chosen_installations(config)
     if not found:
         pytest.skip("no PostgreSQL")
     return max(found, key=lambda each: each.version) if newest else found[0]
+
+
+def chosen_installations(config: pytest.Config) -> list[Installation]:
+    """The installations that `--postgres` allows."""
+    chosen = config.getoption("--postgres")
+    return [each for each in map(installation_of, ORIGINS) if each and chosen in (each.origin, "all")]
 
 
 def migrate_url(url: str) -> None:
