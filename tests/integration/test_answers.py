@@ -84,7 +84,7 @@ def test_next_cycle_does_what_the_outlook_says(billed: World) -> None:
     at = NOON + 4 * HOUR
     outlook = billed.rows(
         "select o.*, g.organization_id from organizations org, lateral (select org.id as organization_id) g,"
-        " billing_outlook(org.id, %s, %s, 'USD') o",
+        " billing_outlook(org.id, %s, %s, 'USD', null) o",
         at,
         billed.pricing.default_monthly_price,
     )

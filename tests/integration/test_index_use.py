@@ -101,7 +101,8 @@ def test_answers_about_one_organization_read_it_by_index(billed: World) -> None:
         ("billing_instance_debts(%s)", (organization,)),
         ("billing_organization(%s)", (organization,)),
         ("billing_instances(%s, 19.71)", (organization,)),
-        ("billing_outlook(%s, now(), 19.71, 'USD')", (organization,)),
+        ("billing_outlook(%s, now(), 19.71, 'USD', 168)", (organization,)),
+        ("billing_wallet_comparison(%s)", (organization,)),
         ("billing_statement(%s, now() - interval '1 day', now())", (organization,)),
         ("billing_statement_balance(%s, now() - interval '1 day', now())", (organization,)),
     ):
