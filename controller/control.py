@@ -1,11 +1,11 @@
 """Commands that tell the leader what to do. They record the command and wait for the leader's answer."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -21,6 +21,9 @@ from controller.commands import AsJson, application
 from controller.errors import BillingError
 from controller.postgres import migrations
 from controller.wording import time
+
+#: A command that the leader carries out later than this says what it waits for.
+NOTE_SECONDS: Final = 3.0
 
 
 def _said(reason: str | None) -> str | None:
@@ -63,7 +66,7 @@ def pause(
         raise typer.BadParameter("a pause takes longer than that", param_hint="--for")
     with _session() as (connection, built):
         wish = Wish("pause", built.operator(by), reason, for_seconds=seconds)
-        given = control.wait(connection, control.give(connection, wish), lambda each: each.finished_at is not None)
+        given = control.wait(connection, control.give(connection, wish), _finished)
     until = f"until {time(given.until)}" if given.until else "until `containerstacks-billing resume`"
     done = (
         f"paused {until}" if given.finished_at else f"{given.acknowledged_by} pauses after the batch in hand, {until}"
@@ -115,7 +118,7 @@ def trigger(
         given = control.give(connection, Wish("trigger", built.operator(by), reason))
         given = control.wait(connection, given, _acknowledged)
         if _acknowledged(given):
-            given = control.wait(connection, given, _over, seconds=math.inf)
+            given = _follow(connection, given, _over, quiet=as_json)
         shown, failures = read_run(connection, given.run_id) if given.run_id is not None else (None, [])
     if shown is None or shown["outcome"] == "running":
         raise typer.Exit(_answer(given, None, as_json=as_json))
@@ -139,7 +142,7 @@ def step_down(
         given = control.give(connection, Wish("step-down", built.operator(by), reason))
         given = control.wait(connection, given, _acknowledged)
         if _acknowledged(given):
-            given = control.wait(connection, given, lambda each: each.finished_at is not None, seconds=math.inf)
+            given = _follow(connection, given, _finished, quiet=as_json)
         if given.finished_at is not None and given.refusal is None:
             given = control.wait(connection, given, lambda each: each.leader not in {None, each.acknowledged_by})
     done = f"{given.acknowledged_by} has stepped down; {given.leader or 'nobody'} leads"
@@ -211,7 +214,7 @@ def waive(
         )  # fmt: skip
         given = control.wait(connection, control.give(connection, wish), _acknowledged)
         if _acknowledged(given):
-            given = control.wait(connection, given, lambda each: each.finished_at is not None, seconds=math.inf)
+            given = _follow(connection, given, _finished, quiet=as_json)
         waived = control.read_waived(connection, given)
     hours, instances = report.counted(waived["hours"], "hour"), report.counted(waived["instances"], "instance")
     done = f"waived {hours} of {instances}, worth {waived['amount']}, in run {given.run_id}"
@@ -233,6 +236,18 @@ def _moment(connection: sql.Connection, text: str | None, *, ahead: bool) -> dat
 
 def _acknowledged(command: Command) -> bool:
     return command.acknowledged_at is not None
+
+
+def _finished(command: Command) -> bool:
+    return command.finished_at is not None
+
+
+def _follow(connection: sql.Connection, given: Command, until: Callable[[Command], bool], *, quiet: bool) -> Command:
+    """Waits until the leader has carried out a command that it has read. Says so if that takes long."""
+    given = control.wait(connection, given, until, seconds=NOTE_SECONDS)
+    if not until(given) and not quiet:
+        output.note(f"{given.acknowledged_by} has read it; waiting for the work in hand. Ctrl-C leaves it recorded.")
+    return control.wait(connection, given, until, seconds=math.inf)
 
 
 def _over(command: Command) -> bool:

@@ -136,7 +136,7 @@ $$
 $$;
 
 -- Why the leader does not obey a command now; null if it does. A trigger doesn't shorten a pause or a takeover. A step-down is
--- meant for the leader of its term, and is refused if nobody could take over.
+-- meant for the leader of its term, and is refused if no replica could take over.
 create or replace function billing_refusal(command text, given_in bigint) returns text
 language sql stable as
 $$
@@ -147,7 +147,7 @@ $$
                 || ' UTC, because the application may still be billing; then the cycle starts by itself'
         when command = 'step-down' and given_in < l.term then l.holder || ' has taken over already'
         when command = 'step-down' and not exists (select from billing_replicas() r where r.role = 'standby')
-            then 'no standby is connected, so nobody could take over from ' || l.holder
+            then 'no standby is connected, so no replica could take over from ' || l.holder
     end
     from billing_leadership l
     left join lateral (select n.message from billing_notices() n where n.halts limit 1) halt on true

@@ -52,7 +52,7 @@ def test_trigger_is_followed_to_the_end_of_its_cycle_and_bill_names_it(
 ) -> None:
     assert "`containerstacks-billing trigger`" in program("bill").failed_with(4)
     done = program("trigger", "--reason", REASON)
-    assert (done.status, done.err) == (1, ""), "the sample has an organization without a wallet"
+    assert done.status == 1, "the sample has an organization without a wallet"
     assert "completed_with_failures" in done.out
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute(
