@@ -163,6 +163,9 @@ def test_trigger_makes_one_cycle_due_and_names_its_run(owing: World) -> None:
     result = owing.bill(leadership=leadership)
     assert {read(owing.conn, each.id).run_id for each in given} == {result.run and result.run.id}
     assert read(owing.conn, given[0].id).outcome == "completed"
+    unread = give(owing.conn, Wish("trigger", "ann on desk"))
+    owing.bill(leadership=leadership)
+    assert read(owing.conn, unread.id).acknowledged_by == "test-1"
     assert due_seconds(owing) > 3500
 
 

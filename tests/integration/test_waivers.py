@@ -71,7 +71,7 @@ def test_recorded_and_unrecorded_hours_are_waived_in_one_period_for_each_price(i
         assert indebted.open_segments(instance) == []
         assert indebted.last_billed_at(instance) == NOON + 4 * HOUR
     assert given.finished_at is not None
-    assert given.refusal is None
+    assert (given.refusal, given.acknowledged_by) == (None, "test-1"), "although the leader had not read it before"
     assert control.read_waived(indebted.conn, given) == {"instances": 2, "hours": 12, "amount": Decimal("0.18")}
     (run,) = indebted.rows("select * from billing_runs where id = %s", given.run_id)
     assert (run["kind"], run["outcome"], run["instances"], run["amount"]) == ("waiver", "completed", 2, 0)

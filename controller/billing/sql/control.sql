@@ -48,9 +48,12 @@ from answered a
 where c.id = a.id and (c.acknowledged_at is null or a.done or a.refusal is not null)
 
 -- name: take_triggers
--- Needs the fence. This run is what they asked for.
-update billing_commands set run_id = %(run_id)s, finished_at = clock_timestamp()
-where command = 'trigger' and finished_at is null
+-- Needs the fence. This run is what they asked for. The leader may not have read the newest of them yet.
+update billing_commands c
+set run_id = %(run_id)s, finished_at = clock_timestamp(), acknowledged_at = coalesce(c.acknowledged_at, clock_timestamp()),
+    acknowledged_by = l.holder
+from billing_leadership l
+where c.command = 'trigger' and c.finished_at is null
 
 -- name: take_step_down
 -- Needs the fence. answer_commands has refused those that this leader doesn't obey.

@@ -89,7 +89,12 @@ with begun as (
 select id, started_at from begun
 
 -- name: finish_command
-update billing_commands set finished_at = clock_timestamp(), refusal = %(refusal)s where id = %(id)s and finished_at is null
+-- The leader may not have read it before.
+update billing_commands c
+set finished_at = clock_timestamp(), refusal = %(refusal)s, acknowledged_at = coalesce(c.acknowledged_at, clock_timestamp()),
+    acknowledged_by = l.holder
+from billing_leadership l
+where c.id = %(id)s and c.finished_at is null
 
 -- name: waived
 -- What a waiver has waived.
