@@ -10,7 +10,7 @@ import typer
 
 from controller import money_report, output
 from controller.billing import reconcile as reconciliation
-from controller.billing.answers import NameNotFoundError, find
+from controller.billing.answers import NameNotFoundError, Subject, find
 from controller.billing.backlog import accept_backlog as accept
 from controller.billing.backlog import read_backlogs
 from controller.billing.reconcile import Comparison, Correction, Order
@@ -51,7 +51,8 @@ def reconcile(
     correction: Correction | None = None
     with built.connect() as connection:
         migrations.check(connection)
-        wanted = find(connection, organization, organizations_only=True).organization_id
+        subject = find(connection, organization, organizations_only=True)
+        wanted = subject.organization_id
         if kind and seen is not None and reason:
             order = Order(kind, seen, reason.strip(), built.operator(by))
             correction = reconciliation.reconcile(connection, wanted, order, time.sleep)
@@ -59,7 +60,7 @@ def reconcile(
         if compared is None:
             raise NameNotFoundError(f"{organization} has been deleted")
         made = reconciliation.read_corrections(connection, wanted)
-    _print(compared, correction, made, as_json=as_json)
+    _print(subject, compared, correction, made, as_json=as_json)
     raise typer.Exit(1 if compared.differs else 0)
 
 
@@ -113,9 +114,23 @@ def _amount(text: str) -> Decimal:
     return Decimal(text)
 
 
-def _print(compared: Comparison, correction: Correction | None, made: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print(
+    subject: Subject,
+    compared: Comparison,
+    correction: Correction | None,
+    made: list[dict[str, Any]],
+    *,
+    as_json: bool,
+) -> None:
     if as_json:
-        output.json_line({**asdict(compared), "correction": correction and asdict(correction), "corrections": made})
+        output.json_line(
+            {
+                **asdict(subject),
+                **asdict(compared),
+                "correction": correction and asdict(correction),
+                "corrections": made,
+            }
+        )
         return
-    for text in money_report.comparison(compared, correction, made):
+    for text in money_report.comparison(subject, compared, correction, made):
         output.line(text)

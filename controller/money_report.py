@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from controller.billing.answers import REMEDIES
+from controller.billing.answers import REMEDIES, Subject
 from controller.billing.backlog import LISTED_HOURS, Accepted
 from controller.billing.reconcile import READ_AGAIN_SECONDS, Comparison, Correction
 from controller.report import counted, day, facts, table
@@ -22,9 +22,11 @@ PARTS: Final = {
 }
 
 
-def comparison(compared: Comparison, correction: Correction | None, made: Sequence[dict[str, Any]]) -> Iterator[str]:
+def comparison(
+    subject: Subject, compared: Comparison, correction: Correction | None, made: Sequence[dict[str, Any]]
+) -> Iterator[str]:
     """The result of `reconcile`."""
-    yield f"organization {compared.organization} ({compared.slug}, {compared.organization_id})"
+    yield subject.title
     if compared.not_compared is not None:
         remedy = REMEDIES.get(compared.not_compared, "the next cycle adopts the wallet")
         yield f"There is nothing to compare: {compared.not_compared}; {remedy}."
@@ -54,7 +56,7 @@ def comparison(compared: Comparison, correction: Correction | None, made: Sequen
     ]
     yield from facts(rows)
     if compared.difference:
-        command = f"containerstacks-billing reconcile {shlex.quote(compared.slug)}"
+        command = f"containerstacks-billing reconcile {shlex.quote(subject.slug)}"
         amount = f"--amount {compared.difference} --reason TEXT"
         yield ""
         yield f"To change the wallet by {_signed(-compared.difference)}: {command} --correct {amount}"

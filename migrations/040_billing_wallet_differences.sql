@@ -149,13 +149,13 @@ $$;
 -- comparison, completed transactions have disappeared.
 create or replace function billing_wallet_comparison(of_organization uuid)
 returns table (
-    organization_id uuid, organization text, slug text, wallet_id uuid, balance numeric, currency text, left_balance numeric, adopted_at timestamptz,
+    organization_id uuid, wallet_id uuid, balance numeric, currency text, left_balance numeric, adopted_at timestamptz,
     baseline numeric, completed numeric, other_wallets numeric, expected numeric, difference numeric, not_compared text,
     explanation jsonb, unsettled text, compared_at timestamptz
 )
 language sql stable as
 $$
-    select o.id, o.name, o.slug, w.id, w.balance, w.currency, b.left_balance, b.adopted_at, b.baseline, paid.completed, paid.other_wallets,
+    select o.id, w.id, w.balance, w.currency, b.left_balance, b.adopted_at, b.baseline, paid.completed, paid.other_wallets,
         b.baseline + paid.completed, found.difference,
         case
             when coalesce(w.wallets, 0) = 0 then 'wallet_missing'

@@ -44,11 +44,11 @@ $$;
 -- The instances in backlog, the longest first, with what their open rows say, unless all of that is accepted. Without an argument it reads every open row.
 create or replace function billing_backlogs(of_organization uuid default null)
 returns table (
-    organization_id uuid, organization text, slug text, instance_id uuid, label text, hours bigint, owed numeric, since timestamptz
+    organization_id uuid, instance_id uuid, label text, hours bigint, owed numeric, since timestamptz
 )
 language sql stable as
 $$
-    select i.organization_id, o.name, o.slug, i.id, i.label, open.hours, open.owed, open.since
+    select i.organization_id, i.id, i.label, open.hours, open.owed, open.since
     from (
         select c.vps_instance_id, sum(billing_whole_hours(c.billing_period_start, c.billing_period_end))::bigint as hours,
             sum(billing_owed(c.metadata, c.total_amount)) as owed, min(c.billing_period_start) as since, max(c.billing_period_end) as ends_at
@@ -58,7 +58,6 @@ $$
         group by c.vps_instance_id
     ) open
     join vps_instances i on i.id = open.vps_instance_id
-    join organizations o on o.id = i.organization_id
     where not exists (
         select from billing_accepted_backlogs a
         where (a.organization_id = i.organization_id or a.organization_id is null) and a.accepted_until >= open.ends_at)
@@ -72,12 +71,12 @@ create or replace function billing_unrecorded(
     as_of timestamptz, min_hours integer, max_hours integer, default_monthly_price numeric, listed integer
 )
 returns table (
-    organization_id uuid, slug text, instance_id uuid, label text, since timestamptz, hours bigint, amount numeric,
+    organization_id uuid, instance_id uuid, label text, since timestamptz, hours bigint, amount numeric,
     in_backlog boolean, found bigint
 )
 language sql stable as
 $$
-    select w.organization_id, o.slug, w.id, w.label, w.since, w.hours, (
+    select w.organization_id, w.id, w.label, w.since, w.hours, (
             select sum(case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) end)
             from billing_segments(array[w.id], as_of, default_monthly_price) s where s.starts_at >= w.since),
         coalesce(billing_in_backlog(w.id, w.organization_id, w.starts_at, billing_backlog_edge(as_of, max_hours)), false), w.found
@@ -96,7 +95,6 @@ $$
         order by hours desc, i.id
         limit listed
     ) w
-    join organizations o on o.id = w.organization_id
     order by w.hours desc, w.id
 $$;
 

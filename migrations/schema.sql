@@ -49,10 +49,10 @@ CREATE FUNCTION billing_backlog_edge(as_of timestamp with time zone, max_hours i
     ), as_of) - (max_hours + 1) * interval '1 hour'
 $$;
 
-CREATE FUNCTION billing_backlogs(of_organization uuid DEFAULT NULL::uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, instance_id uuid, label text, hours bigint, owed numeric, since timestamp with time zone)
+CREATE FUNCTION billing_backlogs(of_organization uuid DEFAULT NULL::uuid) RETURNS TABLE(organization_id uuid, instance_id uuid, label text, hours bigint, owed numeric, since timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
-    select i.organization_id, o.name, o.slug, i.id, i.label, open.hours, open.owed, open.since
+    select i.organization_id, i.id, i.label, open.hours, open.owed, open.since
     from (
         select c.vps_instance_id, sum(billing_whole_hours(c.billing_period_start, c.billing_period_end))::bigint as hours,
             sum(billing_owed(c.metadata, c.total_amount)) as owed, min(c.billing_period_start) as since, max(c.billing_period_end) as ends_at
@@ -62,7 +62,6 @@ CREATE FUNCTION billing_backlogs(of_organization uuid DEFAULT NULL::uuid) RETURN
         group by c.vps_instance_id
     ) open
     join vps_instances i on i.id = open.vps_instance_id
-    join organizations o on o.id = i.organization_id
     where not exists (
         select from billing_accepted_backlogs a
         where (a.organization_id = i.organization_id or a.organization_id is null) and a.accepted_until >= open.ends_at)
@@ -1150,10 +1149,10 @@ CREATE FUNCTION billing_uncharged() RETURNS TABLE(organization_id uuid, organiza
     join organizations o on o.id = open.organization_id
 $$;
 
-CREATE FUNCTION billing_unrecorded(as_of timestamp with time zone, min_hours integer, max_hours integer, default_monthly_price numeric, listed integer) RETURNS TABLE(organization_id uuid, slug text, instance_id uuid, label text, since timestamp with time zone, hours bigint, amount numeric, in_backlog boolean, found bigint)
+CREATE FUNCTION billing_unrecorded(as_of timestamp with time zone, min_hours integer, max_hours integer, default_monthly_price numeric, listed integer) RETURNS TABLE(organization_id uuid, instance_id uuid, label text, since timestamp with time zone, hours bigint, amount numeric, in_backlog boolean, found bigint)
     LANGUAGE sql STABLE
     AS $$
-    select w.organization_id, o.slug, w.id, w.label, w.since, w.hours, (
+    select w.organization_id, w.id, w.label, w.since, w.hours, (
             select sum(case when billing_is_price(s.monthly_price) then billing_charge(s.monthly_price, s.starts_at, s.hours) end)
             from billing_segments(array[w.id], as_of, default_monthly_price) s where s.starts_at >= w.since),
         coalesce(billing_in_backlog(w.id, w.organization_id, w.starts_at, billing_backlog_edge(as_of, max_hours)), false), w.found
@@ -1172,7 +1171,6 @@ CREATE FUNCTION billing_unrecorded(as_of timestamp with time zone, min_hours int
         order by hours desc, i.id
         limit listed
     ) w
-    join organizations o on o.id = w.organization_id
     order by w.hours desc, w.id
 $$;
 
@@ -1183,10 +1181,10 @@ CREATE FUNCTION billing_waived(metadata jsonb) RETURNS numeric
         then (metadata -> 'waived' ->> 'amount')::numeric else 0 end
 $$;
 
-CREATE FUNCTION billing_wallet_comparison(of_organization uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, wallet_id uuid, balance numeric, currency text, left_balance numeric, adopted_at timestamp with time zone, baseline numeric, completed numeric, other_wallets numeric, expected numeric, difference numeric, not_compared text, explanation jsonb, unsettled text, compared_at timestamp with time zone)
+CREATE FUNCTION billing_wallet_comparison(of_organization uuid) RETURNS TABLE(organization_id uuid, wallet_id uuid, balance numeric, currency text, left_balance numeric, adopted_at timestamp with time zone, baseline numeric, completed numeric, other_wallets numeric, expected numeric, difference numeric, not_compared text, explanation jsonb, unsettled text, compared_at timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
-    select o.id, o.name, o.slug, w.id, w.balance, w.currency, b.left_balance, b.adopted_at, b.baseline, paid.completed, paid.other_wallets,
+    select o.id, w.id, w.balance, w.currency, b.left_balance, b.adopted_at, b.baseline, paid.completed, paid.other_wallets,
         b.baseline + paid.completed, found.difference,
         case
             when coalesce(w.wallets, 0) = 0 then 'wallet_missing'
@@ -1275,14 +1273,12 @@ ALTER TABLE billing_accepted_backlogs ALTER COLUMN id ADD GENERATED ALWAYS AS ID
 
 CREATE VIEW billing_backlogs AS
  SELECT organization_id,
-    organization,
-    slug,
     instance_id,
     label,
     hours,
     owed,
     since
-   FROM billing_backlogs() billing_backlogs(organization_id, organization, slug, instance_id, label, hours, owed, since);
+   FROM billing_backlogs() billing_backlogs(organization_id, instance_id, label, hours, owed, since);
 
 CREATE TABLE billing_batches (
     id bigint NOT NULL,

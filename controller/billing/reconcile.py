@@ -44,8 +44,6 @@ class Comparison:
     """
 
     organization_id: UUID
-    organization: str
-    slug: str
     wallet_id: UUID | None
     balance: Decimal | None
     currency: str | None
@@ -204,7 +202,7 @@ def _settled(comparison: Comparison | None, amount: Decimal) -> _Settled:
     if comparison.difference != amount:
         raise RefusedError(
             f"the difference is {comparison.difference}, not {amount}; look at it again with"
-            f" `containerstacks-billing reconcile {comparison.slug}`"
+            f" `containerstacks-billing reconcile {comparison.organization_id}`"
         )
     if comparison.difference == 0:
         raise RefusedError("the wallet equals its transactions, so there is nothing to do")

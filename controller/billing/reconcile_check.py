@@ -77,5 +77,5 @@ def _report(compared: Comparison) -> None:
         organization=str(compared.organization_id),
         difference=str(compared.difference),
         explanation={kind: str(amount) for kind, amount in compared.explanation.items()},
-        remedy=f"see `containerstacks-billing reconcile {compared.slug}`",
+        remedy=f"see `containerstacks-billing reconcile {compared.organization_id}`",
     )

@@ -26,10 +26,16 @@ join organizations o on o.id = i.organization_id
 order by c.amount desc, c.instance_id
 
 -- name: unrecorded
-select * from billing_unrecorded(now(), %(min_hours)s, %(max_backlog_hours)s, %(default_monthly_price)s, %(limit)s)
+select u.*, o.slug
+from billing_unrecorded(now(), %(min_hours)s, %(max_backlog_hours)s, %(default_monthly_price)s, %(limit)s) u
+join organizations o on o.id = u.organization_id
+order by u.hours desc, u.instance_id
 
 -- name: backlogs
-select * from billing_backlogs(%(organization)s::uuid)
+select b.*, o.slug
+from billing_backlogs(%(organization)s::uuid) b
+join organizations o on o.id = b.organization_id
+order by b.since, b.instance_id
 
 -- name: accept_backlog
 insert into billing_accepted_backlogs (accepted_by, reason, organization_id, instances, owed)
