@@ -67,6 +67,10 @@ faults: $(VENV)/.dev ## Repeat every fault many times and measure it (20 minutes
 mutants: $(VENV)/.dev ## Break the SQL in a hundred ways, and fail if a test misses one (MUTANTS="--jobs 1 fence" chooses)
 	@$(BIN)/python -m tests.support.mutants $(MUTANTS)
 
+.PHONY: model
+model: $(VENV)/.dev ## Check every interleaving of the election's two Promela models (under 2 minutes; needs spin)
+	@$(BIN)/python -m tests.promela.check
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure everything at 100 thousand instances (15 minutes); SCALE=1000000 adds the million (45 minutes)
 	$(BIN)/python -m bench all $(BENCH_ARGS)
