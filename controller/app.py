@@ -32,6 +32,7 @@ from controller.generation import GENERATION
 from controller.k8s import Pod, find_pod
 from controller.lifecycle.stop import StopToken
 from controller.postgres import migrations, state_tables
+from controller.postgres.bounded_connection import BoundedConnection
 from controller.postgres.certificates import use_system_certificates
 from controller.postgres.connections import (
     BILLER,
@@ -41,12 +42,12 @@ from controller.postgres.connections import (
     HEARTBEAT,
     MIGRATION,
     WORKER,
-    BoundedConnection,
     Database,
     SessionSettings,
 )
 from controller.postgres.lock_session import LockName, PostgresLockSession
 from controller.postgres.patience import patiently
+from controller.postgres.spare_sessions import SpareSessions
 from controller.settings import Settings
 from controller.web_reader import WebReader
 
@@ -56,6 +57,40 @@ STOP_SECONDS: Final = 10.0
 STATUS: Final = replace(HEARTBEAT, purpose="status")
 #: The migration that adopts the wallets.
 ADOPTION: Final = "015_billing_wallet_baselines"
+#: The sessions that a new leader needs for its first charge, with the statements that it executes on each.
+FIRST_STATEMENTS: Final = (
+    (
+        BILLER,
+        (
+            *("fence", "begin_term", "observe_daemons", "extend_takeover", "record_foreign_periods"),
+            *("prune_foreign_periods", "notices", "seconds_until_due"),
+        ),
+    ),
+    (HEARTBEAT, ("close_other_statuses", "heartbeat", "prune_statuses")),
+    (GUARD, ("suspended_organizations",)),
+    (
+        CYCLE,
+        (
+            *("not_tables", "missing_rights", "hidden_rows", "unfit_columns", "unknown_price_columns"),
+            *(
+                "fence",
+                "observe_daemons",
+                "extend_takeover",
+                "record_foreign_periods",
+                "prune_foreign_periods",
+                "notices",
+            ),
+            *("close_abandoned_runs", "record_prices", "begin_run", "begin_heartbeat", "plan_cycle", "record_plan"),
+        ),
+    ),
+    (
+        WORKER,
+        (
+            *("fence", "charge_covered", "charge_wallets", "lock_organizations", "adopt_wallets", "reckon_ordered"),
+            *("clear_open_rows", "settle_periods", "settle_wallets"),
+        ),
+    ),
+)
 
 
 def instance_id(pod_name: str | None = None) -> str:
@@ -99,6 +134,8 @@ class Application:
         self.pricing = Pricing(
             settings.default_monthly_price, settings.currency, settings.accepted_columns, settings.max_backlog_hours
         )
+        #: Used by `connect` before it opens a session. Only a standby fills them.
+        self.spare_sessions = SpareSessions(self.database, FIRST_STATEMENTS)
         #: Called for each transaction that the fence refuses.
         self.on_fenced: Callable[[], None] = lambda: None
         #: Organizations that a dry run charges although they are suspended, as the next cycle will.
@@ -191,7 +228,8 @@ class Application:
     # --- sessions
 
     def connect(self, kind: SessionSettings = FOREGROUND) -> BoundedConnection:
-        return self.database.connect(kind)
+        """Takes a spare session of this kind if there is one, and opens one otherwise."""
+        return self.spare_sessions.take(kind) or self.database.connect(kind)
 
     def connect_patiently(self, seconds: float, progress: Callable[[str], None]) -> BoundedConnection:
         """Opens a foreground session; waits for a database that isn't ready, as `migrate` does."""

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -73,6 +74,7 @@ class Replica:
             interval_minutes=settings.interval_minutes,
             takeover_delay_seconds=settings.takeover_delay_seconds,
             other_billers=settings.other_billers,
+            on_idle=self._prepare_to_lead,
             on_cycle_ended=self._cycle_ended,
             on_collected=self._metrics.collected,
             on_halted=self._announcer.billing_halted,
@@ -83,6 +85,7 @@ class Replica:
             clock=time.monotonic,
             on_elected=self._elected,
             on_ended=self._leadership_ended,
+            on_joined=self._biller.standing_by,
             evicts=settings.eviction == "on",
             on_evicted=self._metrics.leader_evicted,
             on_command=self._biller.commands_waiting,
@@ -138,6 +141,7 @@ class Replica:
         for name in reversed(self._services.names):
             if name != "elector" and not self._services.stop(name, STOP_SECONDS):
                 log.warning("service.stuck", service=name, waited_seconds=STOP_SECONDS)
+        self._application.spare_sessions.close()
         self._signals.ignore()
         log.info("controller.stopped")
         return self._exit_status()
@@ -175,6 +179,11 @@ class Replica:
     def _cycle_ended(self, result: CycleResult) -> None:
         self._metrics.cycle_ended(result)
         self._announcer.cycle_ended(result)
+
+    def _prepare_to_lead(self, wanted: Callable[[], bool]) -> None:
+        """Opens spare sessions while this replica is a standby."""
+        if self._elector.role is Role.STANDBY:
+            self._application.spare_sessions.fill(wanted)
 
     def _leads(self) -> bool:
         return self._elector.term is not None

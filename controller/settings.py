@@ -254,10 +254,11 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_LEADER_DEADLINE_SECONDS",
             LEADERSHIP,
-            "Seconds without a good ping after which a leader stops. At least twice the ping interval.",
+            "Seconds without a good ping after which a leader stops. At least twice the ping interval, and more than"
+            " 0.9 s longer than it.",
         ),
-        Field(ge=0.2, le=300),
-    ] = 6.0
+        Field(ge=1, le=300),
+    ] = 5.0
     session_timeout_seconds: Annotated[
         float,
         _setting(

@@ -71,6 +71,7 @@ class Biller:
         interval_minutes: between the starts of two cycles.
         takeover_delay_seconds: before the first cycle, if the application may still be billing.
         other_billers: `stop` or `warn`, if other programs bill instances.
+        on_idle: called while there is no leadership. It prepares for one, for as long as its argument returns True.
         on_cycle_ended: called with the result of each cycle.
         on_collected: called with what a collection has charged.
         on_halted: called with the message when billing is halted, and with None when it continues.
@@ -89,6 +90,7 @@ class Biller:
         other_billers: str,
         on_cycle_ended: Callable[[CycleResult], None],
         on_collected: Callable[[Totals], None] = lambda _totals: None,
+        on_idle: Callable[[Callable[[], bool]], None] = lambda _wanted: None,
         on_halted: Callable[[str | None], None] = lambda _message: None,
     ) -> None:
         self._connect = connect
@@ -101,6 +103,7 @@ class Biller:
         self._other_billers = other_billers
         self._on_cycle_ended = on_cycle_ended
         self._on_collected = on_collected
+        self._on_idle = on_idle
         self._on_halted = on_halted
         self._notices: tuple[Notice, ...] = ()
         self._leadership: ElectedLeadership | None = None
@@ -112,6 +115,10 @@ class Biller:
         """Starts to bill under a leadership. Any thread."""
         with self._lock:
             self._leadership = leadership
+        self._wake.set()
+
+    def standing_by(self) -> None:
+        """Makes the loop prepare for a leadership. Any thread."""
         self._wake.set()
 
     def leadership_ended(self) -> None:
@@ -129,6 +136,7 @@ class Biller:
             with self._lock:
                 leadership, self._leadership = self._leadership, None
             if leadership is None:
+                self._on_idle(lambda: self._leadership is None and self._stop.may_start_cycle())
                 self._wait(IDLE_SECONDS)
                 continue
             try:

@@ -9,7 +9,8 @@ from controller import sql
 from controller.app import Application
 from controller.billing.status import Status, read_status
 from controller.errors import DatabaseUnreachableError
-from controller.postgres.connections import FOREGROUND, BoundedConnection
+from controller.postgres.bounded_connection import BoundedConnection
+from controller.postgres.connections import FOREGROUND
 
 #: A check must not wait for long.
 SESSION: Final = replace(FOREGROUND, purpose="doctor", server={"statement_timeout": "60s"}, reply_timeout_seconds=65.0)

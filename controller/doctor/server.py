@@ -12,7 +12,8 @@ from psycopg.conninfo import conninfo_to_dict
 from controller import settings, sql
 from controller.doctor.findings import Finding, Level, as_finding
 from controller.doctor.patient import SESSION, Patient
-from controller.postgres.connections import BoundedConnection, PoolerError, is_pooled
+from controller.postgres.bounded_connection import BoundedConnection
+from controller.postgres.connections import PoolerError, is_pooled
 
 OLDEST_VERSION: Final = 14
 #: A difference between the clocks that confuses a person who compares two logs.

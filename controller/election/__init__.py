@@ -2,8 +2,8 @@
 
 Purpose
 -------
-At most one replica works at any time, and a replica that has lost the leadership can do no harm. The lock provides the
-first property cheaply and quickly, but not with certainty. The term provides the second property with certainty.
+At most one replica works at any time, and a replica that has lost the leadership can do no harm. The lock provides
+the first property cheaply and quickly, but not with certainty. The term provides the second property with certainty.
 
     lock   A session-level advisory lock, held by a dedicated session. It disappears with the session.
     term   An integer that is minted in the database each time a replica wins. It only grows. It is the fencing token.
@@ -15,10 +15,10 @@ first property cheaply and quickly, but not with certainty. The term provides th
 The states of a replica
 -----------------------
 
-                      connect failed: retry         holder silent: evict it, retry
+                      connect failed: retry      wait over: evict a silent holder, wait again
                       .--------.                     .--------.
                       v        |                     v        |
-    +-------+  run  +------------+  session ready  +---------+  lock acquired  +---------+
+    +-------+  run  +------------+  session ready  +---------+  lock granted   +---------+
     |  off  |------>| connecting |---------------->| standby |---------------->| winning |
     +-------+       +------------+                 +---------+                 +---------+
         ^              ^  ^  ^    session lost          |                         |   |
@@ -34,61 +34,71 @@ The states of a replica
         |                       stopped        +-----------+
         '--------------------------------------------'
 
-A *standby* tries the lock about once a second, with jitter, and immediately when it is notified of a resignation. It
-never blocks in the database to wait for the lock. It may end the session of a holder that has fallen silent; see
-Eviction below.
+A *standby* waits for the lock on the server, in waits of less than a second, one sent directly after the other. The
+server hands the lock over the moment it is free, in the order in which the waits arrived. Each wait is one statement
+in autocommit mode, so no snapshot lives longer than a wait. When a wait is over, its answer shows the holder of the
+lock. The standby may end the session of a holder that has fallen silent; see Eviction below. The first wait takes no
+time, so that the replica joins at once. A standby that is stopped closes its session in the middle of a wait. If the
+server grants the lock at that moment, it finds the session closed and frees the lock again.
 
-*Winning* takes three steps: the lock is acquired, the server is not in recovery, and a term is minted. The replica
-leads only after the third. If the server is in recovery or the mint fails, the replica closes the session, because a
-lock without a term is useless.
+*Winning* takes three steps: the server is not in recovery, the lock is granted, and a term is minted. The replica
+leads only after the third. If a wait fails, is cancelled or gets no answer, the server may have granted the lock all
+the same. So the replica closes the session. It also does that if the mint fails, because a lock without a term is
+useless.
 
-A *leading* replica pings its lock session every `ping_interval` to confirm that the same backend still holds the lock.
-It may believe that it leads until `leader_deadline` after the last good ping *was sent*, by its own monotonic clock.
-This holds even while its threads are blocked, because everything that works under the leadership asks
+A *leading* replica pings its lock session every `ping_interval` to confirm that the same backend still holds the
+lock. It may believe that it leads until `leader_deadline` after the last good ping *was sent*, by its own monotonic
+clock. The first such deadline counts from before the wait for the lock was sent. That is safe, and at worst one wait
+too short. This holds even while its threads are blocked, because everything that works under the leadership asks
 `Leadership.still_leads()` before each step.
 
 A replica is *deposed* when a ping fails, arrives late, or finds the lock lost. It can't return to leading: it closes
 the session, since the server's state is unknown after an error and advisory locks stack, and then contends anew.
 
-*Resigning* is giving up the leadership on purpose, after the work has stopped: because the replica is being stopped, or
-because it steps down in favour of another one. It releases the lock and notifies the standbys.
+*Resigning* is giving up the leadership on purpose, after the work has stopped: because the replica is being stopped,
+or because it steps down in favour of another one. It unlocks and then closes the session. The unlock counts every
+lock of the session: if a grant coincides with the end of a wait, the session holds the lock twice.
 
 However a leadership ends, the elector reports it exactly once, after the session is closed: with a reason if the
 replica was deposed, with None if it resigned.
 
 The three bounds
 ----------------
-    ping_interval  <  leader_deadline  <  session_timeout          (2 s, 6 s, 10 s)
+    ping_interval  <  leader_deadline  <  session_timeout          (2 s, 5 s, 10 s)
 
-The server ends a lock session that has been silent for `session_timeout`, or whose TCP peer is gone. This releases the
-lock. A leader that can't ping stops believing at `leader_deadline`, which is earlier. So a frozen, unplugged or
+The server ends a lock session that has been silent for `session_timeout`, or whose TCP peer is gone. This releases
+the lock. A leader that can't ping stops believing at `leader_deadline`, which is earlier. So a frozen, unplugged or
 partitioned leader has stopped by its own clock before a successor can win. If its clock was frozen as well, the fence
-still stops it. `Bounds` refuses settings in any other order.
+still stops it. `Bounds` refuses settings in any other order. It also refuses a deadline that a wait and a ping
+interval can use up, because a new leader might then be deposed before its first ping.
 
 Eviction
 --------
-A standby doesn't have to wait for the server's timeout. The text of the leader's ping states the leader's deadline, and
-`pg_stat_activity` shows this text, and when the server finished it, to other sessions of the same role. So each failed
-try for the lock also tells the standby if the holder has sent anything since the last one, and nothing has to be
+A standby doesn't have to wait for the server's timeout. The text of the leader's ping states the leader's deadline,
+and `pg_stat_activity` shows this text, and when the server finished it, to other sessions of the same role. So the
+end of each wait also tells the standby if the holder has sent anything since the last one, and nothing has to be
 written. The standby counts the holder's deadline on its own clock, from the moment it first saw the holder's latest
-statement, and adds a twentieth because clock rates differ. When that time is over it ends the holder's session and
-tries the lock again immediately.
+statement, and adds a twentieth because clock rates differ. No wait is longer than the rest of that time. When it is
+over, the standby ends the holder's session and waits for the lock again immediately.
+
+The text of the wait states the same deadline. So a standby that is frozen in its wait, and is then handed the lock,
+is evicted like a frozen leader.
 
     leader sends ping  <  server finishes it  <  standby first sees it
             |---- deadline ---->|  the leader has stopped
                                          |---- deadline and a twentieth ---->|  the standby evicts
 
-Each interval is measured by one monotonic clock, and the second begins later than the first. So a leader that may still
-believe is never evicted, however loaded the machines are and whatever the wall clocks say. Four kinds of session are
-never ended: one that is executing a statement, one of another role, one that has stated no deadline, and one that has
-sent something in the meantime. The statement that ends a session compares its backend, its latest statement and the
-lock again. So if several standbys try at the same time, a slow one can't hit the new leader. `evicts=False` disables
-eviction.
+Each interval is measured by one monotonic clock, and the second begins later than the first. So a leader that may
+still believe is never evicted, however loaded the machines are and whatever the wall clocks say. Four kinds of
+session are never ended: one that is executing a statement, one of another role, one that has stated no deadline, and
+one that has sent something in the meantime. The statement that ends a session compares its backend, its latest
+statement and the lock again. So if several standbys try at the same time, a slow one can't hit the new leader.
+`evicts=False` disables eviction.
 
 What it must not do
 -------------------
-Use the database other than through its `LockSession`; read the wall clock; sleep; treat a replica as healthy because it
-leads, or as unhealthy because it doesn't.
+Use the database other than through its `LockSession`; read the wall clock; sleep; treat a replica as healthy because
+it leads, or as unhealthy because it doesn't.
 """
 
 from controller.election.bounds import Bounds, BoundsError

@@ -1,6 +1,5 @@
 """The loop that contends for the lock, leads and resigns, on one thread. The package's docstring specifies it."""
 
-import math
 import random
 import threading
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from controller.log import WarnOnce
 
 #: Pause after a session that failed, before jitter.
 RETRY_SECONDS = 1.0
-#: Pause between an eviction and the next try for the lock. It doubles with each try, up to the usual poll interval.
-EVICTION_RETRY_SECONDS = 0.05
+#: Between two pings of a replica that has stepped down and doesn't contend yet.
+BACK_OFF_PING_SECONDS = 1.0
 
 log = structlog.get_logger(part="election")
 
@@ -45,6 +44,7 @@ class Elector:
         on_elected: called with each new leadership.
         on_ended: called once for each leadership, after it has ended and its lock session is closed. The second
             argument is the reason, or None after a resignation.
+        on_joined: called each time this replica becomes a standby.
         evicts: True if a standby ends the session of a leader that has been silent past its own deadline.
         on_evicted: called after each eviction.
         on_command: called when a ping shows a command that this leadership has not seen.
@@ -59,6 +59,7 @@ class Elector:
         clock: Clock,
         on_elected: Callable[[Leadership], None],
         on_ended: Callable[[Leadership, str | None], None],
+        on_joined: Callable[[], None] = lambda: None,
         evicts: bool = False,
         on_evicted: Callable[[], None] = lambda: None,
         on_command: Callable[[], None] = lambda: None,
@@ -69,6 +70,7 @@ class Elector:
         self._clock = clock
         self._on_elected = on_elected
         self._on_ended = on_ended
+        self._on_joined = on_joined
         self._evicts = evicts
         self._on_evicted = on_evicted
         self._on_command = on_command
@@ -131,26 +133,34 @@ class Elector:
                 self._report_end(leadership, reason)
 
     def _stand_by(self, session: LockSession) -> Leadership | None:
-        """Tries for the lock until this replica wins or is stopped."""
-        silence, retry_seconds = Silence(self._clock), math.inf
+        """Waits for the lock until this replica wins or is stopped."""
+        silence = Silence(self._clock)
+        wait_seconds = 0.0  # so that the replica joins without delay
         while not self._stopping.is_set():
             self.alive_at = self._clock()
             if self.alive_at < self._contend_again_at:
-                session.ping()  # the server ends a session that stays silent
-                silence.observe(None)
-            elif (attempt := session.try_lock()).taken:
+                self._sit_out(session)
+                continue
+            attempt = session.contend(wait_seconds)
+            if self._stopping.is_set():
+                break  # closing the session frees the lock if it was granted
+            if attempt.taken:
                 return self._win(session, self.alive_at)
-            else:
-                if self._evicts:
-                    silence.observe(attempt.holder)
-                    self._report_other_role(other_role=attempt.other_role)
-                self._observe_without_term(attempt.without_term)
+            if self._evicts:
+                silence.observe(attempt.holder)
+                self._report_other_role(other_role=attempt.other_role)
+            self._observe_without_term(attempt.without_term)
             if not self._is_shut_out:
                 self._joined()
-            retry_seconds = EVICTION_RETRY_SECONDS if self._evict(session, silence) else retry_seconds * 2
-            poll_seconds = self._bounds.poll_interval_seconds * (0.8 + 0.4 * self._jitter())
-            session.wait(max(min(poll_seconds, retry_seconds, silence.remaining_seconds), EVICTION_RETRY_SECONDS))
+            self._evict(session, silence)
+            wait_seconds = max(min(self._bounds.wait_seconds, silence.remaining_seconds), 0.0)
         return None
+
+    def _sit_out(self, session: LockSession) -> None:
+        """Leaves the lock to others, for as long as the last leadership asked for. The session stays ready."""
+        session.ping()  # the server ends a session that stays silent
+        self._joined()
+        session.wait(min(BACK_OFF_PING_SECONDS, self._contend_again_at - self.alive_at))
 
     @property
     def _is_shut_out(self) -> bool:
@@ -175,19 +185,18 @@ class Elector:
             log.info("election.joined")
             self._failures.worked()
             self.role, self.trouble = Role.STANDBY, None
+            self._on_joined()
 
-    def _evict(self, session: LockSession, silence: Silence) -> bool:
-        """Ends the session of a leader that has been silent past its own deadline; returns True if it did."""
+    def _evict(self, session: LockSession, silence: Silence) -> None:
+        """Ends the session of a leader that has been silent past its own deadline."""
         holder, seconds = silence.expired_holder, silence.seconds
         if holder is None:
-            return False
+            return
         silence.observe(None)
-        evicted = session.evict(holder)
-        if evicted:
+        if session.evict(holder):
             self._evicted = holder.instance
             log.warning("leader.evicted", holder=holder.instance, silent_seconds=round(seconds, 1))
             self._on_evicted()
-        return evicted
 
     def _win(self, session: LockSession, sent_at: float) -> Leadership:
         """Mints a term. `sent_at`: when the statement that took the lock was sent."""

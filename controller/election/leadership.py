@@ -65,10 +65,14 @@ class Leadership:
             self._over = True
 
     def step_down(self, back_off_seconds: float) -> None:
-        """Asks the elector to resign, and then not to contend for `back_off_seconds`. The work must have stopped."""
+        """Asks the elector to resign, and then not to contend for `back_off_seconds`. The work must have stopped.
+
+        Has no effect once the leadership has ended.
+        """
         self.back_off_seconds = back_off_seconds
         self._stepping_down.set()
-        self._wake()
+        if self.still_leads():
+            self._wake()  # else it would interrupt a wait for the lock
 
     @property
     def stepping_down(self) -> bool:

@@ -44,7 +44,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Result of one try for the lock.
+    """Result of one wait for the lock.
 
     Attributes:
         taken: True if this session now holds the lock.
@@ -71,8 +71,16 @@ class Predecessor:
 class LockSession(Protocol):
     """A dedicated session. Every call is bounded in time, and every failure is a LockSessionError."""
 
-    def try_lock(self) -> Attempt:
-        """Takes the lock if it is free and the server accepts writes. Never waits for it."""
+    def contend(self, wait_seconds: float) -> Attempt:
+        """Takes the lock if the server accepts writes and the lock is free, or becomes free within the wait.
+
+        Args:
+            wait_seconds: the longest wait; 0 only tries.
+
+        Returns:
+            The result, with the holder as the server sees it at the end of the wait. A `wake` ends the wait without
+            the lock, and closes the session.
+        """
 
     def evict(self, holder: Holder) -> bool:
         """Ends the holder's session if it still holds the lock and has sent nothing since it was seen.
@@ -93,17 +101,17 @@ class LockSession(Protocol):
         """Asks the server if this session still holds the lock."""
 
     def wait(self, timeout_seconds: float) -> None:
-        """Blocks for up to `timeout_seconds`; returns early on a resignation's notification or a `wake`.
+        """Blocks for up to `timeout_seconds`; returns early on a `wake`.
 
         Raises:
             LockSessionError: the server has closed the session.
         """
 
     def wake(self) -> None:
-        """Ends a `wait` in another thread. May be called at any time, even after `close`."""
+        """Ends a `wait` or a `contend` in another thread. May be called at any time, even after `close`."""
 
     def resign(self) -> None:
-        """Records the resignation, releases the lock, and notifies the standbys."""
+        """Records the resignation, and releases the lock, however often this session has taken it."""
 
     def close(self) -> None:
         """Closes the session, which releases the lock. Never raises."""

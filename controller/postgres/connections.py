@@ -9,20 +9,17 @@ Every setting that a session relies on is stated here, in `STATED` and in the ki
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final
 
 import psycopg
-from psycopg import errors
-from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from controller import sql
 from controller.election import Bounds
 from controller.errors import DatabaseUnreachableError, SecretFileError, SettingsError, one_line
+from controller.postgres.bounded_connection import BoundedConnection
 from controller.postgres.refusals import is_refusal
-
-RV = TypeVar("RV")
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
 
@@ -35,28 +32,6 @@ TCP_SILENCE_SECONDS: Final = 6
 
 class PoolerError(SettingsError):
     """A pooler moves sessions between backends. A session lock would be stranded, and settings would leak."""
-
-
-class BoundedConnection(sql.Session):
-    """A connection that closes itself if the server does not answer in time."""
-
-    reply_timeout_seconds: float = 30.0
-
-    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Waits as psycopg does, for `reply_timeout_seconds` unless the caller passes a timeout.
-
-        Raises:
-            psycopg.OperationalError: no answer in time. The connection is closed, because the answer may still arrive.
-        """
-        if timeout is not None:
-            return super().wait(gen, interval, timeout)
-        try:
-            return super().wait(gen, interval, self.reply_timeout_seconds)
-        except errors._WaitTimeout:  # noqa: SLF001 - psycopg documents it in wait() and exports no other name
-            self.pgconn.finish()
-            raise psycopg.OperationalError(
-                f"no answer from the server within {self.reply_timeout_seconds:g} s"
-            ) from None
 
 
 @dataclass(frozen=True)

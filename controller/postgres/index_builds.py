@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from controller import sql
-from controller.postgres.connections import BoundedConnection, state
+from controller.postgres.bounded_connection import BoundedConnection
+from controller.postgres.connections import state
 
 #: A statement that waits for a strong lock blocks every later statement on that table: wait briefly, then retry. It is
 #: shorter than a batch's own `lock_timeout` (`ledger.TRANSACTION_BOUNDS`): a batch that queues behind it doesn't fail.

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import psycopg
+import structlog
 
 from controller import sql
 from controller.election import Attempt, Bounds, Holder, LockSessionError, Ping, Predecessor
 from controller.errors import BillingError, SettingsError, one_line
 from controller.generation import GENERATION, refuse_other_generation
 from controller.postgres import migrations
+from controller.postgres.bounded_connection import BoundedConnection, InterruptedWaitError
 from controller.postgres.claim import SPACE, OtherControllerError, claim, refuse_other_controller
 from controller.postgres.connections import (
-    BoundedConnection,
     Database,
     application_name,
     lock_session_settings,
@@ -27,6 +28,12 @@ from controller.readable import readable
 #: A resignation is recorded for people. It must not delay the handover, and may be lost in a crash.
 RESIGNATION: Final = {"lock_timeout": "500ms", "synchronous_commit": "off"}
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
+#: If the server would log even shorter waits, a standby doesn't wait on the server. It tries the lock now and then.
+SHORTEST_WAIT_SECONDS: Final = 0.2
+#: Between two such tries.
+TRY_SECONDS: Final = 1.0
+
+log = structlog.get_logger(part="election")
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,18 @@ class PostgresLockSession:
     The connection is in autocommit mode, so that only a mint opens a transaction.
     """
 
+    #: The server setting that was logged as the reason for not waiting. It is logged once a process.
+    _logged_limit: str | None = None
+
     def __init__(
         self, connection: BoundedConnection, lock: LockName, holder: str, bounds: Bounds, pod: Mapping[str, str] | None
     ) -> None:
         self._connection = connection
-        # A standby reads this comment in pg_stat_activity; see try_lock in election.sql.
-        self._ping = f"/* leads for {bounds.leader_deadline_seconds} s from asking this */ {sql.load()['ping']}"
+        # A standby reads this comment in pg_stat_activity; see billing_contend.
+        stated = f"/* leads for {bounds.leader_deadline_seconds} s from asking this */"
+        self._ping = f"{stated} {sql.load()['ping']}"
+        self._contend = f"{stated} {sql.load()['contend']}"
+        self._longest_wait_seconds = bounds.wait_seconds
         self._lock = lock
         self._holder = holder
         self._pod = None if pod is None else json.dumps(pod)
@@ -74,7 +87,7 @@ class PostgresLockSession:
 
     @classmethod
     def open(cls, database: Database, lock: LockName, bounds: Bounds, pod: Mapping[str, str] | None = None) -> Self:
-        """Connects, and listens for resignations.
+        """Connects, and finds out how long a standby may wait for the lock without filling the server's log.
 
         Args:
             database: without a pooler.
@@ -93,11 +106,12 @@ class PostgresLockSession:
         except BillingError as error:
             raise LockSessionError(str(error)) from None
         try:
-            sql.run(connection, "listen_for_resignations")
-            return cls(connection, lock, database.instance_id, bounds, pod)
+            session = cls(connection, lock, database.instance_id, bounds, pod)
+            session._limit_waits()
         except (psycopg.Error, OSError) as error:  # OSError: no file descriptor is free
             connection.close()
             raise LockSessionError(one_line(error)) from None
+        return session
 
     def check_schema(self) -> None:
         """Checks that this replica may contend on this database.
@@ -113,11 +127,14 @@ class PostgresLockSession:
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
 
-    def try_lock(self) -> Attempt:
-        row = self._row("try_lock", lock_key=self._lock.key, watched_pid=self._watched_pid)
-        self._refuse_other_generation(row)
-        if row["locked"] and row["in_recovery"]:
-            raise LockSessionError("the server is in recovery: a standby server can't elect a leader")
+    def contend(self, wait_seconds: float) -> Attempt:
+        on_server = min(wait_seconds, self._longest_wait_seconds)
+        if self._longest_wait_seconds < SHORTEST_WAIT_SECONDS:
+            on_server = 0.0
+            self.wait(min(wait_seconds, TRY_SECONDS))
+        row = self._try(on_server)
+        if row is None:
+            return Attempt(taken=False)
         if row["locked"]:
             return Attempt(taken=True)
         if row["pid"] is None or row["without_term"] or (row["ours"] and row["deadline_seconds"] is None):
@@ -127,7 +144,7 @@ class PostgresLockSession:
             if self._watched_pid is None:
                 return Attempt(taken=False)
             if self._watched_pid != before:
-                return self.try_lock()
+                return self.contend(0.0)
         watchable = row["ours"] and row["idle"] and row["deadline_seconds"] is not None
         return Attempt(
             taken=False,
@@ -136,6 +153,28 @@ class PostgresLockSession:
             without_term=row["without_term"],
         )
 
+    def _try(self, wait_seconds: float) -> dict[str, Any] | None:
+        """Waits on the server for the lock; returns None if `wake` ended the wait, which closes the session."""
+        parameters = {
+            "lock_key": self._lock.key,
+            # a lock_timeout of zero would wait forever
+            "wait_milliseconds": max(round(wait_seconds * 1000), 1) if wait_seconds > 0 else 0,
+            "watched_pid": self._watched_pid,
+        }
+        try:
+            with self._connection.interruptible(self._awake, blocked_seconds=wait_seconds):
+                (row,) = sql.execute(self._connection, self._contend, parameters)
+        except InterruptedWaitError:
+            self._connection.close()
+            return None
+        except psycopg.Error as error:
+            self._connection.close()  # the server may have granted the lock
+            raise LockSessionError(one_line(error)) from None
+        self._refuse_other_generation(row)
+        if row["in_recovery"]:
+            raise LockSessionError("the server is in recovery: a standby server can't elect a leader")
+        return row
+
     def evict(self, holder: Holder) -> bool:
         row = self._optional_row(
             "evict", pid=holder.pid, began_at=holder.began_at, spoke_at=holder.spoke_at, **self._lock.catalog_key
@@ -143,9 +182,12 @@ class PostgresLockSession:
         return row is not None and bool(row["ended"])
 
     def mint(self) -> int:
-        self._refuse_other_generation(self._row("current_term"))
+        before = self._row("current_term")
+        self._refuse_other_generation(before)
         try:
             claim(self._connection, self._lock.name, self._lock.key)
+            if before["holder"] != self._holder:
+                sql.run(self._connection, "end_orphaned_batches", former_holder=before["holder"])
             with sql.transaction(self._connection):
                 sql.run(self._connection, "close_leadership")
                 row = self._row(
@@ -183,7 +225,7 @@ class PostgresLockSession:
             ready = readable([server, awake], timeout_seconds)
             if awake in ready:
                 self._awake.recv(4096)
-            if server in ready:
+            if server in ready:  # a notice, or the end of the session
                 for _ in self._connection.notifies(timeout=0):
                     pass
         except (psycopg.Error, OSError, ValueError) as error:
@@ -199,13 +241,31 @@ class PostgresLockSession:
                 sql.run(self._connection, "record_resignation", term=self._term, holder=self._holder)
         except psycopg.Error as error:
             raise LockSessionError(one_line(error)) from None
-        self._row("resign", space=SPACE, lock_key=self._lock.key)
+        self._row("resign", space=SPACE)
 
     def close(self) -> None:
         with suppress(psycopg.Error, OSError):
             self._connection.close()
         self._awake.close()
         self._waker.close()
+
+    def _limit_waits(self) -> None:
+        """Keeps the waits shorter than what the server logs.
+
+        Raises:
+            psycopg.Error: the session is lost.
+        """
+        limit = sql.optional_row(self._connection, "wait_limits")
+        if limit is None or limit["seconds"] >= self._longest_wait_seconds:
+            return
+        self._longest_wait_seconds = limit["seconds"]
+        if limit["seconds"] < SHORTEST_WAIT_SECONDS and PostgresLockSession._logged_limit != limit["name"]:
+            PostgresLockSession._logged_limit = limit["name"]
+            log.warning(
+                "lock_wait.disabled",
+                reason=f"the server would log each wait for the lock, because of its setting {limit['name']}",
+                consequence=f"a standby tries the lock every {TRY_SECONDS:g} s, so a failover takes up to that longer",
+            )
 
     def _refuse_other_generation(self, row: dict[str, Any]) -> None:
         if row["generation"] == GENERATION:

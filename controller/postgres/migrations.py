@@ -25,7 +25,7 @@ from controller import sql
 from controller.errors import BillingError, DatabaseUnreachableError, one_line
 from controller.generation import refuse_other_generation
 from controller.postgres import index_builds, state_tables
-from controller.postgres.connections import BoundedConnection
+from controller.postgres.bounded_connection import BoundedConnection
 from controller.postgres.index_builds import LOCK_TIMEOUT, Progress
 
 #: The advisory lock that serializes migrations. Election locks are hashes of names, so any constant is free.

@@ -243,7 +243,11 @@ def _variable(leaf: tuple[str, ...]) -> str:
         ({**MINIMAL, "drain": {"timeoutSeconds": 571}}, "at '/drain/timeoutSeconds': maximum: got 571, want 570"),
         ({**MINIMAL, "drain": {"timeoutSeconds": 0}}, "at '/drain/timeoutSeconds': minimum: got 0, want 1"),
         ({**MINIMAL, "election": {"leaderDeadlineSeconds": 3}}, "at least twice pingIntervalSeconds"),
-        ({**MINIMAL, "election": {"sessionTimeoutSeconds": 6.5}}, "at least a second more than leaderDeadlineSeconds"),
+        (
+            {**MINIMAL, "election": {"leaderDeadlineSeconds": 1.1, "pingIntervalSeconds": 0.2}},
+            "and more than 0.9 s longer",
+        ),
+        ({**MINIMAL, "election": {"sessionTimeoutSeconds": 5.5}}, "at least a second more than leaderDeadlineSeconds"),
         ({**MINIMAL, "log": {"level": "warning"}}, "value must be one of 'error', 'warn', 'info', 'debug'"),
         ({**MINIMAL, "billing": {"currency": "usd"}}, "at '/billing/currency'"),
         ({**MINIMAL, "billing": {"defaultHourlyRate": "nothing"}}, "at '/billing/defaultHourlyRate'"),

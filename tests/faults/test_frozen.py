@@ -20,7 +20,7 @@ from tests.support.waiting import eventually, through
 
 BUSY: Final = {"BILLING_WORKERS": "1", "BILLING_BATCH_SIZE": "3", "BILLING_INTERVAL_MINUTES": "0.003"}
 UNEVICTED: Final = {"BILLING_EVICTION": "off"}
-#: The low bounds' session timeout, one poll, and the five seconds after which the server ends an open transaction.
+#: The low bounds' session timeout, and the five seconds after which the server ends an open transaction.
 LOW_BOUND_SECONDS: Final = 7.0
 DEFAULT_BOUND_SECONDS: Final = 12.0
 

@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 #: A cycle takes about forty packets each way on new connections. TCP repeats a lost packet after 0.2, 0.4 and 0.8 s,
 #: and the first packet of a connection after 1 and 3 s.
 LOSSY_SECONDS: Final = 15.0
-#: The low bounds' session timeout, one poll, and the 5 s after which the server ends an open transaction.
+#: The low bounds' session timeout, and the 5 s after which the server ends an open transaction.
 UNPLUGGED_SECONDS: Final = 8.0
 
 

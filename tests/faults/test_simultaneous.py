@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.test_sessions_lost import contains
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import StartReplica, terminate
 from tests.support.timings import Timings, seconds_to_next_charge
@@ -31,7 +31,7 @@ def test_two_replicas_started_at_the_same_instant_and_stopped_again(
     for _ in range(runs):
         ledger.add(organizations=2)
         with ExitStack() as stack:
-            holds = [stack.enter_context(proxy.hold(" elector ", starts_with("select pg_try"))) for _ in range(2)]
+            holds = [stack.enter_context(proxy.hold(" elector ", contains("billing_contend"))) for _ in range(2)]
             replicas = [start(url, **settings), start(url, **settings)]
             for hold in holds:
                 hold.wait()

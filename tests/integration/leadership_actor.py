@@ -17,7 +17,8 @@ from controller.billing.errors import DeposedError
 from controller.billing.ledger import Ledger
 from controller.billing.values import Pricing
 from controller.election import Bounds, Leadership, LockSessionError, Silence
-from controller.postgres.connections import BoundedConnection, Database, SessionSettings
+from controller.postgres.bounded_connection import BoundedConnection
+from controller.postgres.connections import Database, SessionSettings
 from controller.postgres.lock_session import LockName, PostgresLockSession
 from tests.integration.intercept import intercept
 
@@ -115,7 +116,7 @@ class Actor:
         try:
             if self.session is None:
                 self.session, self._spare = self._spare or self._open(), None
-            attempt = self.session.try_lock()
+            attempt = self.session.contend(0)
         except LockSessionError:
             self.leave()
             return False

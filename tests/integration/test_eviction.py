@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 
-from controller.election import Bounds
+from controller.election import Bounds, LockSessionError
 from controller.postgres.connections import Database
 from controller.postgres.lock_session import LockName, PostgresLockSession
 from tests.support.waiting import eventually
 
 LockSessions = Callable[[str, str], PostgresLockSession]
 
-STATEMENT = "/* leads for 6.0 s from asking this */ select"
+STATEMENT = "/* leads for 5.0 s from asking this */ select"
 
 
 @pytest.fixture
@@ -35,36 +35,60 @@ def lock_session(database: str) -> Iterator[LockSessions]:
 
 def test_slower_of_two_evictions_ends_nothing(lock_session: LockSessions) -> None:
     silent, first, second = (lock_session("a", f"test-{number}") for number in (1, 2, 3))
-    assert silent.try_lock().taken
+    assert silent.contend(0).taken
     silent.ping()
-    seen = first.try_lock().holder
+    seen = first.contend(0).holder
     assert seen is not None
-    assert seen == second.try_lock().holder
-    assert (seen.instance, seen.deadline_seconds) == ("test-1", 6.0)
+    assert seen == second.contend(0).holder
+    assert (seen.instance, seen.deadline_seconds) == ("test-1", 5.0)
     assert first.evict(seen)
-    eventually(lambda: first.try_lock().taken, "the lock is free")
+    eventually(lambda: first.contend(0).taken, "the lock is free")
     assert not second.evict(seen)
     assert first.ping().held
 
 
+@pytest.mark.parametrize(
+    ("name", "ended"), [("billing worker test-1", True), ("billing worker test-2", False), ("psql", False)]
+)
+def test_winner_ends_a_batch_of_the_former_leader_and_waits_for_any_other(
+    database: str, lock_session: LockSessions, name: str, *, ended: bool
+) -> None:
+    former, winner = lock_session("a", "test-1"), lock_session("a", "test-3")
+    assert former.contend(0).taken
+    former.mint()
+    former.close()
+    eventually(lambda: winner.contend(0).taken, "the lock is free")
+    winner._connection.execute("set lock_timeout = '200ms'")
+    with psycopg.connect(database, application_name=name) as batch:
+        batch.execute("select from billing_leadership for share")
+        if ended:
+            assert winner.mint() == 2
+            with pytest.raises(psycopg.OperationalError):
+                batch.execute("select")
+        else:
+            with pytest.raises(LockSessionError, match="lock timeout"):
+                winner.mint()
+            batch.execute("select")
+
+
 def test_holder_that_has_pinged_again_is_not_evicted(lock_session: LockSessions) -> None:
     holder, standby = lock_session("a", "test-1"), lock_session("a", "test-2")
-    holder.try_lock()
+    holder.contend(0)
     holder.ping()
-    seen = standby.try_lock().holder
+    seen = standby.contend(0).holder
     assert seen is not None
     holder.ping()
     assert not standby.evict(seen)
-    assert standby.try_lock().holder != seen
+    assert standby.contend(0).holder != seen
     assert holder.ping().held
 
 
 def test_eviction_spares_the_holder_of_another_lock(lock_session: LockSessions) -> None:
     ours, theirs, standby = (lock_session(name, "test-1") for name in ("a", "b", "a"))
     for holder in (ours, theirs):
-        assert holder.try_lock().taken
+        assert holder.contend(0).taken
         holder.ping()
-    seen = standby.try_lock().holder
+    seen = standby.contend(0).holder
     assert seen is not None
     assert not lock_session("b", "test-2").evict(seen)
     assert standby.evict(seen)
@@ -76,7 +100,7 @@ def test_holder_that_states_no_deadline_is_not_watched(database: str, lock_sessi
     standby = lock_session("a", "test-1")
     with psycopg.connect(database, autocommit=True) as person:
         person.execute("select pg_advisory_lock(%s)", [LockName("a").key])
-        assert [standby.try_lock().holder for _ in range(3)] == [None] * 3
+        assert [standby.contend(0).holder for _ in range(3)] == [None] * 3
 
 
 def test_holder_with_a_statement_in_progress_is_not_evicted(database: str, lock_session: LockSessions) -> None:
@@ -85,7 +109,7 @@ def test_holder_with_a_statement_in_progress_is_not_evicted(database: str, lock_
     with psycopg.connect(database, autocommit=True) as person, psycopg.connect(database, autocommit=True) as other:
         person.execute("select pg_advisory_lock(%s)", [LockName("a").key])
         person.execute(STATEMENT)
-        seen = standby.try_lock().holder
+        seen = standby.contend(0).holder
         assert seen is not None
         other.execute("select pg_advisory_lock(%s)", [other_key])
         pinging = threading.Thread(
@@ -93,8 +117,8 @@ def test_holder_with_a_statement_in_progress_is_not_evicted(database: str, lock_
             args=(f"{STATEMENT} pg_advisory_lock(%s)", [other_key]),
         )
         pinging.start()
-        eventually(lambda: standby.try_lock().holder is None, "the ping is in progress")
+        eventually(lambda: standby.contend(0).holder is None, "the ping is in progress")
         assert not standby.evict(seen)
         other.execute("select pg_advisory_unlock(%s)", [other_key])
         pinging.join()
-        assert standby.try_lock().holder not in {None, seen}
+        assert standby.contend(0).holder not in {None, seen}

@@ -62,7 +62,7 @@ def test_mint_of_another_generation_is_refused_with_the_version_to_use(world: Wo
     raise_generation(world)
     session = PostgresLockSession.open(world.database, LockName(), Bounds())
     with closing(session):
-        for attempt in (session.mint, session.try_lock, session.ping):
+        for attempt in (session.mint, lambda: session.contend(0), session.ping):
             with pytest.raises(LockSessionError, match=r"generation 3.*use containerstacks-billing 9\.0 or newer"):
                 attempt()
     assert world.one("select count(*) from billing_terms where generation is distinct from %s", GENERATION) == 0

@@ -38,7 +38,7 @@ def lock_session() -> Iterator[Sessions]:
 def leads(session: PostgresLockSession) -> int:
     """Takes the lock and mints a term; returns the term."""
     session.check_schema()
-    assert session.try_lock().taken
+    assert session.contend(0).taken
     return session.mint()
 
 
@@ -67,7 +67,7 @@ def test_second_lock_name_on_the_same_tables_is_refused_and_both_are_named(
     with pytest.raises(OtherControllerError) as refused:
         second.check_schema()
     assert str(refused.value).startswith(expected)
-    assert second.try_lock().taken
+    assert second.contend(0).taken
     with pytest.raises(LockSessionError, match="BILLING_LOCK_NAME=green can't bill here"):
         second.mint()
     with psycopg.connect(database) as conn:
@@ -82,7 +82,7 @@ def test_second_lock_name_in_another_schema_is_refused(two_schemas: tuple[str, s
         contender = lock_session(second, "green")
         with pytest.raises(OtherControllerError, match=rf"under BILLING_LOCK_NAME=blue \(schema {schema}\)"):
             contender.check_schema()
-        contender.try_lock()
+        contender.contend(0)
         with pytest.raises(LockSessionError, match="BILLING_LOCK_NAME=green can't bill here"):
             contender.mint()
         leader.resign()
@@ -125,7 +125,7 @@ def test_standby_with_the_leaders_name_joins_and_follows_at_once(database: str, 
     leader, standby = lock_session(database, "blue"), lock_session(database, "blue")
     leads(leader)
     standby.check_schema()
-    assert not standby.try_lock().taken
+    assert not standby.contend(0).taken
     leader.resign()  # and its session is still open
     assert leads(standby) == 2
 

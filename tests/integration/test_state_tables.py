@@ -97,7 +97,7 @@ def test_emptied_list_of_migrations_is_restored(billed: World) -> None:
 
 
 def test_leader_whose_term_was_removed_says_so(billed: World, session: PostgresLockSession) -> None:
-    assert session.try_lock().taken
+    assert session.contend(0).taken
     leadership = billed.term()
     billed.run("truncate billing_leadership")
     with pytest.raises(LockSessionError, match="which repairs it"):
@@ -111,7 +111,7 @@ def test_leader_whose_term_was_removed_says_so(billed: World, session: PostgresL
 def test_session_that_holds_the_lock_without_a_term_is_named(
     billed: World, session: PostgresLockSession, name: str
 ) -> None:
-    assert session.try_lock().taken
+    assert session.contend(0).taken
     assert session.mint() == 4
     assert status_of(billed) == ("test-1", None)
     session.resign()
@@ -119,8 +119,8 @@ def test_session_that_holds_the_lock_without_a_term_is_named(
         stranger.execute("select pg_advisory_lock(%s)", [LockName("test").key])
         described = f"{name or 'a session without a name'} (pid {stranger.info.backend_pid}, role postgres)"
         assert status_of(billed) == (None, described)
-        assert session.try_lock().without_term == described
-    eventually(lambda: session.try_lock().taken, "the stranger has gone")
+        assert session.contend(0).without_term == described
+    eventually(lambda: session.contend(0).taken, "the stranger has gone")
 
 
 def status_of(world: World) -> tuple[str | None, str | None]:

@@ -16,7 +16,6 @@ STATEMENTS = sql.load()
 UTILITY = {
     "close_leadership",
     "lock_state_tables",
-    "listen_for_resignations",
     "check_constraints_now",
 }  # can't be prepared
 TEMPLATES = {"audit_summary"}

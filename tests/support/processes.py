@@ -17,8 +17,8 @@ StartReplica = Callable[..., ControllerProcess]
 #: The lowest permitted bounds, so that a test of them takes only seconds.
 LOW_BOUNDS: Final[Mapping[str, str]] = {
     "BILLING_PING_INTERVAL_SECONDS": "0.3",
-    "BILLING_LEADER_DEADLINE_SECONDS": "1",
-    "BILLING_SESSION_TIMEOUT_SECONDS": "2",
+    "BILLING_LEADER_DEADLINE_SECONDS": "1.4",
+    "BILLING_SESSION_TIMEOUT_SECONDS": "2.5",
 }
 #: One batch at a time, of one organization each, and a cycle whenever something is due.
 BUSY: Final[Mapping[str, str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from controller.app import FIRST_STATEMENTS
 from controller.demo.process import ControllerProcess
 from controller.postgres.connections import application_name
 from tests.support.ledger_probe import LedgerProbe
@@ -17,11 +18,23 @@ def sessions(ledger: LedgerProbe, purpose: str, replica: ControllerProcess) -> l
 
 
 def wait_until_standing_by(ledger: LedgerProbe, replica: ControllerProcess) -> None:
-    """Blocks until the replica has tried the lock without getting it."""
+    """Blocks until the replica has joined the election and waits for the lock."""
     replica.wait_for("election.joined")
     eventually(
-        lambda: any("advisory" in each["query"] for each in sessions(ledger, "elector", replica)),
+        lambda: any("billing_contend" in each["query"] for each in sessions(ledger, "elector", replica)),
         f"{replica.instance} tries the lock",
+    )
+
+
+def wait_until_ready_to_lead(ledger: LedgerProbe, replica: ControllerProcess) -> None:
+    """Blocks until the replica waits for the lock and has all of its spare sessions."""
+    wait_until_standing_by(ledger, replica)
+    eventually(
+        lambda: (
+            all(sessions(ledger, kind.purpose, replica) for kind, _ in FIRST_STATEMENTS)
+            and all(each["state"] == "idle" for each in sessions(ledger, "worker", replica))
+        ),
+        f"{replica.instance} has opened its spare sessions",
     )
 
 

@@ -10,13 +10,15 @@ from urllib.parse import urlsplit, urlunsplit
 LOOK_AGAIN_SECONDS = 0.02
 
 
-def eventually(condition: Callable[[], bool], what: str, within: float = 30.0) -> None:
+def eventually(
+    condition: Callable[[], bool], what: str, within: float = 30.0, every: float = LOOK_AGAIN_SECONDS
+) -> None:
     """Blocks until the condition holds. Raises: AssertionError after `within` seconds."""
     deadline = time.monotonic() + within
     nothing = threading.Event()
     while not condition():
         assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
-        nothing.wait(LOOK_AGAIN_SECONDS)
+        nothing.wait(every)
 
 
 def through(url: str, port: int) -> str:

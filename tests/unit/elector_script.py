@@ -94,7 +94,8 @@ class World:
 class Session:
     """A lock session that answers from a script of values, errors to raise and callables; then as a healthy one would.
 
-    A `wait` beyond the script stops the elector. For `try_lock`, True and False stand for an Attempt.
+    A `wait` beyond the script stops the elector. For `contend`, True and False stand for an Attempt. A wait
+    without success takes all of its time.
     """
 
     def __init__(self, **script: list[Any]) -> None:
@@ -104,9 +105,13 @@ class Session:
         self.closed = False
         self.evicted: list[Holder] = []
 
-    def try_lock(self) -> Attempt:
-        answer = self._answer("try_lock", True)
-        return answer if isinstance(answer, Attempt) else Attempt(taken=bool(answer))
+    def contend(self, wait_seconds: float) -> Attempt:
+        assert wait_seconds >= 0
+        answer = self._answer("contend", True)
+        attempt = answer if isinstance(answer, Attempt) else Attempt(taken=bool(answer))
+        if not attempt.taken:
+            self.world.now += wait_seconds
+        return attempt
 
     def evict(self, holder: Holder) -> bool:
         self.evicted.append(holder)

@@ -11,12 +11,16 @@ from controller.election import Bounds, BoundsError, Leadership
 seconds = st.floats(0.1, 700, allow_nan=False)
 
 
-def test_default_bounds_are_two_six_and_ten_seconds() -> None:
+def test_default_bounds_are_two_five_and_ten_seconds() -> None:
     bounds = Bounds()
-    assert (bounds.ping_interval_seconds, bounds.leader_deadline_seconds, bounds.session_timeout_seconds) == (2, 6, 10)
+    assert (bounds.ping_interval_seconds, bounds.leader_deadline_seconds, bounds.session_timeout_seconds) == (2, 5, 10)
 
 
-@pytest.mark.parametrize("bounds", [(3.0, 6.0, 10.0), (2.0, 9.0, 10.0)], ids=["twice the ping", "a second less"])
+@pytest.mark.parametrize(
+    "bounds",
+    [(3.0, 6.0, 10.0), (2.0, 9.0, 10.0), (0.1, 1.01, 10.0)],
+    ids=["twice the ping", "a second less", "just longer than a wait and a ping interval"],
+)
 def test_bounds_with_just_enough_room_are_accepted(bounds: tuple[float, float, float]) -> None:
     assert Bounds(*bounds).leader_deadline_seconds == bounds[1]
 
@@ -26,15 +30,17 @@ def test_accepted_bounds_keep_their_order_with_room_in_between(ping: float, dead
     try:
         Bounds(ping, deadline, timeout)
     except BoundsError:
-        assert ping * 2 > deadline or deadline + 1 > timeout
+        assert ping * 2 > deadline or ping + 0.9 >= deadline or deadline + 1 > timeout
     else:
         assert 2 * ping <= deadline <= timeout - 1
+        assert ping + 0.9 < deadline
 
 
 @pytest.mark.parametrize(
     ("bounds", "wrong", "other"),
     [
         ((4.0, 6.0, 10.0), "BILLING_LEADER_DEADLINE_SECONDS=6", "BILLING_PING_INTERVAL_SECONDS=4"),
+        ((0.3, 1.2, 10.0), "BILLING_LEADER_DEADLINE_SECONDS=1.2", "BILLING_PING_INTERVAL_SECONDS=0.3"),
         ((2.0, 9.5, 10.0), "BILLING_SESSION_TIMEOUT_SECONDS=10", "BILLING_LEADER_DEADLINE_SECONDS=9.5"),
         ((2.0, 6.0, 6.0), "BILLING_SESSION_TIMEOUT_SECONDS=6", "BILLING_LEADER_DEADLINE_SECONDS=6"),
     ],

@@ -13,28 +13,28 @@ from controller.election import Attempt, Holder, LockSessionError, Predecessor, 
 from tests.unit.elector_script import Session, World, stop
 
 
-def heard(second: int = 0, *, pid: int = 7, deadline_seconds: float = 6.0) -> Attempt:
+def heard(second: int = 0, *, pid: int = 7, deadline_seconds: float = 5.0) -> Attempt:
     """A failed try which finds that the holder's last statement ended at this second."""
     moment = datetime(2026, 11, 22, 12, 0, second, tzinfo=UTC)
     return Attempt(taken=False, holder=Holder(pid, moment, moment, deadline_seconds, "other-1"))
 
 
 def test_silent_holder_is_evicted_after_its_deadline_by_the_standbys_clock() -> None:
-    world, standby = World(), Session(try_lock=[heard()] * 30, wait=[None] * 29 + [stop])
+    world, standby = World(), Session(contend=[heard()] * 10 + [stop])
     with capture_logs() as logs:
         world.run(standby)
     first_seen = world.calls[0][0]
     evicted_at = next(moment for moment, _, call in world.calls if call == "evict")
-    assert 6.0 * 1.05 <= evicted_at - first_seen < 6.5
+    assert evicted_at - first_seen == pytest.approx(5.0 * 1.05)
     assert standby.evicted[0] == heard().holder
     (told, *_) = [line for line in logs if line["event"] == "leader.evicted"]
-    assert (told["log_level"], told["holder"], told["silent_seconds"]) == ("warning", "other-1", 6.3)
+    assert (told["log_level"], told["holder"], told["silent_seconds"]) == ("warning", "other-1", 5.2)
     assert world.evictions == len(standby.evicted)
 
 
 def test_log_says_that_a_leader_follows_one_that_it_evicted() -> None:
-    standby = Session(wait=[None] * 30, predecessor=[Predecessor("its-pod-other-1", resigned=False)])
-    standby.script["try_lock"] = [lambda _world: True if standby.evicted else heard()] * 30
+    standby = Session(predecessor=[Predecessor("its-pod-other-1", resigned=False)], wait=[stop])
+    standby.script["contend"] = [lambda _world: True if standby.evicted else heard()] * 30
     world = World()
     with capture_logs() as logs:
         world.run(standby)
@@ -42,39 +42,42 @@ def test_log_says_that_a_leader_follows_one_that_it_evicted() -> None:
     assert (elected["predecessor"], elected["predecessor_ended"]) == ("its-pod-other-1", "evicted")
 
 
-def test_tries_after_an_eviction_start_immediately_and_slow_down() -> None:
-    world = World(jitter=lambda: 0.5)
-    world.run(Session(try_lock=[heard()] * 20, wait=[None] * 19 + [stop]))
-    evicted_at = next(moment for moment, _, call in world.calls if call == "evict")
-    tries = [moment - evicted_at for moment, _, call in world.calls if call == "try_lock" and moment > evicted_at]
-    assert tries[:6] == pytest.approx([0.05, 0.15, 0.35, 0.75, 1.55, 2.55])
+def test_next_wait_is_sent_directly_after_an_eviction() -> None:
+    world = World().run(Session(contend=[heard()] * 7 + [True], wait=[stop]))
+    assert world.did()[-7:] == ["evict", "contend", "mint", "ping", "wait", "wake", "resign", "close"][-7:]
+    evicted_at, waited_at = [at for at, _, call in world.calls if call in {"evict", "contend"}][-2:]
+    assert waited_at == evicted_at
+
+
+def test_no_wait_outlasts_the_holders_deadline() -> None:
+    world = World().run(Session(contend=[heard()] * 7 + [stop]))
+    moments = [moment for moment, _, call in world.calls if call == "contend"]
+    assert [b - a for a, b in pairwise(moments)] == pytest.approx([0.0, *[0.9] * 5, 5.0 * 1.05 - 4.5])
 
 
 def test_holder_that_pings_is_never_evicted() -> None:
-    tries = [heard(second // 6) for second in range(240)]  # a ping every five seconds: late, but in time
+    tries = [heard(number // 5) for number in range(240)]  # a ping every 4.5 seconds: late, but in time
     world = World()
-    world.run(Session(try_lock=tries, wait=[None] * 239 + [stop]))
+    world.run(Session(contend=[*tries, stop]))
     assert "evict" not in world.did()
 
 
 @pytest.mark.parametrize("interruption", [Attempt(taken=False), heard(pid=8), heard(second=9)])
 def test_seeing_another_holder_restarts_the_silence(interruption: Attempt) -> None:
-    world = World(jitter=lambda: 0.5)
-    world.run(Session(try_lock=[*[heard()] * 6, interruption, *[heard()] * 7], wait=[None] * 13 + [stop]))
+    world = World().run(Session(contend=[*[heard()] * 5, interruption, *[heard()] * 6, stop]))
     assert "evict" not in world.did()
 
 
 def test_holder_is_evicted_by_its_own_deadline() -> None:
     """Replicas with different settings don't evict each other during a rollout."""
-    world = World(jitter=lambda: 0.5)
-    world.run(Session(try_lock=[heard(deadline_seconds=300.0)] * 300, wait=[None] * 299 + [stop]))
+    world = World().run(Session(contend=[*[heard(deadline_seconds=300.0)] * 300, stop]))
     assert "evict" not in world.did()
 
 
 def test_holder_that_pings_just_before_its_eviction_is_spared() -> None:
-    world = World(jitter=lambda: 0.5)
+    world = World()
     with capture_logs() as logs:
-        world.run(Session(try_lock=[heard()] * 14, evict=[False], wait=[None] * 13 + [stop]))
+        world.run(Session(contend=[*[heard()] * 9, stop], evict=[False]))
     assert world.did().count("evict") == 1
     assert world.evictions == 0
     assert not [line for line in logs if line["event"] == "leader.evicted"]
@@ -82,27 +85,26 @@ def test_holder_that_pings_just_before_its_eviction_is_spared() -> None:
 
 def test_no_holder_is_evicted_when_eviction_is_off() -> None:
     world = World(evicts=False)
-    world.run(Session(try_lock=[heard()] * 60, wait=[None] * 59 + [stop]))
+    world.run(Session(contend=[*[heard()] * 60, stop]))
     assert "evict" not in world.did()
-    assert min(b - a for a, b in pairwise([at for at, _, call in world.calls if call == "try_lock"])) > 0
 
 
 def test_replica_that_has_stepped_down_evicts_no_holder() -> None:
-    world = World(jitter=lambda: 0.5)
-    world.run(Session(wait=[lambda w: w.elected[0].step_down(60)]), Session(try_lock=[heard()] * 3, wait=[None] * 100))
-    assert world.did(2).count("try_lock") == 4
+    world = World()
+    world.run(Session(wait=[lambda w: w.elected[0].step_down(60)]), Session(contend=[heard()] * 3, wait=[None] * 61))
+    assert world.did(2).count("contend") == 4
     assert "evict" not in world.did(2)
 
 
 def test_holder_of_another_role_is_logged_once() -> None:
     hidden = Attempt(taken=False, other_role=True)
     with capture_logs() as logs:
-        World().run(Session(try_lock=[hidden, hidden, heard(), hidden], wait=[None, None, None, stop]))
+        World().run(Session(contend=[hidden, hidden, heard(), hidden, stop]))
     assert [line["log_level"] for line in logs if line["event"] == "eviction.excluded"] == ["info", "info"]
 
 
 def test_failed_eviction_closes_the_session() -> None:
-    world = World().run(Session(try_lock=[heard()] * 30, evict=[LockSessionError("x")], wait=[None] * 29))
+    world = World().run(Session(contend=[heard()] * 30, evict=[LockSessionError("x")]))
     assert world.did()[-2:] == ["evict", "close"]
 
 
@@ -114,7 +116,7 @@ def test_silence_is_never_longer_than_the_holders_real_silence(frozen_seconds: f
     assert silence.remaining_seconds == math.inf
     now += frozen_seconds
     silence.observe(heard().holder)
-    now += 6.2
+    now += 5.15
     silence.observe(heard().holder)
     assert silence.remaining_seconds == pytest.approx(0.1)
     assert silence.expired_holder is None

@@ -50,7 +50,8 @@ class Session:
     during_wait: Callable[[], None]
     announced_before_release: list[str] = dataclasses.field(default_factory=list)
 
-    def try_lock(self) -> Attempt:
+    def contend(self, wait_seconds: float) -> Attempt:
+        assert wait_seconds == 0
         return Attempt(taken=True)
 
     def evict(self, holder: Holder) -> bool:

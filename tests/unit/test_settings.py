@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_design() -> None:
     assert (loaded.log_level, loaded.log_format, loaded.lock_name) == ("info", None, "containerstacks-billing")
     assert loaded.eviction == "on"
     bounds = loaded.bounds
-    assert (bounds.ping_interval_seconds, bounds.leader_deadline_seconds, bounds.session_timeout_seconds) == (2, 6, 10)
+    assert (bounds.ping_interval_seconds, bounds.leader_deadline_seconds, bounds.session_timeout_seconds) == (2, 5, 10)
 
 
 @pytest.mark.parametrize(

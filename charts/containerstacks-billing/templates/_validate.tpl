@@ -70,8 +70,8 @@
 {{- end }}
 {{- end }}
 {{- with .election }}
-{{- if or (lt (float64 .leaderDeadlineSeconds) (mulf 2 .pingIntervalSeconds)) (lt (float64 .sessionTimeoutSeconds) (addf 1 .leaderDeadlineSeconds)) }}
-  {{- fail (printf "\n\nelection: leaderDeadlineSeconds (%v) must be at least twice pingIntervalSeconds (%v), or one late ping deposes the leader. sessionTimeoutSeconds (%v) must be at least a second more than leaderDeadlineSeconds, or the server could release the lock while the leader still bills.\n" .leaderDeadlineSeconds .pingIntervalSeconds .sessionTimeoutSeconds) }}
+{{- if or (lt (float64 .leaderDeadlineSeconds) (mulf 2 .pingIntervalSeconds)) (le (float64 .leaderDeadlineSeconds) (addf 0.9 .pingIntervalSeconds)) (lt (float64 .sessionTimeoutSeconds) (addf 1 .leaderDeadlineSeconds)) }}
+  {{- fail (printf "\n\nelection: leaderDeadlineSeconds (%v) must be at least twice pingIntervalSeconds (%v) and more than 0.9 s longer, or one late ping deposes the leader. sessionTimeoutSeconds (%v) must be at least a second more than leaderDeadlineSeconds, or the server could release the lock while the leader still bills.\n" .leaderDeadlineSeconds .pingIntervalSeconds .sessionTimeoutSeconds) }}
 {{- end }}
 {{- end }}
 {{- if and .metrics.serviceMonitor.enabled .metrics.podMonitor.enabled }}

@@ -1,18 +1,33 @@
 -- The lock session. The docstring of controller/election explains what these statements are for.
 
--- name: try_lock
--- Never uses the blocking pg_advisory_lock: a blocked statement holds a snapshot, which keeps vacuum from cleaning up.
--- The same round trip looks at the session that last held the lock, by its pid, because reading pg_locks every second
--- would cost milliseconds on a server with many locks. The server shows that session's last statement, and when it became
--- idle, only to sessions of the same role.
-select pg_try_advisory_lock(%(lock_key)s) as locked, pg_is_in_recovery() as in_recovery, a.pid, a.backend_start,
-    a.application_name, starts_with(a.state, 'idle') as idle, a.state_change,
-    a.usesysid = (select oid from pg_roles where rolname = session_user) and pg_has_role(a.usesysid, 'usage') as ours,
-    substring(a.query from '^/[*] leads for ([0-9]+[.]?[0-9]*) s')::float8 as deadline_seconds,
-    (select generation from billing_leadership) as generation,
-    billing_without_term(a.pid, a.backend_start, a.application_name, a.usename) as without_term
-from (select) as always
-left join pg_stat_activity a on a.pid = %(watched_pid)s
+-- name: contend
+-- The wait holds a snapshot, which keeps vacuum from cleaning up, so it is always shorter than a second. This statement's text
+-- begins with the stated deadline, like the ping's: a standby that is frozen in its wait may be handed the lock.
+select locked, in_recovery, pid, backend_start, application_name, idle, state_change, ours, deadline_seconds, generation,
+    without_term
+from billing_contend(%(lock_key)s, %(wait_milliseconds)s, %(watched_pid)s)
+
+-- name: wait_limits
+-- Settings that write a wait to the server's log, with the longest wait that they leave out. deadlock_timeout is when
+-- log_lock_waits writes.
+select name, 0.0008 * setting::float8 as seconds from pg_settings
+where (name = 'deadlock_timeout' and current_setting('log_lock_waits')::boolean)
+    or (name in ('log_min_duration_statement', 'log_min_duration_sample', 'auto_explain.log_min_duration')
+        and setting::integer > 0)
+order by seconds
+
+-- name: end_orphaned_batches
+-- Ends the sessions of the former leader that are inside a batch. They can't be useful any more, and the mint would wait for
+-- them: a server notices only after a while that the client of a running statement was killed. It ends only sessions of our
+-- role that bear the former leader's name and hold the table as a fence does.
+select count(pg_terminate_backend(a.pid)) as ended
+from pg_locks l
+join pg_stat_activity a using (pid)
+where l.relation = 'billing_leadership'::regclass and l.mode = 'RowShareLock' and l.granted
+    and l.database = (select oid from pg_database where datname = current_database())
+    and a.usesysid = (select oid from pg_roles where rolname = session_user) and pg_has_role(a.usesysid, 'usage')
+    and starts_with(a.application_name, 'billing worker ')
+    and right(%(former_holder)s, length(a.application_name) - 15) = substr(a.application_name, 16)
 
 -- name: close_leadership
 -- Runs before a mint. Batches lock the row `for share` and therefore hold the table in row share mode. Exclusive mode waits
@@ -70,19 +85,15 @@ where a.pid = %(pid)s and a.backend_start = %(began_at)s and a.state_change = %(
             and l.classid = %(lock_high)s::bigint::oid and l.objid = %(lock_low)s::bigint::oid and l.objsubid = 1
     )
 
--- name: listen_for_resignations
--- All lock names share one channel: an unrelated notification costs a standby one attempt.
-listen billing_resigned
-
 -- name: record_resignation
 -- Commits before the lock is released, so the successor's mint reads it.
 update billing_leadership set resigned_term = term where term = %(term)s and holder = %(holder)s
 
 -- name: resign
--- The unlocks take effect at once, and the notification when the statement commits. A standby that it wakes therefore finds
--- both locks free.
+-- Releases this session's locks before it closes, because the server may take a moment to end it. It unlocks all of them: the
+-- same lock is held twice if it was granted as a wait ran out. The claim comes first, so that the next leader finds it free.
 select pg_advisory_unlock(%(space)s, to_regclass('vps_instances')::oid::bigint::bit(32)::integer) as unclaimed,
-    pg_advisory_unlock(%(lock_key)s) as unlocked, pg_notify('billing_resigned', '')
+    pg_advisory_unlock_all()
 
 -- name: lock_holder
 -- `without_term` is not null if the session is not the newest term's. It may be a replica that has just been elected.
