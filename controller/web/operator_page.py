@@ -156,7 +156,7 @@ def _debts(rows: Sequence[dict[str, Any]], currency: str) -> Child:
 def _suspensions(rows: Sequence[dict[str, Any]]) -> Child:
     columns = (
         Column("Organization"),
-        Column("By"),
+        Column("By", short=True),
         Column("Reason"),
         Column("Since (UTC)", short=True),
         Column("Until (UTC)", short=True),

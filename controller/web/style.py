@@ -85,11 +85,13 @@ rect.failures{fill:var(--bad)}rect.failed{fill:var(--failed)}
 footer{font-size:.85rem;padding-top:.4rem;padding-bottom:2rem}
 footer p{margin:.2rem 0}
 @media(max-width:52rem){
+main,header.top,footer{padding-left:.8rem;padding-right:.8rem}
+.panel{padding:.8rem .9rem}
 form{flex-basis:100%;margin:0}
 form label{position:absolute;left:-99rem}
 table.wide,.wide tbody,.wide caption{display:block}
 .wide thead{position:absolute;left:-99rem}
-.wide tr{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.5rem,1fr));gap:.3rem 1rem;border:1px solid
+.wide tr{display:grid;grid-template-columns:repeat(auto-fit,minmax(6.3rem,1fr));gap:.3rem .8rem;border:1px solid
 var(--line);border-radius:.5rem;padding:.5rem .8rem;margin:0 0 .6rem}
 .wide td,.wide td.n{border:0;padding:0;text-align:left;white-space:normal}
 .wide td::before{content:attr(data-label);display:block;color:var(--soft);font-size:.8rem}
