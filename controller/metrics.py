@@ -149,6 +149,7 @@ class _AtScrape(Collector):
             return
         yield _gauge("term", "The newest term of any replica.", status.term)
         yield _gauge("debts", "Instances with a debt.", status.debts)
+        yield _gauge("owed_amount", "Sum of all debts, in the wallets' currency.", float(status.owed))
         yield _gauge(
             "failures", "Instances that can't be charged for a reason other than the balance.", status.failures
         )
@@ -175,6 +176,16 @@ class _AtScrape(Collector):
         yield others
         yield _gauge("halted", "1 while billing is halted, else 0.", any(notice.halts for notice in status.notices))
         yield _gauge("paused_seconds", "Time since an operator paused billing; 0 if it is not paused.", _paused(status))
+        yield _gauge("failing_cycles", "The newest cycles in a row that have failed.", status.failing_cycles)
+        yield _gauge(
+            "cut_short_cycles", "Cycles that a drain has stopped within the last hour.", status.cut_short_cycles
+        )
+        if status.charged_instances is not None:
+            yield _gauge(
+                "charged_instances",
+                "Instances charged in the hour, or interval, before the start of the newest successful cycle.",
+                status.charged_instances,
+            )
         if status.heartbeat_age_seconds is not None:
             yield _gauge("heartbeat_age_seconds", "Age of the newest heartbeat.", status.heartbeat_age_seconds)
         if status.last_completed_at is not None:

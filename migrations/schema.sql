@@ -41,6 +41,30 @@ begin
 end
 $$;
 
+CREATE FUNCTION billing_alert_facts() RETURNS TABLE(charged_instances bigint, failing_cycles bigint, cut_short_cycles bigint)
+    LANGUAGE sql STABLE
+    SET jit TO 'off'
+    AS $$
+    select (
+            select sum(r.instances)::bigint
+            from billing_runs r
+            where r.kind = 'cycle' and r.started_at <= last.started_at
+                and r.started_at > last.started_at - greatest(interval '1 hour', coalesce(l.interval_minutes, 60) * interval '1 minute')
+        ),
+        (select count(*) from billing_runs r
+         where r.kind = 'cycle' and r.outcome = 'failed' and r.started_at > coalesce(last.started_at, '-infinity')),
+        (select count(*) from billing_runs r
+         where r.kind = 'cycle' and r.outcome = 'stopped' and r.cause = 'drain' and r.started_at > now() - interval '1 day'
+             and r.finished_at > now() - interval '1 hour')
+    from billing_leadership l
+    left join lateral (
+        select r.started_at from billing_runs r
+        where r.kind = 'cycle' and billing_is_successful(r.outcome)
+        order by r.started_at desc
+        limit 1
+    ) last on true
+$$;
+
 CREATE FUNCTION billing_backlog_edge(as_of timestamp with time zone, max_hours integer) RETURNS timestamp with time zone
     LANGUAGE sql STABLE
     AS $$
@@ -522,7 +546,7 @@ CREATE TABLE billing_runs (
     suspended bigint DEFAULT 0 NOT NULL,
     vanished bigint,
     failures_by_reason jsonb DEFAULT '{}'::jsonb NOT NULL,
-    CONSTRAINT billing_runs_cause_check CHECK ((cause = ANY (ARRAY['controller'::text, 'organizations'::text]))),
+    CONSTRAINT billing_runs_cause_check CHECK ((cause = ANY (ARRAY['controller'::text, 'organizations'::text, 'drain'::text, 'halt'::text]))),
     CONSTRAINT billing_runs_kind_check CHECK ((kind = ANY (ARRAY['cycle'::text, 'collection'::text, 'waiver'::text]))),
     CONSTRAINT billing_runs_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'completed'::text, 'completed_with_failures'::text, 'failed'::text, 'stopped'::text, 'abandoned'::text])))
 );
@@ -537,7 +561,7 @@ COMMENT ON COLUMN billing_runs.failures IS 'instances that could not be charged 
 
 COMMENT ON COLUMN billing_runs.kind IS 'cycle: charges everything due; collection: collects debts between two cycles; waiver: writes off hours on an operator''s command';
 
-COMMENT ON COLUMN billing_runs.cause IS 'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own';
+COMMENT ON COLUMN billing_runs.cause IS 'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own. Of a stopped cycle. drain: its replica was told to stop and could not finish in time; halt: billing was halted';
 
 COMMENT ON COLUMN billing_runs.planned IS 'instances due at the start, with those that the plan missed; null if the cycle ended before it had a plan';
 
@@ -1308,6 +1332,12 @@ COMMENT ON COLUMN billing_accepted_backlogs.instances IS 'in backlog when it was
 ALTER TABLE billing_accepted_backlogs ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_accepted_backlogs_id_seq
 );
+
+CREATE VIEW billing_alert_facts AS
+ SELECT charged_instances,
+    failing_cycles,
+    cut_short_cycles
+   FROM billing_alert_facts() billing_alert_facts(charged_instances, failing_cycles, cut_short_cycles);
 
 CREATE VIEW billing_backlogs AS
  SELECT organization_id,

@@ -35,6 +35,7 @@ def status(**changes: Any) -> Status:  # noqa: ANN401 - fields of any type
         "debts": 3,
         "owed": Decimal("4.50"),
         "failures": 0,
+        "charged_instances": 6,
         "suspended": 0,
         "checked_until": NOW,
         "database_time": NOW,

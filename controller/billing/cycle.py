@@ -15,7 +15,7 @@ import psycopg
 import structlog
 
 from controller.billing.batch import LARGEST, BatchWorker, CycleContext
-from controller.billing.errors import CycleFailedError, DeposedError, StoppedError
+from controller.billing.errors import CycleFailedError, DeposedError, HaltedError, StoppedError
 from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
 from controller.billing.other_billers import LOOK_SECONDS, Notice, Watch, look, refuse_if_halted
@@ -155,7 +155,8 @@ class Cycle:
         except (DeposedError, GenerationError) as deposed:
             ending = _Ending(_ended_by(deposed), str(deposed))
         except StoppedError as stopped:
-            ending = _Ending(Outcome.STOPPED, str(stopped))
+            cause = Cause.HALT if isinstance(stopped, HaltedError) else Cause.DRAIN
+            ending = _Ending(Outcome.STOPPED, str(stopped), cause)
         except (psycopg.Error, BillingError) as failed:
             ending = _Ending(Outcome.FAILED, one_line(failed), Cause.CONTROLLER)
         totals = state.totals

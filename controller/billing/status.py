@@ -39,6 +39,10 @@ class Status:
         suspended_by_operators: organizations that operators have suspended.
         checked_until: the guard has checked every charge made before this time.
         database_time: when this was read.
+        charged_instances: instances charged in the hour, or interval, before the start of the newest successful cycle;
+            None if no cycle has succeeded.
+        failing_cycles: the newest cycles in a row that have failed.
+        cut_short_cycles: cycles that a drain has stopped within the last hour.
         notices: what operators must know about billing as a whole, such as another biller. Some halt billing.
         backlogs: instances that are not charged until an operator accepts or waives their hours.
         backlog: what these hours cost.
@@ -71,6 +75,9 @@ class Status:
     backlog: Decimal = Decimal(0)
     differing_wallets: int = 0
     difference: Decimal = Decimal(0)
+    charged_instances: int | None = None
+    failing_cycles: int = 0
+    cut_short_cycles: int = 0
 
     @property
     def lock_held_without_term(self) -> str | None:

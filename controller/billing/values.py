@@ -36,12 +36,16 @@ class Outcome(StrEnum):
 
 
 class Cause(StrEnum):
-    """What is at fault in a failed cycle."""
+    """What is at fault in a failed cycle, or what stopped a cycle."""
 
     CONTROLLER = "controller"
     """The cycle ended with an error, or every organization failed with the same one. It is tried again at once."""
     ORGANIZATIONS = "organizations"
     """No organization could be charged, each for a reason in its own rows. The next cycle starts after the interval."""
+    DRAIN = "drain"
+    """The replica was told to stop, and the cycle had not ended by the deadline."""
+    HALT = "halt"
+    """A pause or another biller halted billing during the cycle."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from controller.cli import app
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path
-    for folder in (".", "docs", "bench/results", "manifests", "charts/containerstacks-billing")
+    for folder in (".", "docs", "docs/runbooks", "bench/results", "manifests", "charts/containerstacks-billing")
     for path in (ROOT / folder).glob("*.md")
 )
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]+)?\)")

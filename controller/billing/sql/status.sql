@@ -2,7 +2,7 @@
 
 -- name: status
 -- While billing is halted, the end of the heartbeats is infinite, which Python can't represent.
-select s.*,
+select s.*, facts.*,
     (select count(*) from billing_suspensions o where o.kind = 'operator' and (o.until is null or o.until > now())) as suspended_by_operators,
     (select u from billing_beats_until() u where isfinite(u)) as beats_until,
     coalesce((select l.interval_minutes from billing_leadership l), 60) as interval_minutes,
@@ -16,6 +16,7 @@ cross join (select count(*) as backlogs, coalesce(sum(b.owed), 0) as backlog fro
 cross join (
     select count(*) as differing_wallets, coalesce(sum(abs(d.difference)), 0) as difference from billing_wallet_differences d
 ) differing
+cross join billing_alert_facts facts
 
 -- name: history
 select * from billing_history limit %(limit)s
