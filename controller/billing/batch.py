@@ -129,17 +129,23 @@ class BatchWorker:
                 refused = not ledger.connection.closed  # after a lost session, try again
                 raise
 
-        log.warning("organization.failed", organization=str(organization), reason=reason, error=error)
+        log.debug("organization.failed", organization=str(organization), reason=reason, error=error)
         try:
             totals = self._with_retries(record)
         except (psycopg.Error, InconsistentError) as unrecorded:
-            log.warning("failure.unrecorded", organization=str(organization), error=one_line(unrecorded))
+            log.debug("failure.unrecorded", organization=str(organization), error=one_line(unrecorded))
             try:
                 totals = self._with_retries(count)  # can't write the reason either; charge the others
             except psycopg.Error as uncounted:  # the controller's own tables can't be written
                 raise CycleFailedError(one_line(uncounted)) from uncounted
         context.on_result(
-            BatchResult(totals, totals.failures, failures_by_reason={reason: totals.failures}, unrecorded=without_row)
+            BatchResult(
+                totals,
+                totals.failures,
+                failures_by_reason={reason: totals.failures},
+                unrecorded=without_row,
+                failed={organization: f"{reason}: {error}"},
+            )
         )
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import psycopg
 import structlog
 
 from controller.billing.batch import LARGEST, BatchWorker, CycleContext
+from controller.billing.customers_log import CustomersLog
 from controller.billing.errors import CycleFailedError, DeposedError, HaltedError, StoppedError
 from controller.billing.evidence import Evidence
 from controller.billing.ledger import Ledger
@@ -40,8 +41,6 @@ from controller.lifecycle.stop import StopToken
 #: Waits between the tries for organizations with rows that another session has locked.
 LOCKED_BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
 
-#: A cycle logs at most this many warnings about instances whose plan has no price.
-MAX_PRICE_WARNINGS = 50
 
 log = structlog.get_logger(part="billing")
 
@@ -92,6 +91,7 @@ class Cycle:
         self._stop = stop
         self._sharing = Sharing(settings.batch_size)
         self._look_now = Event()
+        self._customers = CustomersLog()
 
     def commands_waiting(self) -> None:
         """Makes a running cycle read operators' commands before its next batch. Any thread."""
@@ -116,7 +116,7 @@ class Cycle:
             on_quiet: called every `guard_seconds` of a paced cycle, while no transaction of the cycle is open.
         """
         began = time.monotonic()
-        state = _CycleState(on_result)
+        state = _CycleState(on_result, self._customers)
         watch = None if dry else self._watch(leadership)
         run: Run | None = None
         ending = _Ending(Outcome.COMPLETED)
@@ -159,6 +159,7 @@ class Cycle:
             ending = _Ending(Outcome.STOPPED, str(stopped), cause)
         except (psycopg.Error, BillingError) as failed:
             ending = _Ending(Outcome.FAILED, one_line(failed), Cause.CONTROLLER)
+        self._customers.cycle_ended()
         totals = state.totals
         if run is None and not dry and ending.outcome is Outcome.FAILED:
             run = self._record_run(leadership)
@@ -329,8 +330,9 @@ class _Ending:
 class _CycleState:
     """The workers' progress. Their threads share it."""
 
-    def __init__(self, on_result: Callable[[BatchResult], None]) -> None:
+    def __init__(self, on_result: Callable[[BatchResult], None], customers: CustomersLog) -> None:
         self._on_result = on_result
+        self._customers = customers
         self.totals = Totals()
         self.failures_by_reason: Counter[str] = Counter()
         self.largest: list[dict[str, Any]] = []
@@ -338,7 +340,6 @@ class _CycleState:
         self.evidence = Evidence()
         self.error: BaseException | None = None
         self._locked: dict[UUID, ResumePoint | None] = {}
-        self._price_warnings = 0
         self._lock = Lock()
 
     def add(self, result: BatchResult) -> None:
@@ -350,12 +351,7 @@ class _CycleState:
             self.failures_by_reason.update(result.failures_by_reason)
             self.unrecorded += result.unrecorded
             self._locked.update(dict.fromkeys(result.locked_by_others, result.last))
-            unpriced = result.priced_by_default[: max(0, MAX_PRICE_WARNINGS - self._price_warnings)]
-            self._price_warnings += len(unpriced)
-        for instance in unpriced:
-            log.warning("instance.priced_by_default", **instance)
-        for instance in result.rewound:
-            log.warning("instance.rewound", **instance)
+        self._customers.add(result)
         self._on_result(result)
 
     def ending(self) -> _Ending:

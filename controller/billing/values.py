@@ -177,6 +177,7 @@ class BatchResult:
         locked_by_others: organizations left out because another session holds a lock on one of their rows.
         failures_by_reason: number of instances that could not be charged, by reason.
         unrecorded: organizations whose failure is counted and could not be recorded on their instances.
+        failed: organizations that the database refused or whose rows are locked, each with the reason and the error.
         priced_by_default: up to 20 instances whose plan has no price, for a warning that names them.
         rewound: up to 20 instances whose last_billed_at was behind the ledger and has been corrected.
         last: where a large organization continues; None if nothing of it was processed.
@@ -188,6 +189,7 @@ class BatchResult:
     locked_by_others: tuple[UUID, ...] = ()
     failures_by_reason: Mapping[str, int] = field(default_factory=dict)
     unrecorded: tuple[UUID, ...] = ()
+    failed: Mapping[UUID, str] = field(default_factory=dict)
     priced_by_default: tuple[dict[str, str], ...] = ()
     rewound: tuple[dict[str, str], ...] = ()
     last: ResumePoint | None = None
@@ -201,6 +203,7 @@ class BatchResult:
             self.locked_by_others + other.locked_by_others,
             Counter(self.failures_by_reason) + Counter(other.failures_by_reason),
             self.unrecorded + other.unrecorded,
+            {**self.failed, **other.failed},
             self.priced_by_default + other.priced_by_default,
             self.rewound + other.rewound,
             # The ordered path has the later snapshot. The fast path's may lack an instance that appeared in between.

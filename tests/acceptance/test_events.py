@@ -20,7 +20,7 @@ IRREGULAR: Final = {
     "split",
     "tried_others",
     "begun",
-    "priced_by_default",
+    "affected",
     "stuck",
     "timed_out",
     "unable",

@@ -42,7 +42,7 @@ class Slot:
 
     def start(self) -> None:
         """Starts a new process."""
-        self.replicas.append(ControllerProcess(self._url, **SETTINGS))
+        self.replicas.append(ControllerProcess(self._url, **SETTINGS, LOG_LEVEL="debug"))
 
     def remove(self) -> None:
         """Removes the processes and the proxy."""

@@ -71,14 +71,14 @@ def test_wallet_in_an_open_transaction_delays_its_organization_alone(
         eventually(lambda: ledger.all_billed, "the locked organization is billed too")
         seconds = seconds_to_next_charge(ledger, released_at)
         timings.record("blocked: a wallet", seconds, ledger.judge(), bound=WALLET_SECONDS)
-    assert not leader.events("cycle.failed", "organization.failed")
+    assert not leader.events("cycle.failed", "customers.affected")
 
 
 @pytest.mark.runs(5, older=1)
 def test_wallet_blocked_for_a_whole_cycle_leaves_a_reason_and_is_billed_by_the_next(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, runs: int
 ) -> None:
-    leader = start(through(database, proxy.port), **BUSY)
+    leader = start(through(database, proxy.port), **BUSY, LOG_LEVEL="debug")
     told = leader.wait_for("cycle.completed")
     for _ in range(runs):
         with psycopg.connect(database) as other:
@@ -168,7 +168,7 @@ def _bill_during(
         assert not changing.is_alive()
         assert not failures, failures
         record(seconds_to_next_charge(ledger, since), ledger.judge(), bound=DDL_SECONDS)
-    assert not leader.events("cycle.failed", "leader.deposed", "organization.failed"), leader.tail()
+    assert not leader.events("cycle.failed", "leader.deposed", "customers.affected"), leader.tail()
 
 
 def _caught(action: Callable[[], None], failures: list[BaseException]) -> None:

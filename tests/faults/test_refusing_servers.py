@@ -67,7 +67,7 @@ def test_full_disk_fails_cycles_until_there_is_room(
             seconds = seconds_to_next_charge(ledger, freed_at)
             timings.record("disk full: the data's", seconds, ledger.judge(), bound=BACK_OFF_SECONDS)
             last = leader.wait_for("cycle.completed", after=last)
-        assert not leader.events("leader.deposed", "organization.failed")
+        assert not leader.events("leader.deposed", "customers.affected")
 
 
 @pytest.mark.runs(5, older=1)

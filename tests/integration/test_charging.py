@@ -259,7 +259,7 @@ def test_last_billed_at_moved_back_charges_no_hour_twice(world: World, moved_to:
         world.bill(NOON)
     assert [hours for _, hours, _ in world.billed(instance)] == [5, 4]
     assert world.last_billed_at(instance) == NOON
-    assert [line["event"] for line in logs].count("instance.rewound") == 1
+    assert sum(line.get("rewound", 0) for line in logs) == 1
     assert world.violations() == {}
 
 
