@@ -222,6 +222,8 @@ def run_demo(
             output.line(f"In another terminal: export DATABASE_URL={url}")
         for command in ("status", "history", "audit"):
             output.line(f"  {sys.argv[0]} {command}")
+        if loaded.page_address is not None:
+            output.line(f"In a browser: http://{loaded.page_address}")
         readable = loaded.model_copy(update={"log_format": loaded.log_format or "console"})
         application = _application(readable, one_off=False)
         application.migrate(output.note)

@@ -217,7 +217,17 @@ def test_replica_shows_itself_and_stops_cleanly(database: str, conn: psycopg.Con
         status = json.loads(becomes(port, "/status.json", 200, '"outcome": "completed_with_failures"'))
         assert status["leader"] == status["replica"]["instance"]
         assert status["replica"]["leads_in_term"] == status["term"]
+        shown = {re.split("[{ ]", line, maxsplit=1)[0] for line in get(port, "/metrics")[1].splitlines()}
+        assert queried_metrics() - shown == set()
         assert terminate(process) == 0
+
+
+def queried_metrics() -> set[str]:
+    """The metrics that the alerts and the dashboard of the chart query."""
+    chart = Path(__file__).parents[2] / "charts" / "containerstacks-billing"
+    files = (chart / "templates" / "prometheusrule.yaml", *chart.glob("dashboards/*.json"))
+    text = "".join(file.read_text("utf-8") for file in files)
+    return set(re.findall(r"\b(?:containerstacks_billing|leader_election|process)_\w+(?=[{\\])", text))
 
 
 def test_replica_that_cannot_connect_is_live_and_says_why_without_the_password(database: str) -> None:
