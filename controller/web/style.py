@@ -87,6 +87,7 @@ footer p{margin:.2rem 0}
 @media(max-width:52rem){
 main,header.top,footer{padding-left:.8rem;padding-right:.8rem}
 .panel{padding:.8rem .9rem}
+.cards{grid-template-columns:repeat(auto-fit,minmax(9rem,1fr))}
 form{flex-basis:100%;margin:0}
 form label{position:absolute;left:-99rem}
 table.wide,.wide tbody,.wide caption{display:block}
