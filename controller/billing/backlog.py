@@ -1,6 +1,6 @@
 """Backlog: instances with many hours that no one has billed or recorded, until an operator accepts them.
 
-SQL functions of migration 042 say which instances these are. Charging, `explain` and the dry run ask the same ones.
+SQL functions of migration 041 say which instances these are. Charging, `explain` and the dry run ask the same ones.
 """
 
 from dataclasses import dataclass

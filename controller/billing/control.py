@@ -1,6 +1,6 @@
 """Operators' commands: `pause`, `resume` and the others that tell the leader what to do.
 
-A command adds a row to `billing_commands` and takes no lock, so it works while a replica leads. Migration 045 has the
+A command adds a row to `billing_commands` and takes no lock, so it works while a replica leads. Migration 042 has the
 table, and says what applies. The leader learns of a new row with its ping, reads the table between two batches, and
 records in the row that it has.
 """

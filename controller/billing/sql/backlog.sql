@@ -1,4 +1,4 @@
--- Backlog: instances with many unrecorded hours. Migration 042 says which ones these are.
+-- Backlog: instances with many unrecorded hours. Migration 041 says which ones these are.
 
 -- name: instance_beyond_backlog
 -- An instance that is billed until after the edge can't be in backlog, so it can be charged now or once it is due.

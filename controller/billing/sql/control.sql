@@ -1,4 +1,4 @@
--- Operators' commands. Migration 045 says what the columns of billing_commands mean.
+-- Operators' commands. Migration 042 says what the columns of billing_commands mean.
 
 -- name: give_command
 insert into billing_commands (command, given_by, reason, term, until, organization_id, instance_id)

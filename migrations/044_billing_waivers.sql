@@ -13,4 +13,4 @@ $$
         then (metadata -> 'waived' ->> 'amount')::numeric else 0 end
 $$;
 
-insert into billing_schema_migrations (name) values ('047_billing_waivers') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('044_billing_waivers') on conflict do nothing;

@@ -45,4 +45,4 @@ begin
 end
 $$;
 
-insert into billing_schema_migrations (name) values ('053_billing_contend') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('048_billing_contend') on conflict do nothing;

@@ -137,4 +137,4 @@ $$
     cross join (select coalesce(sum(f.instances), 0)::bigint as instances from billing_failures() f) failure
 $$;
 
-insert into billing_schema_migrations (name) values ('046_billing_suspensions') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('043_billing_suspensions') on conflict do nothing;

@@ -153,4 +153,4 @@ $$
     left join lateral (select n.message from billing_notices() n where n.halts limit 1) halt on true
 $$;
 
-insert into billing_schema_migrations (name) values ('045_billing_control') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('042_billing_control') on conflict do nothing;

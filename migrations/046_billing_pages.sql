@@ -46,4 +46,4 @@ $$
 $$;
 create or replace view billing_uncharged as select * from billing_uncharged();
 
-insert into billing_schema_migrations (name) values ('050_billing_pages') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('046_billing_pages') on conflict do nothing;

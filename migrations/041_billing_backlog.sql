@@ -150,4 +150,4 @@ $$
     order by s.created_at, s.instance_id, s.starts_at
 $$;
 
-insert into billing_schema_migrations (name) values ('042_billing_backlog') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('041_billing_backlog') on conflict do nothing;

@@ -3,4 +3,4 @@
 create index concurrently if not exists billing_payable_debts
     on vps_billing_cycles (organization_id, hourly_rate)
     where status = 'failed' and billing_is_ours(metadata) and metadata ->> 'reason' = 'insufficient_balance';
-insert into billing_schema_migrations (name) values ('048_billing_payable_debts_index') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('045_billing_payable_debts_index') on conflict do nothing;

@@ -39,4 +39,4 @@ $$
 $$;
 create or replace view billing_alert_facts as select * from billing_alert_facts();
 
-insert into billing_schema_migrations (name) values ('051_billing_alert_facts') on conflict do nothing;
+insert into billing_schema_migrations (name) values ('047_billing_alert_facts') on conflict do nothing;
