@@ -327,7 +327,7 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_HTTP_ADDRESS",
             OUTPUT,
-            "Address, `host:port`, of probes, metrics and the public status, which name no customer. `:8080` is every"
+            "Address, `host:port`, of probes, metrics and the public status. They name no customer. `:8080` is every"
             " interface; `none` disables them.",
         ),
     ] = "127.0.0.1:8080"
@@ -337,8 +337,8 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_PAGE_ADDRESS",
             OUTPUT,
-            "Address, `host:port`, of the [operator's pages](operator-pages.md), which name customers. Keep it on"
-            " loopback: the pages ask for no password. `none` disables them.",
+            "Address, `host:port`, of the [operator's pages](operator-pages.md). They name customers and ask for no"
+            " password, so keep it on loopback. `none` disables them.",
         ),
     ] = "127.0.0.1:8081"
     log_level: Annotated[

@@ -44,12 +44,13 @@ class Stream(io.TextIOWrapper):
 def everything(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Prints every kind of result, with odd data, and returns what reached the stream."""
     last = {
-        "id": 7, "outcome": "failed", "started_at": NOW.isoformat(), "instances": 1, "hours": 2, "amount": "3",
-        "error": ODD,
+        "id": 7, "kind": "cycle", "outcome": "failed", "started_at": NOW.isoformat(), "instances": 1, "hours": 2,
+        "amount": "3", "error": ODD,
     }  # fmt: skip
     run = {
         "id": 7, "term": 3, "holder": ODD[:40], "started_at": NOW, "finished_at": NOW + timedelta(seconds=2),
-        "outcome": "completed_with_failures", "instances": 1234567, "hours": 1234567, "amount": Decimal("123456.78"),
+        "kind": "collection", "outcome": "completed_with_failures", "instances": 1234567,
+        "hours": 1234567, "amount": Decimal("123456.78"),
         "debts": 1, "failures": 2, "error": ODD,
     }  # fmt: skip
     replicas = tuple(
