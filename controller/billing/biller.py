@@ -249,7 +249,7 @@ class Biller:
         with ledger.fenced(leadership.term):
             given = control.take_step_down(ledger.connection)
         if given is not None:
-            log.info("leader.stepping_down", **given)
+            log.info("step_down.accepted", **given)
         return given is not None
 
     def _start_term(self, ledger: Ledger, leadership: Leadership, start: TermStart) -> bool:

@@ -73,7 +73,7 @@ def _compare_one(ledger: Ledger, term: int, organization: UUID) -> None:
 
 def _report(compared: Comparison) -> None:
     log.warning(
-        "wallet.differs",
+        "wallet.mismatched",
         organization=str(compared.organization_id),
         difference=str(compared.difference),
         explanation={kind: str(amount) for kind, amount in compared.explanation.items()},

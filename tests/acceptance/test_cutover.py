@@ -166,9 +166,10 @@ def hours_that_are_not_billed_once(host: Host) -> list[dict[str, Any]]:
 
 
 def test_cutover_from_the_old_daemon_and_back_bills_every_hour_once(host: Host) -> None:
-    migrate, dry_run, role = commands("cutover.md", "Prepare")
+    migrate, dry_run, accept, role = commands("cutover.md", "Prepare")
     host.type(migrate)
     assert f"another billing daemon is alive: {OLD}" in host.type(dry_run)
+    host.type(accept)
     host.type(role)
     assert host.rows("select count(*) as n from vps_billing_cycles") == [{"n": 3600}]
     for command in commands("cutover.md", "From the old daemon, on the same host"):
@@ -209,7 +210,7 @@ def test_move_to_kubernetes_hands_over(host: Host) -> None:
 def test_resume_of_the_document_is_a_command(host: Host) -> None:
     host.type("containerstacks-billing migrate")
     (command,) = commands("cutover.md", "Later versions of the application")
-    assert "nothing to accept" in host.type(command)
+    assert "the next leader will obey" in host.type(command)
 
 
 def test_installed_unit_is_operated_as_described(host: Host) -> None:

@@ -20,7 +20,6 @@ IRREGULAR: Final = {
     "split",
     "tried_others",
     "begun",
-    "affected",
     "stuck",
     "timed_out",
     "unable",

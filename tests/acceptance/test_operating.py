@@ -99,7 +99,7 @@ def test_step_down_hands_over_to_a_standby_and_is_refused_without_one(
         successor.wait_for("election.joined")
         done = program("step-down", "--by", "ann")
         assert (done.status, done.out) == (0, f"{replica.instance} has stepped down; {successor.instance} leads\n")
-        assert replica.wait_for("leader.stepping_down")["given_by"].startswith("ann on ")
+        assert replica.wait_for("step_down.accepted")["given_by"].startswith("ann on ")
         replica.wait_for("election.joined", after=replica.wait_for("leader.resigned"))
     finally:
         successor.remove()

@@ -165,7 +165,7 @@ def test_replica_that_a_slow_server_has_elected_bills(
     """Together the mint's answers take longer than the leader's deadline; each one takes less than its timeout."""
     with (
         proxy.hold(" elector ", starts_with("lock table"), "after") as first,
-        proxy.hold(" elector ", starts_with("with minted"), "after") as second,
+        proxy.hold(" elector ", starts_with("with former"), "after") as second,
         proxy.hold(" elector ", contains("as held"), "after") as ping,
     ):
         replica = start(through(database, proxy.port), **LOW_BOUNDS)

@@ -90,7 +90,7 @@ def test_overwritten_debit_is_found_at_the_next_charge_and_reported_once(world: 
     world.bill(NOON)
     (logged,) = check(world)
     assert (logged["event"], logged["difference"], logged["explanation"]) == (
-        "wallet.differs",
+        "wallet.mismatched",
         "10.00",
         {"overwritten_debit": "10.00"},
     )
