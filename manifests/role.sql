@@ -92,7 +92,7 @@ grant select, insert, update on billing_commands to containerstacks_billing;
 -- Read by the commands, the status page and the metrics. A trigger that runs as the owner writes billing_lost_debts.
 grant select on billing_lost_debts, billing_lost_periods, billing_instance_debts to containerstacks_billing;
 grant select on billing_status, billing_replicas, billing_debts, billing_failures, billing_history, billing_notices, billing_backlogs,
-    billing_last_day, billing_uncharged
+    billing_last_day, billing_uncharged, billing_alert_facts
     to containerstacks_billing;
 
 commit;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,9 +62,16 @@ class Database:
         return found
 
     def audit(self) -> str:
-        """The findings of `audit`; empty if it is clean."""
-        done = self.command("audit")
-        return "" if done.status == 0 else f"audit: status {done.status}\n{done.stdout}\n{done.stderr}"
+        """The findings of `audit`; empty if it is clean.
+
+        The command exempts a wallet that differs from its transactions, since the application may overwrite one. No
+        application runs here, so such a wallet is a finding.
+        """
+        done = self.command("audit", "--json")
+        differs = done.status == 0 and any(
+            each["exempt"] for each in json.loads(done.stdout)["findings"] if each["invariant"] == "wallet_balance"
+        )
+        return f"audit: status {done.status}\n{done.stdout}\n{done.stderr}" if done.status or differs else ""
 
     def holders(self) -> list[str]:
         """Instance ids of the sessions that hold the lock according to `pg_locks`."""

@@ -114,7 +114,7 @@ def test_audit_reports_a_changed_wallet(database: Database) -> None:
     assert database.command("bill").status == 0
     assert database.audit() == ""
     database.sql("update wallets set balance = balance + 1 where id = (select id from wallets limit 1)")
-    assert "status 1" in database.audit()
+    assert '"wallet_balance"' in database.audit()
     assert "wallet" in database.audit()
 
 
