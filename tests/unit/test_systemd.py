@@ -84,6 +84,7 @@ def test_replica_feeds_its_watchdog_only_while_the_elector_turns(
         "DATABASE_URL": "postgresql://user@127.0.0.1:1/nowhere",
         "BILLING_CONTROL_SOCKET": "none",
         "BILLING_HTTP_ADDRESS": "none",
+        "BILLING_PAGE_ADDRESS": "none",
         "BILLING_KUBERNETES": "off",
         "NOTIFY_SOCKET": systemd.getsockname(),
         "WATCHDOG_USEC": "30000000",
