@@ -95,8 +95,15 @@ def _customers(status: Status) -> Facts:
         ("debts", f"{counted(status.debts, 'instance')}, {status.owed} owed"),
         ("failures", counted(status.failures, "instance")),
         ("suspended", f"{status.suspended} by the guard, {status.suspended_by_operators} by operators"),
-        ("backlog", f"{counted(status.backlogs, 'instance')}, {status.backlog} not charged"),
-        ("differing", f"{counted(status.differing_wallets, 'wallet')}, by {status.difference}"),
+        (
+            "backlog",
+            counted(status.backlogs, "instance") + (f", {status.backlog} not charged" if status.backlogs else ""),
+        ),
+        (
+            "wallets",
+            f"{status.differing_wallets} differing from their transactions"
+            + (f", by {status.difference}" if status.differing_wallets else ""),
+        ),
     ]
 
 
