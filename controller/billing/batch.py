@@ -317,7 +317,7 @@ class BatchWorker:
         context = self._context
         if unanswered:
             transaction_id, result = unanswered[0]
-            committed = ledger.has_committed(transaction_id)
+            committed = ledger.has_committed(transaction_id)  # keeps the id if it can't tell yet
             unanswered.clear()
             if committed:
                 return result

@@ -80,8 +80,6 @@ class Collector:
                 break
             totals += self._collect_from(organization)
         if self._run is not None:
-            with self._ledger.fenced(self._leadership.term):
-                self._ledger.finish_run(self._run, Outcome.COMPLETED, None)
             log.info(
                 "debts.collected",
                 run=self._run.id,
@@ -112,13 +110,17 @@ class Collector:
         return totals
 
     def _charge(self, organization: UUID, after: ResumePoint | None) -> BatchResult:
-        """Charges an organization in one transaction, which also begins the run if it is the first."""
+        """Charges an organization in one transaction.
+
+        The first one begins the run, and each one finishes it. So no run is left unfinished if the session is lost.
+        """
         term = self._leadership.term
         with self._ledger.fenced(term, needs_heartbeat=True):
             run = self._run or self._ledger.begin_collection(term)
             result = self._ledger.charge(run, Batch(organization, organization, 0), after, BATCH_SIZE, lock_first=True)
             if not result.totals.instances:
                 raise _NothingCollectedError("the wallet can't pay an owed hour")
+            self._ledger.finish_run(run, Outcome.COMPLETED, None)
         self._run = run
         for instance in result.rewound:
             log.warning("instance.rewound", **instance)

@@ -270,21 +270,21 @@ class Cycle:
             finally:
                 worker.close()
 
-        def work() -> None:
+        def work() -> bool:
             worker = BatchWorker(context)
             try:
                 worker.open()
             except (psycopg.Error, BillingError) as error:
                 log.warning("worker.unavailable", error=one_line(error))
-                return
+                return False
             charge_until_empty(worker)
+            return True
 
         threads = max(1, min(self._settings.workers, len(queue)))
         with ThreadPoolExecutor(threads, thread_name_prefix="worker") as pool:
-            for _ in range(threads):
-                pool.submit(work)
-        if state.error is None:
-            charge_until_empty(BatchWorker(context))  # if no session could be opened, keep trying on this thread
+            opened = [pool.submit(work) for _ in range(threads)]
+        if not any(each.result() for each in opened):
+            charge_until_empty(BatchWorker(context))  # no session could be opened: keep trying on this thread
 
     def _finish(self, run: Run, ending: "_Ending") -> Totals:
         """Writes the end of the run. Tries twice, so that a session lost here doesn't fail a successful cycle."""

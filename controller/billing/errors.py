@@ -30,6 +30,10 @@ class InconsistentError(BillingError):
     """The rows written differ from the rows charged. The transaction is rolled back."""
 
 
+class StillCommittingError(BillingError):
+    """The session was lost in its COMMIT, and the server has not finished that commit. Asking again later may tell."""
+
+
 _TRANSIENT = (
     errors.SerializationFailure,
     errors.DeadlockDetected,

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from controller import sql
 from controller.billing import access
-from controller.billing.errors import DeposedError, HeartbeatError, InconsistentError
+from controller.billing.errors import DeposedError, HeartbeatError, InconsistentError, StillCommittingError
 from controller.billing.values import Batch, BatchResult, Cause, Outcome, Pricing, ResumePoint, Run, TermStart, Totals
 from controller.errors import one_line
 from controller.generation import GENERATION, refuse_generation_of
@@ -104,8 +104,18 @@ class Ledger:
         raise DeposedError(f"term {term} is over: another replica leads")
 
     def has_committed(self, transaction_id: str) -> bool:
-        """Returns True if a transaction of `fenced` committed, although its session was lost in the COMMIT."""
-        return bool(sql.row(self.connection, "has_committed", transaction_id=transaction_id)["committed"])
+        """Returns True if a transaction of `fenced` committed, although its session was lost in the COMMIT.
+
+        Raises:
+            StillCommittingError: the server has not finished it.
+        """
+        status = sql.row(self.connection, "transaction_status", transaction_id=transaction_id)["status"]
+        if status == "in progress":
+            raise StillCommittingError(
+                f"the server is still committing transaction {transaction_id}, whose session was lost; look for a"
+                " synchronous standby that does not answer"
+            )
+        return bool(status == "committed")
 
     def begin_heartbeat(self, *, require_fresh: bool = True) -> None:
         """Writes this leader's first heartbeat of a cycle. Needs `fenced`, in the transaction that begins the run.

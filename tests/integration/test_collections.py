@@ -6,6 +6,7 @@ from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from controller.billing import control
@@ -130,18 +131,25 @@ def test_deposed_leader_collects_nothing(indebted: World) -> None:
     assert kinds(indebted) == ["cycle"]
 
 
-def test_collection_of_a_lost_leader_is_closed_by_the_next_cycle(indebted: World) -> None:
-    first, second = organizations(indebted)
-    for organization in (first, second):
+def test_collection_whose_session_is_lost_leaves_a_finished_run(indebted: World) -> None:
+    for organization in organizations(indebted):
         indebted.top_up(organization, "5.00")
-    charged = iter([True, True, False])
-    stop = ScriptedStop(may_start_cycle=lambda: next(charged))
-    assert collect(indebted, stop).complete is False
-    indebted.run("update billing_runs set outcome = 'running', finished_at = null where kind = 'collection'")
-    assert indebted.bill(NOON).totals.hours == 200
-    (run,) = indebted.rows("select * from billing_runs where kind = 'collection'")
-    assert (run["outcome"], run["hours"]) == ("abandoned", 200)
-    assert "did not record the end of the collection" in run["error"]
+    ledger = indebted.ledger()
+    tried = iter([True, True])
+
+    def may_start_cycle() -> bool:
+        if next(tried, False):
+            return True
+        ledger.connection.close()  # before the second organization
+        return True
+
+    with pytest.raises(psycopg.OperationalError):
+        Collector(ledger, indebted.term(), ScriptedStop(may_start_cycle=may_start_cycle), 60).collect()
+    (run,) = indebted.rows(
+        "select outcome, hours, finished_at is not null as ended from billing_runs where kind <> 'cycle'"
+    )
+    assert run == {"outcome": "completed", "hours": 200, "ended": True}
+    assert indebted.violations() == {}
 
 
 def test_cycle_starts_on_time_beside_a_collection_every_minute(indebted: World) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import pytest
 
 from controller.billing.cycle import Cycle, CycleSettings
-from controller.billing.values import Outcome
+from controller.billing.ledger import Ledger
+from controller.billing.values import BatchResult, Outcome
 from controller.lifecycle.stop import StopToken
 from controller.postgres.connections import FOREGROUND, WORKER
 from tests.integration.world import World
@@ -103,3 +107,18 @@ def test_guard_is_called_during_a_paced_cycle_while_nothing_is_open(due: World) 
     assert set(opened) == {0}
     assert charged == sorted(charged)
     assert 0 < charged[-1] < ORGANIZATIONS
+
+
+def test_only_workers_charge_in_a_paced_cycle_that_the_guard_interrupts(
+    due: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, charge = list[str](), due.ledger_class.charge
+
+    def record(self: Ledger, *arguments: Any, **options: Any) -> BatchResult:  # noqa: ANN401
+        threads.append(threading.current_thread().name)
+        return charge(self, *arguments, **options)
+
+    monkeypatch.setattr(due.ledger_class, "charge", record)
+    cycle(due, Stop(due), guard_seconds=0.0001).run(due.term())
+    assert len(threads) == ORGANIZATIONS
+    assert {name.partition("_")[0] for name in threads} == {"worker"}

@@ -6,7 +6,7 @@ from decimal import Decimal
 import psycopg
 import pytest
 
-from controller.billing.values import Batch, BatchResult, ResumePoint, Run, Totals
+from controller.billing.values import Batch, BatchResult, Cause, Outcome, ResumePoint, Run, Totals
 from tests.integration.scripted_ledger import CommitScriptedLedger, ScriptedLedger, script_of
 from tests.integration.world import LedgerAt, World
 from tests.model import HOUR, NOON
@@ -61,6 +61,43 @@ def test_commit_whose_answer_is_lost_counts_debts_and_failures_once(database: st
             "select planned, instances, debts, charged_in_part, failures, vanished from billing_runs"
         ) == [{"planned": 12, "instances": 7, "debts": 3, "charged_in_part": 1, "failures": 3, "vanished": 0}]
         assert world.violations() == {}
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_commit_that_the_server_has_not_finished_is_waited_for(database: str, answers: bool) -> None:  # noqa: FBT001
+    """A synchronous standby can delay a commit for longer than the session lives. Its locks are held meanwhile."""
+
+    class Script(CommitScriptedLedger):
+        pass
+
+    committing: list[psycopg.pq.abc.PGconn] = []
+    waits = 0
+
+    def lose_session(ledger: ScriptedLedger, before: bool) -> None:  # noqa: FBT001 - as ActAtCommit takes it
+        if before:
+            committing.append(ledger.connection.pgconn)
+            ledger.connection.pgconn = psycopg.pq.PGconn.connect(b"host=/nonexistent")
+            raise psycopg.OperationalError("the connection was lost in the COMMIT")
+
+    def pause(_seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if answers and waits == 3:
+            committing[0].exec_(b"COMMIT")
+
+    with World(database, Script) as world:
+        world.instance(world.organization("0.00"), world.plan("7.30"), NOON - 5 * HOUR)
+        Script.commits = {0: lose_session}
+        result = world.cycle(NOON, pause=pause).run(world.lead())
+        committing[0].finish()
+        if answers:
+            assert (waits, result.totals) == (3, Totals(debts=1))
+            assert world.rows("select planned, debts, vanished from billing_runs") == [
+                {"planned": 1, "debts": 1, "vanished": 0}
+            ]
+        else:
+            assert (result.outcome, result.cause) == (Outcome.FAILED, Cause.CONTROLLER)
+            assert "still committing transaction" in str(result.error)
 
 
 def test_session_lost_before_the_commit_charges_once(scripted_world: World) -> None:

@@ -118,11 +118,11 @@ where term = %(term)s and holder = %(holder)s and generation = %(generation)s
         where s.daemon_instance_id = %(holder)s::text and s.heartbeat_at > clock_timestamp() - interval '60 minutes'
     )) for share
 
--- name: has_committed
--- True if the transaction committed. After a failover to another server, an id may be one that has not been assigned yet, and
--- pg_xact_status would raise an error.
-select case when %(transaction_id)s::xid8 < pg_snapshot_xmax(pg_current_snapshot())
-    then pg_xact_status(%(transaction_id)s::xid8) = 'committed' end is true as committed
+-- name: transaction_status
+-- 'committed', 'aborted', or 'in progress' while the server is still committing, for example because it waits for a synchronous
+-- standby. pg_xact_status refuses an id that the server has not assigned yet. After a failover, an id of the former server can
+-- be one; its transaction is lost. Every id below this transaction's own has been assigned.
+select case when %(transaction_id)s::xid8 < pg_current_xact_id() then pg_xact_status(%(transaction_id)s::xid8) end as status
 
 -- name: current_term
 select term, holder, lock_name, elected_at, generation, needs_version from billing_leadership
