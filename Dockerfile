@@ -1,6 +1,6 @@
 # The image of containerstacks-billing. Build it from the project's root:
 #
-#   docker build --tag containerstacks-billing:0.1.0 .
+#   docker build --tag containerstacks-billing:0.2.0 .
 #   docker build --build-arg BASE=mirror.example/python:3.13-slim ...    with another base: a mirror, a digest, a hardened image
 #
 # The base must be a glibc Linux with Python 3.11 or newer as `python3`. Both stages use the same base, so the bytecode and
@@ -54,7 +54,7 @@ RUN python3 -m pip --python bin/python uninstall --yes --quiet \
 
 FROM ${BASE}
 
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
 ARG SOURCE=unknown

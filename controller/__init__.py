@@ -1,3 +1,3 @@
 """ContainerStacks billing controller: one leader, elected by PostgreSQL, charges every hour once."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

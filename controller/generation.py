@@ -12,7 +12,7 @@ from controller import __version__, sql
 from controller.errors import BillingError
 
 #: The rules that this program follows.
-GENERATION: Final = 2
+GENERATION: Final = 3
 
 
 class GenerationError(BillingError):

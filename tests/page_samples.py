@@ -20,7 +20,7 @@ NAMES: Final = ("Aurora Hosting", "Bluebird Labs", "Cedar & Sons", "<b>Delta</b>
 
 IDENTITY: Final = Identity(
     "containerstacks-billing-5d9f-fghij:02d7",
-    "0.1.0",
+    "0.2.0",
     "containerstacks-billing",
     "USD",
     "containerstacks-billing-5d9f-fghij",

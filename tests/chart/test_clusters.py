@@ -417,7 +417,7 @@ def test_release_of_an_older_chart_upgrades_with_reused_values(older: Path, tmp_
     }
     found = {(o["kind"], o["metadata"]["name"]): o for o in load(done.stdout)}
     assert found.keys() == {(o["kind"], o["metadata"]["name"]) for o in render(expected)}
-    assert controller(list(found.values()))["image"] == "containerstacks-billing:0.1.0"
+    assert controller(list(found.values()))["image"] == "containerstacks-billing:0.2.0"
     assert_valid(list(found.values()))
 
 

@@ -83,7 +83,7 @@ def expressions(node: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON
 
 
 def test_controller_exposes_exactly_these_metrics() -> None:
-    shown = Metrics("0.1.0", "lock", leads=lambda: True, read=status).render().decode()
+    shown = Metrics("0.2.0", "lock", leads=lambda: True, read=status).render().decode()
     names = {line.split()[2] for line in shown.splitlines() if line.startswith("# TYPE")}
     assert names >= METRICS - ({"process_resident_memory_bytes"} if sys.platform != "linux" else set())
     assert {name for name in names if not name.startswith("process_")} <= METRICS

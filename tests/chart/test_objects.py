@@ -281,7 +281,7 @@ def test_image_name_joins_registry_repository_and_tag_or_digest() -> None:
         return made
 
     digest = "sha256:" + "0" * 64
-    assert image() == "containerstacks-billing:0.1.0"
+    assert image() == "containerstacks-billing:0.2.0"
     assert image(registry="r.example:5000", tag="9") == "r.example:5000/containerstacks-billing:9"
     assert image(repository="a/b", tag="9", digest=digest) == f"a/b@{digest}"
 

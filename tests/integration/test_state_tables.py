@@ -51,7 +51,7 @@ def session(world: World) -> Iterator[PostgresLockSession]:
 def migrate(world: World) -> list[str]:
     with world.database.connect(MIGRATION) as connection:
         applied = migrations.migrate(connection)
-        return applied + state_tables.repair(connection, generation=GENERATION, version="0.1.0")
+        return applied + state_tables.repair(connection, generation=GENERATION, version="0.2.0")
 
 
 def test_page_names_a_doubled_table(billed: World, monkeypatch: pytest.MonkeyPatch) -> None:
