@@ -134,7 +134,7 @@ class Application:
         self.pricing = Pricing(
             settings.default_monthly_price, settings.currency, settings.accepted_columns, settings.max_backlog_hours
         )
-        #: Used by `connect` before it opens a session. Only a standby fills them.
+        #: `connect` takes a session from here before it opens one. Only a standby fills them.
         self.spare_sessions = SpareSessions(self.database, FIRST_STATEMENTS)
         #: Called for each transaction that the fence refuses.
         self.on_fenced: Callable[[], None] = lambda: None
@@ -144,7 +144,7 @@ class Application:
     # --- the parts of a replica
 
     def cycle(self, stop: StopToken, *, paced: bool = False) -> Cycle:
-        """Returns what runs cycles. Only a replica's cycles are paced; `bill` runs at full speed."""
+        """Returns the object that runs cycles. Only a replica's cycles are paced; `bill` runs at full speed."""
         settings = CycleSettings(
             workers=self.settings.workers,
             batch_size=self.settings.batch_size,
@@ -264,11 +264,11 @@ class Application:
         return patiently(attempt, wait_seconds, lambda line: progress(self.redact(line)))
 
     def _adoption_report(self, connection: BoundedConnection) -> list[str]:
-        """Returns what the database held. The migration has succeeded, so a failure is only a line of the report."""
+        """Returns the lines of the report. The migration has succeeded, so a failure only adds a line."""
         try:
             return list(adoption.lines(adoption.read_adoption(connection, self.pricing)))
         except psycopg.Error as error:
-            return [f"what the database holds could not be read: {one_line(error)}"]
+            return [f"could not read what the database holds: {one_line(error)}"]
 
     def check_schema(self, progress: Callable[[str], None], wait_seconds: float = 0) -> None:
         """Raises SchemaError unless billing can work on this database. The arguments are those of `migrate`."""
@@ -296,10 +296,10 @@ class Application:
             return read_unrecorded(connection, self.pricing)
 
     def operator(self, name: str | None) -> str:
-        """Returns who gives a command, and where, for the record.
+        """Returns who is giving a command, and from where, for the record.
 
         Args:
-            name: of the person; None for the operating system's user.
+            name: the person's name; None for the operating system's user.
         """
         pod = self.settings.pod_name
         return storable(f"{name or _user()} {f'in pod {pod}' if pod else f'on {socket.gethostname()}'}")

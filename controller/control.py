@@ -42,7 +42,7 @@ By = Annotated[str | None, typer.Option(help="Your name, for the record.", show_
 
 
 class RefusedError(BillingError):
-    """The leader doesn't obey; the message says why. Exit status 1."""
+    """The leader refused the command; the message says why. Exit status 1."""
 
 
 app = typer.Typer(rich_markup_mode=None)
@@ -58,12 +58,12 @@ def pause(
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stops billing after the batch in hand. Billing continues by itself at the end, and charges the hours since."""
+    """Stops billing after the batch in hand. When the pause ends, billing continues and charges the hours since."""
     if indefinitely and for_time is not None:
         raise typer.BadParameter("choose one of --for and --indefinitely")
     seconds = None if indefinitely else parse_age(for_time or "4h", "--for").total_seconds()
     if seconds == 0:
-        raise typer.BadParameter("a pause takes longer than that", param_hint="--for")
+        raise typer.BadParameter("a pause must last longer than that", param_hint="--for")
     with _session() as (connection, built):
         wish = Wish("pause", built.operator(by), reason, for_seconds=seconds)
         given = control.wait(connection, control.give(connection, wish), _finished)
@@ -113,7 +113,7 @@ def trigger(
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Makes the leader run a cycle now, and follows it to its end. Exit status as of `bill`."""
+    """Makes the leader run a cycle now, and follows it to its end. The exit status is that of `bill`."""
     with _session() as (connection, built):
         given = control.give(connection, Wish("trigger", built.operator(by), reason))
         given = control.wait(connection, given, _acknowledged)
@@ -145,7 +145,7 @@ def step_down(
             given = _follow(connection, given, _finished, quiet=as_json)
         if given.finished_at is not None and given.refusal is None:
             given = control.wait(connection, given, lambda each: each.leader not in {None, each.acknowledged_by})
-    done = f"{given.acknowledged_by} has stepped down; {given.leader or 'nobody'} leads"
+    done = f"{given.acknowledged_by} has stepped down; {given.leader or 'no replica'} leads"
     raise typer.Exit(_answer(given, done, as_json=as_json))
 
 
@@ -222,7 +222,7 @@ def waive(
 
 
 def _moment(connection: sql.Connection, text: str | None, *, ahead: bool) -> datetime | None:
-    """Reads the time of --until. It must lie ahead, or not, by the database's clock."""
+    """Reads the time of --until, which must be in the future if `ahead`, else in the past, by the database's clock."""
     if text is None:
         return None
     if not is_moment(text):
@@ -246,7 +246,9 @@ def _follow(connection: sql.Connection, given: Command, until: Callable[[Command
     """Waits until the leader has carried out a command that it has read. Says so if that takes long."""
     given = control.wait(connection, given, until, seconds=NOTE_SECONDS)
     if not until(given) and not quiet:
-        output.note(f"{given.acknowledged_by} has read it; waiting for the work in hand. Ctrl-C leaves it recorded.")
+        output.note(
+            f"{given.acknowledged_by} has read it; waiting for the work in hand. After Ctrl-C it stays recorded."
+        )
     return control.wait(connection, given, until, seconds=math.inf)
 
 
@@ -260,12 +262,12 @@ def _answer(given: Command, done: str | None, *, as_json: bool, **more: Any) -> 
 
     Args:
         given: after the wait.
-        done: what to print if the leader has obeyed; None for nothing.
+        done: what to print if the leader carried the command out; None for nothing.
         as_json: print JSON.
         more: more fields for JSON.
 
     Raises:
-        RefusedError: the leader doesn't obey.
+        RefusedError: the leader refused the command.
     """
     unanswered = given.acknowledged_at is None and given.leader is not None
     if as_json:
@@ -274,9 +276,9 @@ def _answer(given: Command, done: str | None, *, as_json: bool, **more: Any) -> 
     if given.refusal is not None:
         raise RefusedError(given.refusal)
     if unanswered:
-        output.line(f"recorded; {given.leader} leads, and has not answered within {ANSWER_SECONDS:g} s")
+        output.line(f"recorded; {given.leader} leads, but has not answered within {ANSWER_SECONDS:g} s")
     elif given.finished_at is None and given.leader is None:
-        output.line("recorded; nobody leads: the next leader will obey")
+        output.line("recorded; no replica leads, so the next leader will carry it out")
     elif done is not None:
         output.line(done)
     return 1 if unanswered else 0

@@ -99,7 +99,7 @@ class Metrics:
         self._charged(result.totals)
 
     def collected(self, totals: Totals) -> None:
-        """Counts what a collection has charged. It is no cycle."""
+        """Counts what a collection has charged. A collection doesn't count as a cycle."""
         self._charged(totals)
 
     def _charged(self, totals: Totals) -> None:

@@ -30,7 +30,8 @@ def reconcile(
     organization: Annotated[str, typer.Argument(help="An organization's id or slug.")],
     *,
     correct: Annotated[
-        bool, typer.Option("--correct", help="Move the wallet by the difference, to what its transactions make it.")
+        bool,
+        typer.Option("--correct", help="Change the wallet by the difference, so that it matches its transactions."),
     ] = False,
     accept: Annotated[
         bool, typer.Option("--accept", help="Keep the wallet, and count the difference as part of its baseline.")

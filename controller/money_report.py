@@ -13,12 +13,12 @@ from controller.wording import time
 
 #: What each part of a difference means.
 PARTS: Final = {
-    "overwritten_debit": "the application overwrote our debit with a balance that it had read before",
-    "overwritten_credit": "two payments of the application began at one balance, so one was overwritten",
-    "in_flight": "a top-up is on its way between the payment and the wallet",
+    "overwritten_debit": "the application overwrote our debit with a balance that it had read before the debit",
+    "overwritten_credit": "two of the application's payments started from the same balance, so one overwrote the other",
+    "in_flight": "a top-up is completed but not in the wallet yet, or the reverse",
     "half_cents": "rounding by the application",
     "deleted_rows": "completed transactions were deleted",
-    "unexplained": "nothing explains it: look for manual changes of the wallet",
+    "unexplained": "no known cause; look for manual changes to the wallet",
 }
 
 
@@ -111,7 +111,7 @@ def forecast(largest: Sequence[dict[str, Any]], unrecorded: Sequence[dict[str, A
 
 
 def backlogs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The result of `accept-backlog` without an organization: what could be accepted."""
+    """The result of `accept-backlog` without an organization: the backlogs that could be accepted."""
     if not rows:
         yield "no instance is in backlog"
         return

@@ -167,8 +167,8 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_PACE",
             BILLING,
-            "The share of the time that each session works in a cycle that began on time. Between two transactions, it"
-            " pauses for the rest. `1` never pauses. A cycle that is late or long runs at full speed.",
+            "The share of its time that each session works, in a cycle that began on time. It pauses for the rest,"
+            " between transactions. `1` never pauses. A cycle that is late or long runs at full speed.",
         ),
         Field(ge=0.01, le=1),
     ] = 0.15

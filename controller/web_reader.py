@@ -15,7 +15,7 @@ from controller.billing.values import Pricing
 from controller.errors import DatabaseUnreachableError, one_line
 from controller.postgres import state_tables
 
-#: Instances and periods that an explanation reads. An organization may have any number, and a leader little memory.
+#: Instances and periods that an explanation reads. An organization may have any number, and memory is limited.
 EXPLAINED_ROWS: Final = 101
 #: Classes of SQLSTATE whose messages name only our own objects and the connection. Messages about data quote it, and
 #: a trigger of the application may raise any text.
@@ -85,7 +85,7 @@ class WebReader:
         with self._session() as connection:
             found = find_all(connection, str(subject))
             if not found:
-                raise NameNotFoundError(f"no id is {subject}")
+                raise NameNotFoundError(f"no organization or instance has the id {subject}")
             explained = explain(connection, found[0], self._pricing, limit=EXPLAINED_ROWS)
         return replace(explained, instances=tuple(self._redacted(row, "open_error") for row in explained.instances))
 

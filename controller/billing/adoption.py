@@ -10,7 +10,7 @@ from controller.billing.values import Pricing
 
 @dataclass(frozen=True)
 class Adoption:
-    """What was found. The rows are those of the statements in sql/adoption.sql.
+    """What the migration found. The rows are those of the statements in sql/adoption.sql.
 
     Attributes:
         wallets: by state. `exact` and `drifting` ones are adopted, the others are left out for the reason in `state`.
@@ -80,17 +80,17 @@ def lines(found: Adoption) -> Iterator[str]:
     if found.daemons and (more := found.daemons[0]["found"] - len(found.daemons)) > 0:
         yield f"  other daemons: {more} more"
     for row in found.periods:
-        yield f"  periods of others, {row['status']}: {row['periods']}, {row['amount']}"
+        yield f"  other programs' periods, {row['status']}: {row['periods']}, {row['amount']}"
     for row in found.payments:
-        yield f"  payments of others, {row['kind']}, {row['status']}: {row['payments']}, {row['amount'] or 0}"
-    yield "nothing of it was changed; `containerstacks-billing bill --dry-run` shows what the first cycle will charge"
+        yield f"  other programs' payments, {row['kind']}, {row['status']}: {row['payments']}, {row['amount'] or 0}"
+    yield "nothing was changed; `containerstacks-billing bill --dry-run` shows what the first cycle will charge"
 
 
 def _wallets(row: dict[str, Any]) -> str:
     named = ", ".join(row["examples"]) + (", ..." if row["wallets"] > len(row["examples"]) else "")
     match row["state"]:
         case "exact":
-            return f"wallets that equal their transactions: {row['wallets']}"
+            return f"wallets that match their transactions: {row['wallets']}"
         case "drifting":
             return (
                 f"wallets that differ from their transactions: {row['wallets']}, by {row['amount']} in all;"

@@ -156,7 +156,7 @@ class BatchWorker:
             self._ledger = None
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """Divides a batch if it has more instances than may share a transaction by now."""
+        """Divides a batch if it has more instances than may currently share a transaction."""
         parts = self._context.sharing.parts(batch.instances)
         if parts <= 1:
             return [batch]
@@ -311,8 +311,8 @@ class BatchWorker:
     def _commit_once(self, ledger: Ledger, unanswered: Unanswered[T], work: Callable[[], T]) -> T:
         """Does the work in a fenced transaction and returns its result.
 
-        If the session of an earlier attempt was lost in its COMMIT, the server tells whether that attempt committed. If
-        so, its result is returned: a second attempt would count the same debts and failures again.
+        If the session of an earlier attempt was lost during its COMMIT, the server says whether that attempt committed.
+        If so, its result is returned, because a second attempt would count the same debts and failures again.
         """
         context = self._context
         if unanswered:

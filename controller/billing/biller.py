@@ -25,7 +25,7 @@ from controller.lifecycle.stop import StopToken
 IDLE_SECONDS = 60.0
 #: Seconds between two checks while billing is halted, so that it continues soon after a pause or another biller ends.
 HALTED_LOOK_SECONDS = 5.0
-#: Seconds between two parts of a collection that took long.
+#: Seconds between two parts of a long collection.
 MORE_TO_COLLECT_SECONDS = 0.1
 #: Time between two attempts to prove that billing works, after 90 minutes without a heartbeat.
 PROOF_RETRY_SECONDS = 300.0
@@ -33,7 +33,7 @@ PROOF_RETRY_SECONDS = 300.0
 FAILURES_BEFORE_STEPPING_DOWN = 3
 FIRST_BACK_OFF_SECONDS = 5.0
 STEP_DOWN_BACK_OFF_SECONDS = 60.0
-#: A leader that an operator told to step down does not contend for this time, so that a standby wins.
+#: How long a leader doesn't contend after an operator's `step-down`, so that a standby wins.
 HANDED_OVER_BACK_OFF_SECONDS = 10.0
 #: Back-off of a leader whose lock and term are on different servers. Contending again finds the right server.
 CONTRADICTED_BACK_OFF_SECONDS = 5.0
@@ -71,7 +71,7 @@ class Biller:
         interval_minutes: between the starts of two cycles.
         takeover_delay_seconds: before the first cycle, if the application may still be billing.
         other_billers: `stop` or `warn`, if other programs bill instances.
-        on_idle: called while there is no leadership. It prepares for one, for as long as its argument returns True.
+        on_idle: called while this replica doesn't lead. It prepares to lead for as long as its argument returns True.
         on_cycle_ended: called with the result of each cycle.
         on_collected: called with what a collection has charged.
         on_halted: called with the message when billing is halted, and with None when it continues.
@@ -118,7 +118,7 @@ class Biller:
         self._wake.set()
 
     def standing_by(self) -> None:
-        """Makes the loop prepare for a leadership. Any thread."""
+        """Makes the loop prepare to lead. Any thread."""
         self._wake.set()
 
     def leadership_ended(self) -> None:
@@ -186,7 +186,7 @@ class Biller:
 
     @property
     def halted(self) -> str | None:
-        """Why this leader bills nothing now, for anyone; None if it bills or doesn't lead. Thread-safe."""
+        """Why this leader isn't billing, without customers' names; None if it bills or doesn't lead. Thread-safe."""
         halt = halting(self._notices)
         return halt.public_message if halt else None
 
@@ -226,7 +226,7 @@ class Biller:
             return True, min(ledger.seconds_until_due(), LOOK_SECONDS)
 
     def _while_quiet(self, leadership: Leadership) -> None:
-        """Checks what a paced cycle has charged so far, and collects debts, so that a top-up need not wait."""
+        """Checks what a paced cycle has charged so far, and collects debts. Otherwise a top-up waits until it ends."""
         self._guard.check(leadership)
         try:
             ledger = self._connect()

@@ -1,4 +1,4 @@
-"""Collections: between two cycles the leader collects debts that a wallet can pay since a top-up.
+"""Collections: between two cycles the leader collects debts that a wallet can pay after a top-up.
 
 A collection takes the ordered path of a cycle for each organization, in a transaction of its own. It is a run only if
 it charges something. An organization that can't be charged now is left to the next cycle, which records the reason.
@@ -20,7 +20,7 @@ from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
 
-#: The longest collection. The loop then looks for commands and other billers, and continues.
+#: A collection stops after this time. The loop looks for commands and other billers before it continues.
 LONGEST_SECONDS: Final = 5.0
 #: Instances in one transaction.
 BATCH_SIZE: Final = 1000
@@ -47,7 +47,7 @@ class Collector:
         ledger: on the leader's session.
         leadership: under which it works.
         stop: checked before each organization.
-        seconds: until the next cycle is due; a collection is over by then.
+        seconds: until the next cycle is due; the collection ends before that.
         clock: monotonic seconds.
     """
 

@@ -1,8 +1,8 @@
 """Operators' commands: `pause`, `resume` and the others that tell the leader what to do.
 
-A command adds a row to `billing_commands` and takes no lock, so it works while a replica leads. Migration 042 has the
-table, and says what applies. The leader learns of a new row with its ping, reads the table between two batches, and
-records in the row that it has.
+A command adds a row to `billing_commands` and takes no lock, so it works while a replica leads. Migration 042
+creates the table, and decides which commands apply. The leader learns of a new row with its ping, reads the table
+between two batches, and records that in the row.
 """
 
 import time
@@ -35,7 +35,7 @@ class Command:
         acknowledged_by: instance id of that leader.
         finished_at: when the leader had nothing left to do for it.
         run_id: the run that carried it out.
-        refusal: why the leader did not obey.
+        refusal: why the leader refused the command.
         outcome: of that run.
         leader: instance id of the replica that leads now; None if no replica does.
     """
@@ -69,8 +69,8 @@ class Wish:
         reason: for the record; None if the operator gave none.
         until: when it ends.
         for_seconds: how long it lasts, by the database's clock; used if `until` is None. None: indefinitely.
-        organization_id: to which it applies.
-        instance_id: to which it applies.
+        organization_id: the organization that it applies to.
+        instance_id: the instance that it applies to.
     """
 
     command: str
@@ -115,7 +115,8 @@ def unsuspend(connection: sql.Connection, wish: Wish) -> tuple[Command, sql.Row]
     """Ends an operator's suspension of an organization; one by the guard stays.
 
     Returns:
-        The command and the suspension that it ended; None, without a command, if no operator has suspended it.
+        The command and the suspension that it ended. None if no operator has suspended the organization; then no
+        command is recorded.
 
     Raises:
         AccessError, psycopg.Error: as `give`.
@@ -135,7 +136,7 @@ def read(connection: sql.Connection, command: int) -> Command:
 
 
 def read_waived(connection: sql.Connection, command: Command) -> sql.Row:
-    """Reads what a `waive` has waived: the numbers of instances and hours, and the amount."""
+    """Reads how many instances and hours a `waive` has waived, and the amount."""
     return sql.row(connection, "waived", id=command.id)
 
 
@@ -177,5 +178,5 @@ def answer(connection: sql.Connection, *, between_cycles: bool) -> None:
 
 
 def take_step_down(connection: sql.Connection) -> Mapping[str, str] | None:
-    """Finishes a `step-down` that this leader obeys. Needs the fence. Returns who gave it and why, or None."""
+    """Finishes a `step-down` that this leader carries out. Needs the fence. Returns who gave it and why, or None."""
     return next(iter(sql.rows(connection, "take_step_down")), None)

@@ -1,8 +1,8 @@
-"""Says in one log line for each cycle which customers it could not charge as usual: counts, and what is new.
+"""Logs, in one line per cycle, which customers it could not charge as usual: how many, and which are new.
 
-A thousand failing organizations would otherwise be a thousand lines every hour, and a new one would drown in them. The
-complete list is in the database: `history RUN` and the operator's page show it. Each organization's failure is also
-logged at debug level, when it happens. A transaction reports at most 20 instances that are priced by default, and 20
+Otherwise a thousand failing organizations would be a thousand lines every hour, and a new one would be lost among them.
+The complete list is in the database: `history RUN` and the operator's page show it. Each organization's failure is also
+logged at debug level when it happens. A transaction reports at most 20 instances that are priced by default, and 20
 whose last_billed_at was corrected, so their counts may be too low.
 """
 
@@ -21,9 +21,9 @@ log = structlog.get_logger(part="billing")
 
 
 class CustomersLog:
-    """What a process has said. Thread-safe.
+    """What this process has logged. Thread-safe.
 
-    "New" means that this process did not say it about the previous cycle. A new leader says everything once.
+    "New" means that this process did not log it for the previous cycle. A new leader logs everything once.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class CustomersLog:
             self._rewound.update(dict.fromkeys(map(_name, result.rewound)))
 
     def cycle_ended(self) -> None:
-        """Writes the line, if something is new, and begins the next cycle."""
+        """Writes the line if something is new, and begins the next cycle."""
         with self._lock:
             failed, unpriced, rewound = self._failed, list(self._unpriced), list(self._rewound)
             self._failed, self._unpriced, self._rewound = {}, {}, {}
@@ -70,5 +70,5 @@ def _part(kind: str, names: Mapping[str, str] | Sequence[str], new: Sequence[str
 
 
 def _name(instance: Mapping[str, str]) -> str:
-    """Returns an instance's values in one text: its id and label, and what is remarkable."""
+    """Returns an instance's values in one text: its id, its label, and what is unusual about it."""
     return ", ".join(f"{key} {value}" for key, value in instance.items())

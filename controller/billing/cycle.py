@@ -54,7 +54,7 @@ class CycleSettings:
         batch_size: instances in one transaction.
         retention_days: how long the batches of finished runs are kept.
         look_seconds: between two checks for other billers.
-        pace: the share of the time that each worker works in a cycle that begins on time; 1 never pauses.
+        pace: the share of its time that each worker spends working in a cycle that begins on time; 1 never pauses.
         interval_minutes: between the starts of two cycles.
         guard_seconds: between two calls of the guard in a paced cycle.
     """

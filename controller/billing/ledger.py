@@ -104,7 +104,7 @@ class Ledger:
         raise DeposedError(f"term {term} is over: another replica leads")
 
     def has_committed(self, transaction_id: str) -> bool:
-        """Returns True if a transaction of `fenced` committed, although its session was lost in the COMMIT.
+        """Returns True if a transaction of `fenced` committed, even if its session was lost during the COMMIT.
 
         Raises:
             StillCommittingError: the server has not finished it.
@@ -153,7 +153,7 @@ class Ledger:
         return Run(row["id"], term, row["started_at"], row["late_seconds"])
 
     def record_run(self, term: int) -> Run:
-        """Adds the row of a cycle that begins now. It is also the one that operators have triggered. Needs `fenced`."""
+        """Adds the row of a cycle that begins now. It answers any open `trigger`. Needs `fenced`."""
         row = sql.row(self.connection, "begin_run", term=term, holder=self._holder)
         sql.run(self.connection, "take_triggers", run_id=row["id"])
         return Run(row["id"], term, row["started_at"], row["late_seconds"])
@@ -436,7 +436,7 @@ class Ledger:
         return tuple(sql.rows(self.connection, "largest_charges", number=number))
 
     def bills_others(self) -> bool:
-        """Returns True if the database has an instance that is not so long unbilled that it may be in backlog."""
+        """Returns True if the database has an instance that was billed too recently to be in backlog."""
         return bool(sql.row(self.connection, "instance_beyond_backlog", **self._backlog())["found"])
 
     def _backlog(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ A *live daemon* writes heartbeats that aren't ours. While it is alive, the leade
 *Foreign periods* are periods that another program billed after our takeover. One of them is a warning. If there are
 more, the leader stops billing until an operator runs `resume`, but keeps writing its heartbeat.
 
-A pause is a notice, too. The leader checks as soon as its ping shows a new command.
+A pause is a notice too. The leader checks as soon as its ping shows a new command.
 """
 
 import threading
@@ -46,7 +46,7 @@ class Notice:
         kind: other_daemon, other_periods or paused.
         halts: True if the leader charges nothing until the cause is gone.
         since: when it was first seen, by the database's clock.
-        message: what is wrong, and the remedy. Of a pause, it ends with the operator's words.
+        message: what is wrong, and the remedy. A pause's message ends with the operator's words.
     """
 
     kind: str
@@ -92,7 +92,7 @@ def read_notices(connection: sql.Connection) -> tuple[Notice, ...]:
 
 
 def halting(notices: Sequence[Notice]) -> Notice | None:
-    """Returns the notice because of which billing is halted, or None."""
+    """Returns the notice that halts billing, or None."""
     return next((notice for notice in notices if notice.halts), None)
 
 
@@ -130,7 +130,7 @@ class Watch:
         self._looking = threading.Lock()
 
     def check(self) -> None:
-        """Looks if it is time and no other thread is looking. If that fails, billing continues until the next look.
+        """Looks if a check is due and no other thread is looking. If that fails, billing continues until the next look.
 
         Raises:
             HaltedError: billing is halted.

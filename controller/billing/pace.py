@@ -2,8 +2,8 @@
 
 A worker that works a share `s` of its time pauses for `(1 - s) / s` seconds after each second of work. It holds no lock
 and no transaction while it pauses. A cycle is paced only if it began on time and can end within half of the interval at
-this pace. The latter is judged again after each transaction. A drain ends every pause, and the rest of the cycle runs
-at full speed.
+this pace. The second condition is checked again after each transaction. A drain ends every pause, and the rest of the
+cycle runs at full speed.
 """
 
 import time
@@ -17,7 +17,7 @@ from controller.lifecycle.stop import StopToken
 ON_TIME_SECONDS: Final = 60.0
 #: The longest pause. Operators' commands wait for it.
 MOST_SECONDS: Final = 5.0
-#: The share of the interval in which a paced cycle must end.
+#: The share of the interval within which a paced cycle must end.
 SHARE_OF_INTERVAL: Final = 0.5
 
 
@@ -25,10 +25,10 @@ class Pace:
     """The pace of one cycle. Its workers share it. Thread-safe.
 
     Args:
-        share: of the time that each worker works; 1 never pauses.
+        share: of its time that each worker spends working; 1 never pauses.
         workers: that share the work.
         instances: the cycle's plan.
-        seconds: in which the cycle must end, from now on.
+        seconds: how long the cycle may take from now.
         stop: ends pauses once no cycle may start.
         clock: monotonic.
     """
@@ -58,7 +58,7 @@ class Pace:
 
         Args:
             worked: seconds that its last transaction took.
-            instances: that the transaction dealt with.
+            instances: how many the transaction processed.
         """
         with self._lock:
             self._worked += worked

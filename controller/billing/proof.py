@@ -26,7 +26,7 @@ def prove(connect: Callable[[], Ledger], leadership: Leadership, stop: StopToken
     """Charges a few due organizations and rolls each transaction back. One organization that can be charged, or could
     be with a higher balance, is enough.
 
-    An organization in backlog proves nothing, because a rule keeps it from being charged and not its rows. If only such
+    An organization in backlog proves nothing: a rule keeps it from being charged, not a fault in its rows. If only such
     organizations are due, billing works as long as other instances exist.
 
     Returns:

@@ -20,7 +20,7 @@ from controller.errors import BillingError
 
 #: Seconds after a correction until the wallet is read again: the application may be about to overwrite it.
 READ_AGAIN_SECONDS: Final = 5.0
-#: Earlier corrections that are shown.
+#: How many earlier corrections are shown.
 LISTED: Final = 5
 
 
@@ -38,7 +38,7 @@ class Comparison:
         not_compared: why not, such as wallet_missing or not_adopted.
         explanation: the amounts that make up the difference, by kind.
         other_wallets: sum of the transactions of the organization's other wallets, which don't count.
-        unsettled: why the difference may still change by itself; None if it is settled.
+        unsettled: why the difference may still change on its own; None if it is settled.
         left_balance: what our last charge left in the wallet.
         compared_at: by the database's clock.
     """
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """True if the wallet holds another amount than its transactions, or can't be compared with them."""
+        """True if the wallet doesn't match its transactions, or can't be compared with them."""
         return self.not_compared is not None or self.difference != 0
 
 
@@ -74,7 +74,7 @@ class Correction:
         amount: what was added to the wallet (correct) or to the baseline (accept).
         after: the comparison after it.
         rest: the difference that a correction left because the wallet does not go below zero.
-        overwritten: True if the wallet differs again by another amount than `rest`.
+        overwritten: True if the wallet differs again, by an amount other than `rest`.
     """
 
     kind: str
@@ -124,7 +124,7 @@ def compare(connection: sql.Connection, organization: UUID) -> Comparison | None
 
 
 def store(connection: sql.Connection, comparison: Comparison) -> bool:
-    """Stores a comparison's result. Returns True if it found a difference that was not known."""
+    """Stores a comparison's result. Returns True if the difference is new."""
     if comparison.not_compared is not None:
         sql.run(connection, "forget_comparison", organization=comparison.organization_id)
         return False
@@ -159,7 +159,7 @@ def reconcile(
         wait: sleeps for a number of seconds.
 
     Raises:
-        RefusedError: the difference is another one, or may still change by itself.
+        RefusedError: the difference has changed, or may still change on its own.
         InconsistentError: the database changed what was written.
         psycopg.Error: the database can't be reached, or refuses.
     """
@@ -205,7 +205,7 @@ def _settled(comparison: Comparison | None, amount: Decimal) -> _Settled:
             f" `containerstacks-billing reconcile {comparison.organization_id}`"
         )
     if comparison.difference == 0:
-        raise RefusedError("the wallet equals its transactions, so there is nothing to do")
+        raise RefusedError("the wallet matches its transactions, so there is nothing to do")
     if comparison.unsettled:
         raise RefusedError(f"{comparison.unsettled}, so the difference may still change; try again later")
     return _Settled(comparison, comparison.balance, comparison.difference)
@@ -215,7 +215,9 @@ def _correct(connection: sql.Connection, found: _Settled) -> Decimal:
     """Moves the wallet towards its transactions, but not below zero. Returns the amount added to it."""
     amount = -min(found.difference, max(found.balance, Decimal(0)))
     if amount == 0:
-        raise RefusedError("the wallet is empty, so nothing can be taken from it; --accept takes the difference over")
+        raise RefusedError(
+            "the wallet is empty, so nothing can be taken from it; --accept adds the difference to the baseline"
+        )
     moved = sql.optional_row(connection, "move_wallet", wallet_id=found.comparison.wallet_id, amount=amount)
     if moved is None or moved["balance"] != found.balance + amount:
         raise InconsistentError("the database dropped or changed the wallet's correction; look for triggers and rules")

@@ -18,7 +18,7 @@ from controller.billing.ledger import Ledger
 from controller.billing.reconcile import Comparison, compare, store
 from controller.errors import one_line
 
-#: The most wallets compared after one cycle. The others keep their turn.
+#: The most wallets compared after one cycle. The others are compared after the next cycle.
 MOST_WALLETS: Final = 500
 #: No comparison starts after this time, so that the next cycle is not delayed.
 MOST_SECONDS: Final = 20.0

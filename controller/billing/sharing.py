@@ -8,9 +8,9 @@ share one. When all transactions are fast again, more do.
 from threading import Lock
 from typing import Final
 
-#: A transaction of several organizations should take no longer.
+#: The longest that a transaction of several organizations should take.
 SLOW_SECONDS: Final = 1.0
-#: After a slow transaction, this fraction of the instances share one.
+#: After a slow transaction, only this fraction of the instances may share one.
 FEWER: Final = 4
 
 
@@ -36,11 +36,11 @@ class Sharing:
             return self._instances
 
     def observe(self, seconds: float, instances: int) -> None:
-        """Takes note of a transaction of several organizations.
+        """Records how long a transaction of several organizations took.
 
         Args:
-            seconds: that the transaction took.
-            instances: that shared it.
+            seconds: how long it took.
+            instances: how many shared it.
         """
         with self._lock:
             self._slowest = max(self._slowest, seconds)

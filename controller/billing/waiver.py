@@ -24,7 +24,7 @@ class _NothingWaivedError(BillingError):
 
 
 def carry_out_waivers(ledger: Ledger, leadership: Leadership, batch_size: int = BATCH_SIZE) -> None:
-    """Carries out every `waive` that is open. One that fails for a passing reason stays open; others are refused.
+    """Carries out every open `waive`. If one fails for a temporary reason, it stays open; otherwise it is refused.
 
     Args:
         ledger: on the leader's session.

@@ -11,7 +11,7 @@ from controller.doctor.patient import Patient
 from controller.postgres.claim import refuse_other_controller
 from controller.wording import duration
 
-#: The kind of the notice of a pause.
+#: The kind of a pause's notice.
 PAUSED: Final = "paused"
 LEVELS: Final = {
     verdicts.Level.OK: Level.OK,
@@ -41,10 +41,10 @@ def fallback(patient: Patient) -> Iterator[Finding]:
         yield Finding("fallback", Level.WARNING, message, "start the controller; it pauses built-in billing")
     elif age >= limit:
         message = f"the newest heartbeat is {duration(age)} old, so the application's built-in billing is active"
-        yield Finding("fallback", Level.FAILURE, message, "find out why no leader bills: see the check of billing")
+        yield Finding("fallback", Level.FAILURE, message, "find out why no leader bills; see the billing check")
     elif age > verdicts.HEARTBEAT_LATE_SECONDS:
         message = f"the newest heartbeat is {duration(age)} old; built-in billing resumes in {duration(limit - age)}"
-        yield Finding("fallback", Level.WARNING, message, "find out why no leader writes: see the check of billing")
+        yield Finding("fallback", Level.WARNING, message, "find out why no leader writes one; see the billing check")
     else:
         yield Finding(
             "fallback", Level.OK, f"the application's built-in billing is paused: the heartbeat is {duration(age)} old"
@@ -78,7 +78,7 @@ def overdue(patient: Patient) -> Iterator[Finding]:
 
 
 def standbys(patient: Patient) -> Iterator[Finding]:
-    """Says that standbys which wait for the advisory lock are healthy: they look like blocked sessions."""
+    """Reports that standbys waiting for the advisory lock are healthy, although they look like blocked sessions."""
     with patient.reading() as connection:
         row = sql.row(connection, "doctor_standbys")
     yield Finding(

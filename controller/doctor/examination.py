@@ -20,7 +20,7 @@ Results = Iterator[Finding]
 
 @dataclass(frozen=True)
 class Check:
-    """A check, and the checks without which it makes no sense."""
+    """A check, and the checks that must pass before it."""
 
     name: str
     run: Callable[[Patient], Results]
@@ -61,7 +61,7 @@ class _Examination:
     def run(self, check: Check) -> None:
         missing = next((need for need in check.needs if need in self.broken), None)
         if missing is not None:
-            found = [Finding(check.name, Level.SKIPPED, f"skipped, because the check of {missing} failed")]
+            found = [Finding(check.name, Level.SKIPPED, f"skipped, because the {missing} check failed")]
         else:
             found = self._results(check)
         if {finding.level for finding in found} & {Level.FAILURE, Level.SKIPPED}:
@@ -90,7 +90,7 @@ def examine(load: Callable[[], Settings] = settings.load) -> list[Finding]:
     try:
         loaded = load()
     except SettingsError as error:
-        skipped = "skipped, because the check of settings failed"
+        skipped = "skipped, because the settings check failed"
         return [
             Finding(
                 "settings", Level.FAILURE, str(error), "correct the variable; docs/configuration.md lists them all"

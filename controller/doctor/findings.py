@@ -32,7 +32,7 @@ class Finding:
 
 
 def as_finding(check: str, level: Level, text: str) -> Finding:
-    """Makes a finding of an error or a notice, whose last clause (after `; `) is the remedy."""
+    """Makes a finding from an error or a notice whose last clause, after `; `, is the remedy."""
     message, _, remedy = text.rpartition("; ")
     return Finding(check, level, message or remedy, remedy if message else "")
 

@@ -17,7 +17,7 @@ SESSION: Final = replace(FOREGROUND, purpose="doctor", server={"statement_timeou
 
 
 class Patient:
-    """The installation that is examined.
+    """The installation under examination.
 
     Args:
         application: built from its settings.

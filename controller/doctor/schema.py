@@ -12,7 +12,7 @@ from controller.postgres import migrations
 
 #: In a smaller table a scan is fast.
 SMALL: Final = 10_000
-#: Table, index, and the column with which any other index would do.
+#: Table, index, and a column: any other index that begins with this column will do.
 INDEXES: Final = (
     ("vps_billing_cycles", "billing_ledger", ""),
     ("vps_billing_cycles", "billing_open_rows", ""),
@@ -56,7 +56,7 @@ def types(patient: Patient) -> Iterator[Finding]:
 
 
 def applied(patient: Patient) -> Iterator[Finding]:
-    """Checks the migrations, the tables that hold one row, and the generation. Raises: SchemaError and its kin."""
+    """Checks the migrations, the tables that hold one row, and the generation. Raises SchemaError or a subclass."""
     with patient.reading() as connection:
         migrations.check(connection)
     yield Finding("migrations", Level.OK, f"all {len(migrations.available())} applied")

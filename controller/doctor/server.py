@@ -16,7 +16,7 @@ from controller.postgres.bounded_connection import BoundedConnection
 from controller.postgres.connections import PoolerError, is_pooled
 
 OLDEST_VERSION: Final = 14
-#: A difference between the clocks that confuses a person who compares two logs.
+#: A difference between the clocks that would confuse someone who compares two logs.
 SKEW_SECONDS: Final = 5.0
 VERIFYING: Final = {"verify-ca", "verify-full"}
 
@@ -62,7 +62,7 @@ def connection(patient: Patient) -> Iterator[Finding]:
 
 
 def tls(patient: Patient) -> Iterator[Finding]:
-    """Checks that the connection is encrypted and that the server has proved who it is."""
+    """Checks that the connection is encrypted and that the server has proved its identity."""
     session = patient.session
     mode = next(
         (option.val.decode() for option in session.pgconn.info if option.keyword == b"sslmode" and option.val), ""

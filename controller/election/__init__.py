@@ -42,8 +42,8 @@ time, so that the replica joins at once. A standby that is stopped closes its se
 server grants the lock at that moment, it finds the session closed and frees the lock again.
 
 *Winning* takes three steps: the server is not in recovery, the lock is granted, and a term is minted. The replica
-leads only after the third. If a wait fails, is cancelled or gets no answer, the server may have granted the lock all
-the same. So the replica closes the session. It also does that if the mint fails, because a lock without a term is
+leads only after the third. If a wait fails, is cancelled or gets no answer, the server may have granted the lock
+anyway. So the replica closes the session. It also does that if the mint fails, because a lock without a term is
 useless.
 
 A *leading* replica pings its lock session every `ping_interval` to confirm that the same backend still holds the

@@ -17,7 +17,7 @@ from controller.log import WarnOnce
 
 #: Pause after a session that failed, before jitter.
 RETRY_SECONDS = 1.0
-#: Between two pings of a replica that has stepped down and doesn't contend yet.
+#: Seconds between two pings of a replica that has stepped down and doesn't contend yet.
 BACK_OFF_PING_SECONDS = 1.0
 
 log = structlog.get_logger(part="election")
@@ -157,7 +157,7 @@ class Elector:
         return None
 
     def _sit_out(self, session: LockSession) -> None:
-        """Leaves the lock to others, for as long as the last leadership asked for. The session stays ready."""
+        """Doesn't contend for as long as the last leadership asked for. The session stays ready."""
         session.ping()  # the server ends a session that stays silent
         self._joined()
         session.wait(min(BACK_OFF_PING_SECONDS, self._contend_again_at - self.alive_at))
@@ -224,7 +224,7 @@ class Elector:
         return reason
 
     def _succession(self, predecessor: Predecessor | None) -> dict[str, str]:
-        """Says whom this leader follows, and how that leadership ended."""
+        """Returns this leader's predecessor and how its leadership ended, for the log."""
         evicted, self._evicted = self._evicted, None
         if predecessor is None:
             return {}

@@ -38,7 +38,7 @@ class Leadership:
         self._lock = threading.Lock()
 
     def still_leads(self) -> bool:
-        """True until the deadline passes or the leadership ends; then False for ever.
+        """True until the deadline passes or the leadership ends; then False from there on.
 
         It turns False at the deadline even while the elector's thread is blocked.
         """

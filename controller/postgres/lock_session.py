@@ -25,12 +25,12 @@ from controller.postgres.connections import (
 )
 from controller.readable import readable
 
-#: A resignation is recorded for people. It must not delay the handover, and may be lost in a crash.
+#: The record of a resignation only informs people. It must not delay the handover, and a crash may lose it.
 RESIGNATION: Final = {"lock_timeout": "500ms", "synchronous_commit": "off"}
 DEFAULT_LOCK_NAME: Final = "containerstacks-billing"
-#: If the server would log even shorter waits, a standby doesn't wait on the server. It tries the lock now and then.
+#: If the server would log even shorter waits, a standby doesn't wait on the server. It tries the lock at intervals.
 SHORTEST_WAIT_SECONDS: Final = 0.2
-#: Between two such tries.
+#: Seconds between two such tries.
 TRY_SECONDS: Final = 1.0
 
 log = structlog.get_logger(part="election")
@@ -63,7 +63,7 @@ class PostgresLockSession:
     The connection is in autocommit mode, so that only a mint opens a transaction.
     """
 
-    #: The server setting that was logged as the reason for not waiting. It is logged once a process.
+    #: The server setting that was logged as the reason for not waiting. It is logged once per process.
     _logged_limit: str | None = None
 
     def __init__(
@@ -264,7 +264,7 @@ class PostgresLockSession:
             log.warning(
                 "lock_wait.disabled",
                 reason=f"the server would log each wait for the lock, because of its setting {limit['name']}",
-                consequence=f"a standby tries the lock every {TRY_SECONDS:g} s, so a failover takes up to that longer",
+                consequence=f"a standby tries the lock every {TRY_SECONDS:g} s, which can delay a failover by as much",
             )
 
     def _refuse_other_generation(self, row: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ class SpareSessions:
             _close(spare)
 
     def _open(self, kind: SessionSettings, names: Sequence[str], wanted: Callable[[], bool]) -> None:
-        """Opens a session and plans its statements. It becomes a spare even if it isn't `wanted` before the end."""
+        """Opens a session and plans its statements. It becomes a spare even if `wanted` returns False meanwhile."""
         connection = self._database.connect(kind)
         try:
             for name in names:

@@ -2,7 +2,7 @@
 
 - They listen on loopback unless BILLING_PAGE_ADDRESS says otherwise. `kubectl port-forward` and `ssh -L` reach them.
 - A website can point its own name at 127.0.0.1 and read a page on loopback through its visitor's browser (DNS
-  rebinding). The browser then sends that name as `Host`, so other names than ours are refused.
+  rebinding). The browser then sends that name as `Host`, so names other than ours are refused.
 - Each explanation is read under the session's statement timeout, and at most MAX_EXPLAINING at once.
 """
 
@@ -134,7 +134,7 @@ class OperatorRoutes:
 
 
 def is_expected_host(header: str, listening_on: str) -> bool:
-    """Returns True if a request with this `Host` was meant for this server: no other website's name leads here.
+    """Returns True if a request with this `Host` was meant for this server, not for a website whose name points here.
 
     Args:
         header: the value of `Host`, with any port, because a port-forward may use another one.

@@ -1,4 +1,4 @@
-"""The parts that the public page and the operator's page share. None of them shows a customer's data by itself."""
+"""Parts that the public page and the operator's page share. They show only the data that the caller passes."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -116,7 +116,7 @@ def replica_table(status: Status, identity: Identity) -> Markup:
         name = f"{each['instance_id']}{' (this page)' if each['instance_id'] == identity.instance else ''}"
         rows.append(Row((each["role"], name, moment(since) if since else "")))
     if status.leader is None:
-        rows.insert(0, Row((tag("span", "no leader", class_="bad"), "nobody bills", "")))
+        rows.insert(0, Row((tag("span", "no leader", class_="bad"), "no customers are being billed", "")))
     if not status.standbys:
         rows.append(Row((tag("span", "no standby", class_="wait"), "no replica can take over", "")))
     return table(f"Lock {identity.lock}, term {status.term}", columns, rows)

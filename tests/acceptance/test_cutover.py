@@ -210,7 +210,7 @@ def test_move_to_kubernetes_hands_over(host: Host) -> None:
 def test_resume_of_the_document_is_a_command(host: Host) -> None:
     host.type("containerstacks-billing migrate")
     (command,) = commands("cutover.md", "Later versions of the application")
-    assert "the next leader will obey" in host.type(command)
+    assert "the next leader will carry it out" in host.type(command)
 
 
 def test_installed_unit_is_operated_as_described(host: Host) -> None:

@@ -53,7 +53,7 @@ def test_first_cycle_charges_no_backlog_before_it_is_accepted(foreign_database: 
         "left out, wallet_duplicate: 2 wallets",
         "other daemon: old-host-1, stopped",
         "backlog: 1 instances with more than 168 unbilled hours, 504 hours",
-        "payments of others, of other wallets, completed: 1, 40.00",
+        "other programs' payments, of other wallets, completed: 1, 40.00",
     ):
         assert line in report.out, report.out
     assert dump(foreign_database) == before

@@ -21,9 +21,10 @@ def program(quick_program: Program) -> Program:
     return quick_program
 
 
-def test_command_that_nobody_answers_is_recorded(program: Program) -> None:
+def test_command_without_a_leader_is_recorded(program: Program) -> None:
     done = program("trigger")
-    assert (done.status, done.out, done.err) == (0, "recorded; nobody leads: the next leader will obey\n", "")
+    recorded = "recorded; no replica leads, so the next leader will carry it out\n"
+    assert (done.status, done.out, done.err) == (0, recorded, "")
     given = program("pause", "--reason", REASON, "--json", "--by", "ann").json
     assert (given["command"], given["leader"], given["acknowledged_at"]) == ("pause", None, None)
     assert given.keys() == COMMAND_KEYS

@@ -91,7 +91,7 @@ def test_pause_ends_by_the_database_clock(owing: World) -> None:
     assert owing.cycle().run(leadership).totals.instances == 4
 
 
-def test_next_leader_obeys_a_pause(owing: World) -> None:
+def test_next_leader_carries_out_a_pause(owing: World) -> None:
     pause(owing)
     assert owing.cycle().run(owing.lead()).outcome is Outcome.STOPPED
 

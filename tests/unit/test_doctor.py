@@ -41,7 +41,7 @@ def test_unreachable_database_is_a_failure_and_what_needs_it_is_skipped_with_the
     found = {each.check: each for each in findings}
     assert found["connection"].level is Level.FAILURE
     assert found["connection"].remedy == "check DATABASE_URL and that the server is up"
-    assert found["privileges"].message == "skipped, because the check of schema failed"
+    assert found["privileges"].message == "skipped, because the schema check failed"
     assert (found["variables"].level, found["variables"].remedy) == (Level.WARNING, "set BILLING_WORKERS instead")
     assert {each.level for each in findings[5:]} == {Level.SKIPPED}
 

@@ -1,4 +1,4 @@
-"""The operator's pages show who is not charged and why, and only to a browser that meant to ask this server."""
+"""The operator's pages show who is not charged and why, and only to browsers that meant to reach this server."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Database:
         if self.facts is None:
             raise DatabaseUnreachableError("canceling statement due to statement timeout")
         if subject != organization_id(3):
-            raise NameNotFoundError(f"no id is {subject}")
+            raise NameNotFoundError(f"no organization or instance has the id {subject}")
         return explanation()
 
 

@@ -56,7 +56,7 @@ from billing_leadership l
 where c.command = 'trigger' and c.finished_at is null
 
 -- name: take_step_down
--- Needs the fence. answer_commands has refused those that this leader doesn't obey.
+-- Needs the fence. answer_commands has refused those that this leader doesn't carry out.
 update billing_commands set finished_at = clock_timestamp()
 where command = 'step-down' and finished_at is null and acknowledged_at is not null
 returning given_by, reason
