@@ -221,9 +221,11 @@ class Biller:
             if halt is not None:
                 return True, HALTED_LOOK_SECONDS
             seconds = ledger.seconds_until_due()
-            if seconds > 0 and not self._collect(ledger, leadership, seconds):
-                return True, MORE_TO_COLLECT_SECONDS
-            return True, min(ledger.seconds_until_due(), LOOK_SECONDS)
+            if seconds > 0:
+                if not self._collect(ledger, leadership, seconds):
+                    return True, MORE_TO_COLLECT_SECONDS
+                seconds = ledger.seconds_until_due()
+            return True, min(seconds, LOOK_SECONDS)
 
     def _while_quiet(self, leadership: Leadership) -> None:
         """Checks what a paced cycle has charged so far, and collects debts. Otherwise a top-up waits until it ends."""
@@ -292,7 +294,7 @@ class Biller:
     def _bill(self, leadership: Leadership) -> CycleResult:
         self._guard.unsuspend(leadership)
         log.info("cycle.started")
-        result = self._cycle.run(leadership, on_quiet=lambda: self._while_quiet(leadership))
+        result = self._cycle.run(leadership, looked=True, on_quiet=lambda: self._while_quiet(leadership))
         _log_result(result)
         self._on_cycle_ended(result)
         if self._stop.may_start_cycle():

@@ -102,6 +102,7 @@ class Cycle:
         leadership: Leadership,
         *,
         dry: bool = False,
+        looked: bool = False,
         on_planned: Callable[[int], None] = lambda _instances: None,
         on_result: Callable[[BatchResult], None] = lambda _result: None,
         on_quiet: Callable[[], None] = lambda: None,
@@ -111,6 +112,7 @@ class Cycle:
         Args:
             leadership: under which it works.
             dry: True runs the same statements and rolls each batch back; this leaves no trace and needs no lock.
+            looked: True if the caller has just looked for other billers, and found no reason to halt.
             on_planned: called with the number of due instances.
             on_result: called with the result of each transaction, on a worker's thread.
             on_quiet: called every `guard_seconds` of a paced cycle, while no transaction of the cycle is open.
@@ -123,12 +125,7 @@ class Cycle:
         try:
             ledger = self._connect()
             with ledger.connection:
-                ledger.check_access()
-                _require_no_halt(look(ledger, leadership.term, keep=not dry), dry=dry)
-                with ledger.fenced(leadership.term, keep=not dry):
-                    begun = (ledger.preview_run if dry else ledger.begin_run)(leadership.term)
-                    ledger.begin_heartbeat(require_fresh=not dry)
-                run = begun
+                run = self._begin(ledger, leadership, dry=dry, looked=looked)
                 plan = ledger.plan(run, self._sharing.begin_cycle())
                 planned = sum(batch.instances for batch in plan)
                 if not dry:
@@ -181,6 +178,17 @@ class Cycle:
             ending.cause,
             tuple(state.largest),
         )
+
+    @staticmethod
+    def _begin(ledger: Ledger, leadership: Leadership, *, dry: bool, looked: bool) -> Run:
+        """Checks that billing may start. Begins the run and writes the cycle's first heartbeat in one transaction."""
+        ledger.check_access()
+        if not looked:
+            _require_no_halt(look(ledger, leadership.term, keep=not dry), dry=dry)
+        with ledger.fenced(leadership.term, keep=not dry):
+            run = (ledger.preview_run if dry else ledger.begin_run)(leadership.term)
+            ledger.begin_heartbeat(require_fresh=not dry)
+        return run
 
     def _pace(self, run: Run, planned: int) -> Pace | None:
         settings = self._settings

@@ -90,9 +90,8 @@ class Heartbeat:
                 "retention_days": self._retention_days,
             }
             try:
-                with (
-                    self._connect() as connection
-                ):  # the server may end a session that is idle until the next heartbeat
+                # the server may end a session that is idle until the next heartbeat
+                with self._connect() as connection, sql.transaction(connection):
                     for name in statements:
                         if name != "heartbeat":
                             sql.run(connection, name, **parameters)
