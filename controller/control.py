@@ -15,7 +15,7 @@ from controller.app import Application, storable
 from controller.billing import control
 from controller.billing.answers import NameNotFoundError, find, read_run
 from controller.billing.control import ANSWER_SECONDS, Command, Wish
-from controller.billing.other_billers import read_notices
+from controller.billing.other_billers import halting, read_notices
 from controller.billing.statement import is_moment
 from controller.commands import AsJson, application
 from controller.errors import BillingError
@@ -246,9 +246,9 @@ def _follow(connection: sql.Connection, given: Command, until: Callable[[Command
     """Waits until the leader has carried out a command that it has read. Says so if that takes long."""
     given = control.wait(connection, given, until, seconds=NOTE_SECONDS)
     if not until(given) and not quiet:
-        output.note(
-            f"{given.acknowledged_by} has read it; waiting for the work in hand. After Ctrl-C it stays recorded."
-        )
+        halt = halting(read_notices(connection))
+        waits_for = "the work in hand" if halt is None else f"the end of a halt ({halt.message})"
+        output.note(f"{given.acknowledged_by} has read it; waiting for {waits_for}. After Ctrl-C it stays recorded.")
     return control.wait(connection, given, until, seconds=math.inf)
 
 

@@ -143,9 +143,13 @@ class Ledger:
 
     def begin_run(self, term: int) -> Run:
         """Closes the runs that lost leaders left open, records prices, and begins a run. Needs `fenced`."""
-        sql.run(self.connection, "close_abandoned_runs", term=term)
+        self.close_abandoned_runs(term)
         sql.run(self.connection, "record_prices")
         return self.record_run(term)
+
+    def close_abandoned_runs(self, term: int) -> None:
+        """Closes runs whose end was not recorded. Needs `fenced`, and no run of this leader in progress."""
+        sql.run(self.connection, "close_abandoned_runs", term=term)
 
     def preview_run(self, term: int) -> Run:
         """Returns a run that is never recorded, for transactions that are rolled back."""
@@ -189,6 +193,7 @@ class Ledger:
             InconsistentError: a row has changed in the meantime.
         """
         what = {name: waiver[name] for name in ("organization_id", "instance_id", "as_of", "reason", "given_by")}
+        what["command_id"] = waiver["id"]
         price = self._pricing.default_monthly_price
         step = {"after_id": after, "batch_size": limit, "default_monthly_price": price}
         row = sql.row(self.connection, "waive", **what, **step, **self._origin(run))

@@ -67,7 +67,7 @@ def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool =
         ledger: on the leader's session.
         term: the leader's.
         keep: False, for a dry run, stores nothing and accepts any term.
-        between_cycles: True if no batch is in hand.
+        between_cycles: True if no batch is in hand, so that a run that still looks unfinished was lost.
 
     Raises:
         DeposedError, GenerationError: the fence refused the term.
@@ -78,6 +78,8 @@ def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool =
         sql.run(ledger.connection, "extend_takeover")
         sql.run(ledger.connection, "record_foreign_periods")
         sql.run(ledger.connection, "prune_foreign_periods")
+        if between_cycles:
+            ledger.close_abandoned_runs(term)
         control.answer(ledger.connection, between_cycles=between_cycles)
         return read_notices(ledger.connection)
 

@@ -15,6 +15,8 @@ from controller.generation import GenerationError
 
 #: Instances in one transaction.
 BATCH_SIZE: Final = 1000
+#: How often a transaction is tried whose rows another program changes at the same moment.
+TRIES: Final = 3
 
 log = structlog.get_logger(part="billing")
 
@@ -25,6 +27,8 @@ class _NothingWaivedError(BillingError):
 
 def carry_out_waivers(ledger: Ledger, leadership: Leadership, batch_size: int = BATCH_SIZE) -> None:
     """Carries out every open `waive`. If one fails for a temporary reason, it stays open; otherwise it is refused.
+
+    A waiver that was interrupted continues: hours that it has waived are no longer due, and its end does not move.
 
     Args:
         ledger: on the leader's session.
@@ -54,24 +58,34 @@ def carry_out_waivers(ledger: Ledger, leadership: Leadership, batch_size: int = 
 def _carry_out(ledger: Ledger, term: int, waiver: dict[str, Any], batch_size: int) -> None:
     run: Run | None = None
     after: UUID | None = None
-    instances = hours = 0
-    while True:
-        with ledger.fenced(term, needs_heartbeat=True):
-            run = run or ledger.begin_waiver(term, waiver["id"])
-            done = ledger.waive(run, waiver, after, batch_size)
-            after, instances, hours = done["last_id"], instances + done["instances"], hours + done["hours"]
-            finished = done["due"] < batch_size
-            if finished and not instances:
-                raise _NothingWaivedError("there are no unpaid whole hours with a price to waive")
-            if finished:
-                ledger.finish_run(run, Outcome.COMPLETED, None)
-                sql.run(ledger.connection, "finish_command", id=waiver["id"], refusal=None)
-        if finished:
-            log.info("hours.waived", run=run.id, instances=instances, hours=hours, given_by=waiver["given_by"])
-            return
+    finished, tries = False, 0
+    while not finished:
+        try:
+            with ledger.fenced(term, needs_heartbeat=True):
+                begun = run or ledger.begin_waiver(term, waiver["id"])
+                done = ledger.waive(begun, waiver, after, batch_size)
+                ledger.finish_run(begun, Outcome.COMPLETED, None)
+                if finished := done["due"] < batch_size:
+                    waived = sql.row(ledger.connection, "waived", id=waiver["id"])
+                    if not waived["instances"]:
+                        raise _NothingWaivedError("there are no unpaid whole hours with a price to waive")
+                    sql.run(ledger.connection, "finish_command", id=waiver["id"], refusal=None)
+        except InconsistentError:
+            tries += 1
+            if tries == TRIES:
+                raise
+        else:
+            run, after, tries = begun, done["last_id"], 0
+    log.info("hours.waived", run=begun.id, given_by=waiver["given_by"], **{**waived, "amount": str(waived["amount"])})
 
 
 def _refuse(ledger: Ledger, term: int, waiver: dict[str, Any], reason: str) -> None:
+    """Finishes a command that can't be carried out. The reason says what has been waived before."""
+    waived = sql.row(ledger.connection, "waived", id=waiver["id"])
+    if waived["instances"]:
+        reason = (
+            f"waived {waived['hours']} hours of {waived['instances']} instances, and failed for the others: {reason}"
+        )
     log.warning("waiver.refused", command=waiver["id"], reason=reason)
     with ledger.fenced(term):
         sql.run(ledger.connection, "finish_command", id=waiver["id"], refusal=reason)

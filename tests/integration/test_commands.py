@@ -12,6 +12,7 @@ from controller.billing.heartbeat import Heartbeat
 from controller.billing.other_billers import Notice, look
 from controller.billing.status import read_status
 from controller.billing.values import Outcome
+from tests.integration.test_collections import made_biller
 from tests.integration.test_other_billers import cycle_that_always_looks
 from tests.integration.world import MONEY, Term, World
 
@@ -198,3 +199,34 @@ def test_step_down_is_meant_for_the_leader_of_its_term(world: World) -> None:
     assert read(world.conn, given.id).finished_at is None, "the leader decides after the cycle in hand"
     look_once(world, successor, between_cycles=True)
     assert read(world.conn, given.id).refusal == "test-1 has taken over already"
+
+
+def test_trigger_whose_run_was_lost_is_obeyed_by_another_cycle(owing: World) -> None:
+    leadership = owing.lead()
+    owing.bill(leadership=leadership)
+    given = give(owing.conn, Wish("trigger", "ann on desk"))
+    with (ledger := owing.ledger()).connection, ledger.fenced(leadership.term):
+        lost = ledger.begin_run(leadership.term)  # the leader learns nothing of this COMMIT
+    assert read(owing.conn, given.id).run_id == lost.id
+    assert due_seconds(owing) > 3500
+    look_once(owing, leadership, between_cycles=False)
+    assert read(owing.conn, given.id).outcome == "running", "it may be the cycle in hand"
+    look_once(owing, leadership, between_cycles=True)
+    assert owing.one("select outcome from billing_runs where id = %s", lost.id) == "abandoned"
+    assert due_seconds(owing) <= 0
+    result = owing.bill(leadership=leadership)
+    again = read(owing.conn, given.id)
+    assert (again.run_id, again.outcome) == (result.run and result.run.id, "completed")
+
+
+def test_step_down_whose_commit_was_not_answered_is_obeyed(world: World) -> None:
+    leadership, biller = world.lead(), made_biller(world, [])
+    refused, obeyed = (give(world.conn, Wish("step-down", "ann on desk")) for _ in range(2))
+    finished = "update billing_commands set acknowledged_at = now(), finished_at = now(), refusal = %s where id = %s"
+    world.run(finished, "no standby is connected", refused.id)
+    assert biller._prepare(leadership, started=True)[1] is not None
+    world.run(finished, None, obeyed.id)
+    assert biller._prepare(leadership, started=True) == (True, None)
+    assert read(world.conn, obeyed.id).finished_at is not None
+    successor = world.lead("test-1")
+    assert biller._prepare(successor, started=True)[1] is not None, "the command was meant for the former term"

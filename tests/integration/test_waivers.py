@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
+from controller import sql
 from controller.billing import control
 from controller.billing.control import Command, Wish
-from controller.billing.waiver import carry_out_waivers
-from tests.integration.world import Term, World
+from controller.billing.errors import InconsistentError
+from controller.billing.other_billers import look
+from controller.billing.waiver import TRIES, carry_out_waivers
+from tests.integration.test_other_billers import foreign_period
+from tests.integration.world import LedgerAt, Term, World
 from tests.model import HOUR, NOON
 
 REASON = """50% "goodwill" for ann's outage; drop table --"""
@@ -30,6 +36,16 @@ def indebted(world: World) -> World:
     return world
 
 
+@pytest.fixture
+def owing_now(world: World) -> World:
+    """A world with one organization without money, whose three instances owe five hours now, recorded by a cycle."""
+    owner, plan = world.organization("0.00"), world.plan("7.30")
+    for _ in range(3):
+        world.instance(owner, plan, world.one("select now() - interval '5.5 hours'"))
+    world.bill()
+    return world
+
+
 def organization(world: World) -> UUID:
     found: UUID = world.one("select id from organizations")
     return found
@@ -39,13 +55,20 @@ def instances(world: World) -> list[UUID]:
     return [row["id"] for row in world.rows("select id from vps_instances order by label")]
 
 
+def give(world: World, until: datetime | None, instance: UUID | None = None) -> Command:
+    wish = Wish("waive", "ann on desk", REASON, until, organization_id=organization(world), instance_id=instance)
+    return control.give(world.conn, wish)
+
+
+def carry_out(world: World, batch_size: int = 1000, leader: Term | None = None) -> None:
+    with (ledger := world.ledger()).connection:
+        carry_out_waivers(ledger, leader or world.term(), batch_size)
+
+
 def waive(world: World, until: datetime | None, instance: UUID | None = None, batch_size: int = 1000) -> Command:
     """Gives the command, and lets the leader carry it out."""
-    leader: Term = world.term()
-    wish = Wish("waive", "ann on desk", REASON, until, organization_id=organization(world), instance_id=instance)
-    given = control.give(world.conn, wish)
-    with (ledger := world.ledger()).connection:
-        carry_out_waivers(ledger, leader, batch_size)
+    given = give(world, until, instance)
+    carry_out(world, batch_size)
     return control.read(world.conn, given.id)
 
 
@@ -127,11 +150,9 @@ def test_waiver_waits_for_the_end_of_a_takeover_and_for_locked_rows(indebted: Wo
     indebted.run("update billing_leadership set bill_after = null")
     with World(indebted.url) as other, other.conn.transaction():
         other.run("select from vps_instances for update")
-        with (ledger := indebted.ledger()).connection:
-            carry_out_waivers(ledger, indebted.term())
+        carry_out(indebted)
         assert control.read(indebted.conn, given.id).finished_at is None
-    with (ledger := indebted.ledger()).connection:
-        carry_out_waivers(ledger, indebted.term())
+    carry_out(indebted)
     assert control.read(indebted.conn, given.id).finished_at is not None
 
 
@@ -139,3 +160,94 @@ def test_audit_finds_a_waiver_whose_amount_was_changed(indebted: World) -> None:
     waive(indebted, NOON + 2 * HOUR)
     indebted.run("update vps_billing_cycles set metadata = jsonb_set(metadata, '{waived,amount}', '9')")
     assert indebted.violations().keys() == {"price_clock"}
+
+
+def fail_after_first_step(world: World, monkeypatch: pytest.MonkeyPatch, errors: list[Exception | None]) -> None:
+    """From its second call on, `waive` takes the next entry: an error to raise, or None for a lost session."""
+    real, calls = LedgerAt.waive, list[int]()
+
+    def fail(self: LedgerAt, *arguments: Any) -> sql.Row:  # noqa: ANN401 - passed on
+        calls.append(1)
+        if len(calls) > 1 and errors:
+            if (error := errors.pop(0)) is not None:
+                raise error
+            self.connection.close()
+        return real(self, *arguments)
+
+    monkeypatch.setattr(LedgerAt, "waive", fail)
+
+
+@pytest.mark.parametrize("successor", [False, True])
+@pytest.mark.parametrize("number", [2, 3])
+def test_waiver_that_was_interrupted_is_completed(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int, *, successor: bool
+) -> None:
+    """With two instances of two, nothing is left when it continues."""
+    owner, plan = world.organization("0.00"), world.plan("7.30")
+    for _ in range(number):
+        world.instance(owner, plan, NOON - 2 * HOUR)
+    world.bill(NOON)
+    given = give(world, NOON)
+    fail_after_first_step(world, monkeypatch, [None])
+    with pytest.raises(psycopg.OperationalError):
+        carry_out(world, batch_size=2)
+    runs = "select kind, outcome from billing_runs where kind = 'waiver'"
+    assert world.rows(runs) == [{"kind": "waiver", "outcome": "completed"}], "no run is left half finished"
+    leader = world.lead() if successor else world.term()
+    world.run("update billing_daemon_status set heartbeat_at = now()")
+    carry_out(world, 2, leader)
+    done = control.read(world.conn, given.id)
+    assert (done.refusal, done.finished_at is not None) == (None, True)
+    amount = number * Decimal("0.02")
+    assert control.read_waived(world.conn, done) == {"instances": number, "hours": 2 * number, "amount": amount}
+    assert {run["outcome"] for run in world.rows(runs)} == {"completed"}
+    assert world.violations() == {}
+
+
+def test_rows_that_change_during_a_waiver_are_tried_again(indebted: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = give(indebted, NOON)
+    fail_after_first_step(indebted, monkeypatch, [InconsistentError("changed")] * (TRIES - 1))
+    carry_out(indebted, batch_size=1)
+    done = control.read(indebted.conn, given.id)
+    assert (done.refusal, control.read_waived(indebted.conn, done)["instances"]) == (None, 2)
+
+
+def test_refusal_says_what_was_waived_before(indebted: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = give(indebted, NOON)
+    fail_after_first_step(indebted, monkeypatch, [InconsistentError("a rule dropped a row")] * TRIES)
+    carry_out(indebted, batch_size=1)
+    done = control.read(indebted.conn, given.id)
+    assert done.refusal == "waived 2 hours of 1 instances, and failed for the others: a rule dropped a row"
+    assert control.read_waived(indebted.conn, done)["instances"] == 1
+    assert indebted.violations() == {}
+
+
+def test_waiver_after_the_application_moved_last_billed_at_forward_is_no_violation(world: World) -> None:
+    owner = world.organization("1.00")
+    instance = world.instance(owner, world.plan("7.30"), NOON - 2 * HOUR)
+    world.bill(NOON)
+    world.run("update vps_instances set last_billed_at = %s", NOON + 2 * HOUR)
+    waive(world, NOON + 4 * HOUR)
+    assert waived(world, instance)[-1] == (NOON + 2 * HOUR, 2, Decimal("0.00"), Decimal("0.02"))
+    assert world.violations() == {}
+
+
+def test_hours_that_have_not_passed_are_not_waived(owing_now: World) -> None:
+    given = waive(owing_now, owing_now.one("select now() + interval '48 hours'"))
+    assert control.read_waived(owing_now.conn, given) == {"instances": 3, "hours": 15, "amount": Decimal("0.15")}
+    assert owing_now.violations() == {}
+
+
+def test_waiver_waits_while_another_program_bills_and_not_during_a_pause(owing_now: World) -> None:
+    for instance in instances(owing_now)[:2]:
+        foreign_period(owing_now, instance)  # the other program is in the middle of its run: the third instance is next
+    given = give(owing_now, None)
+    control.give(owing_now.conn, Wish("pause", "ann", "x"))
+    with (ledger := owing_now.ledger()).connection:
+        notices = look(ledger, owing_now.term().term)
+    assert [each.kind for each in notices if each.halts] == ["other_periods", "paused"]
+    carry_out(owing_now)
+    assert control.read(owing_now.conn, given.id).finished_at is None
+    owing_now.run("delete from billing_foreign_periods")
+    carry_out(owing_now)
+    assert control.read_waived(owing_now.conn, control.read(owing_now.conn, given.id))["instances"] == 1

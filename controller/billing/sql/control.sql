@@ -56,7 +56,9 @@ from billing_leadership l
 where c.command = 'trigger' and c.finished_at is null
 
 -- name: take_step_down
--- Needs the fence. answer_commands has refused those that this leader doesn't carry out.
-update billing_commands set finished_at = clock_timestamp()
-where command = 'step-down' and finished_at is null and acknowledged_at is not null
-returning given_by, reason
+-- Needs the fence. answer_commands has refused those that this leader doesn't carry out. A command of this term that is finished
+-- already counts too: if the answer to the COMMIT was lost, the leader leads on and must still step down.
+update billing_commands c set finished_at = coalesce(c.finished_at, clock_timestamp())
+from billing_leadership l
+where c.command = 'step-down' and c.term = l.term and c.acknowledged_at is not null and c.refusal is null
+returning c.given_by, c.reason

@@ -36,15 +36,21 @@ select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as s
 from billing_next_cycle()
 
 -- name: close_abandoned_runs
--- Runs whose leader has not recorded their end, usually because it was lost. Their figures are what their batches committed.
-update billing_runs r
-set outcome = 'abandoned', finished_at = clock_timestamp(),
-    error = 'the leader of term ' || r.term || ' did not record the end of the ' || r.kind || ': it was lost, or could not write',
-    instances = b.instances, charged_in_part = b.charged_in_part, hours = b.hours, amount = b.amount, debts = b.debts,
-    failures = b.failures, failures_by_reason = b.failures_by_reason, suspended = b.suspended
-from billing_runs running
-cross join lateral billing_run_totals(running.id) b
-where r.id = running.id and running.outcome = 'running' and running.term <= %(term)s
+-- Runs whose leader has not recorded their end, usually because it was lost. Their figures are what their batches committed. A
+-- trigger that such a run had taken is open again, so another cycle obeys it.
+with closed as (
+    update billing_runs r
+    set outcome = 'abandoned', finished_at = clock_timestamp(),
+        error = 'the leader of term ' || r.term || ' did not record the end of the ' || r.kind || ': it was lost, or could not write',
+        instances = b.instances, charged_in_part = b.charged_in_part, hours = b.hours, amount = b.amount, debts = b.debts,
+        failures = b.failures, failures_by_reason = b.failures_by_reason, suspended = b.suspended
+    from billing_runs running
+    cross join lateral billing_run_totals(running.id) b
+    where r.id = running.id and running.outcome = 'running' and running.term <= %(term)s
+    returning r.id
+)
+update billing_commands set run_id = null, finished_at = null
+where command = 'trigger' and run_id in (select id from closed)
 
 -- name: begin_run
 -- late_seconds is the time since the run was due, without a takeover's wait. It is null for the first run.

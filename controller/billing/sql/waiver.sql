@@ -1,11 +1,14 @@
 -- Waivers: an operator writes off unpaid whole hours. The leader does it between two cycles, in fenced transactions.
 
 -- name: waivers
--- Those that the leader has to carry out. A takeover waits, because the application may be billing the same hours.
-select c.id, c.organization_id, c.instance_id, c.reason, c.given_by, coalesce(c.until, c.given_at) as as_of
+-- Those that the leader has to carry out now. They wait during a takeover, and while billing is halted because of another biller,
+-- because that program may be about to charge the same hours. A pause delays none, because an operator gave both commands.
+-- as_of is never later than the command, because hours that have not passed can't be waived.
+select c.id, c.organization_id, c.instance_id, c.reason, c.given_by, least(c.until, c.given_at, clock_timestamp()) as as_of
 from billing_commands c
 cross join billing_leadership l
 where c.finished_at is null and c.command = 'waive' and (l.bill_after is null or l.bill_after <= clock_timestamp())
+    and not exists (select from billing_notices() n where n.halts and n.kind <> 'paused')
 order by c.id
 
 -- name: waive
@@ -54,8 +57,10 @@ with due as materialized (
     select billing_time_ordered_uuid(clock_timestamp()), instance_id, organization_id, starts_at, ends_at,
         round(monthly_price / 730, 4), 0.00, 'billed',
         %(origin)s::jsonb || jsonb_strip_nulls(billing_period_facts(label, hours, monthly_price, price_source)
-            || jsonb_build_object('owed_since', since, 'waived', jsonb_build_object(
-                'amount', billing_charge(monthly_price, starts_at, hours), 'reason', %(reason)s::text, 'by', %(given_by)s::text)))
+            || jsonb_build_object('owed_since', since,
+                'moved_forward', case when ledger_end < starts_at and starts_at = last_billed_at then true end,
+                'waived', jsonb_build_object('amount', billing_charge(monthly_price, starts_at, hours),
+                    'command', %(command_id)s::bigint, 'reason', %(reason)s::text, 'by', %(given_by)s::text)))
     from segment
     returning total_amount, status
 ), advanced as (
@@ -78,7 +83,8 @@ select (select count(*) from due) as due, (select max(id::text)::uuid from due) 
         and (select count(*) from batch_recorded) = 1 as consistent
 
 -- name: begin_waiver
--- If the leader is lost before the last transaction, its successor waives the rest in a run of its own.
+-- Each transaction of a waiver also writes the end of its run. If the leader is lost before the last one, the run is complete for what
+-- it has waived, and the successor waives the rest in another run.
 with begun as (
     insert into billing_runs (term, holder, started_at, kind)
     values (%(term)s, %(holder)s, clock_timestamp(), 'waiver')
@@ -97,9 +103,9 @@ from billing_leadership l
 where c.id = %(id)s and c.finished_at is null
 
 -- name: waived
--- What a waiver has waived.
+-- What a waiver has waived, in all of its runs.
 select count(distinct c.vps_instance_id) as instances, coalesce(sum((c.metadata ->> 'hours')::bigint), 0)::bigint as hours,
     coalesce(sum(billing_waived(c.metadata)), 0.00) as amount
 from billing_commands w
 join vps_billing_cycles c on c.organization_id = w.organization_id and c.status = 'billed' and billing_is_ours(c.metadata)
-where w.id = %(id)s and c.metadata ? 'waived' and c.metadata ->> 'run' = w.run_id::text
+where w.id = %(id)s and c.metadata -> 'waived' ->> 'command' = w.id::text
