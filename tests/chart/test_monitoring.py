@@ -304,7 +304,7 @@ def test_alert_compares_with_the_same_hour_yesterday(
 
 
 RUNBOOKS = ROOT / "docs" / "runbooks"
-SECTIONS = ["What it means", "How bad it is", "First", "Then", "Call somebody"]
+SECTIONS = ["What it means", "How bad it is", "First", "Then", "When to call someone"]
 
 
 def test_every_alert_links_to_a_runbook_with_the_same_sections() -> None:
