@@ -218,7 +218,7 @@ def audit(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Checks everything that billing depends on, and says how to mend it. Exit status 1 if there is a failure."""
+    """Checks everything that billing depends on, and says how to fix it. Exit status 1 if there is a failure."""
     log.configure("error", None, instance_id(), list, sys.stderr)
     found = examine()
     if as_json:

@@ -51,7 +51,7 @@ from controller.postgres.spare_sessions import SpareSessions
 from controller.settings import Settings
 from controller.web_reader import WebReader
 
-#: How long a service may take to end once it is told to. Every wait inside a service is shorter.
+#: How long a service may take to end after it is told to. Every wait inside a service is shorter.
 STOP_SECONDS: Final = 10.0
 #: The session of the status page and the metrics. A person's `status` may take longer.
 STATUS: Final = replace(HEARTBEAT, purpose="status")
@@ -245,8 +245,8 @@ class Application:
         """Applies pending migrations and repairs state tables that were emptied or doubled.
 
         Returns:
-            One line for each thing done; none if there was nothing to do. The first migration of a database with
-            rows adds what it found.
+            One line for each step; none if there was nothing to do. The first migration of a database with rows adds
+            what it found.
 
         Args:
             progress: called with one line for each step that may take long.

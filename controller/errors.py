@@ -9,7 +9,7 @@ def one_line(error: BaseException | str, *, with_detail: bool = False) -> str:
 
     Args:
         error: an exception, or the text of one.
-        with_detail: keeps PostgreSQL's DETAIL, which may quote rows. Only for text that stays with the operator.
+        with_detail: keeps PostgreSQL's DETAIL, which may quote rows. Use it only for text that only operators see.
 
     Returns:
         The lines of the message, joined by semicolons; the exception's class if it has no message.

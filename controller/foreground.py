@@ -22,7 +22,7 @@ from controller.lifecycle.stop import StopToken
 from controller.postgres import migrations
 from controller.postgres.claim import refuse_other_controller
 
-#: How long `bill` waits for a lock that was free a moment ago.
+#: How long `bill` waits for a lock that was just free.
 ELECTION_SECONDS: Final = 5.0
 
 log = structlog.get_logger(part="app")
@@ -78,7 +78,7 @@ def bill(
 
 @contextmanager
 def _leading(application: Application, cycle: Cycle) -> Iterator[Leadership]:
-    """Leads for the length of a block, with the pings and heartbeats of a replica."""
+    """Leads during a block, and pings and writes heartbeats as a replica does."""
     _refuse_if_led(application)
     elected: Queue[Leadership | BaseException] = Queue()
     elector = Elector(

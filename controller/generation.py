@@ -1,4 +1,4 @@
-"""Generations: the number of the billing rules that a database follows, and of those that this program follows.
+"""Generations: numbers that identify the billing rules that a database follows, and those that this program follows.
 
 Programs of one generation run side by side. A migration that changes the rules raises the generation in the database
 and mints a term in the same transaction. From then on, a program of another generation can't mint a term or pass the

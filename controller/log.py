@@ -16,7 +16,7 @@ from structlog.typing import EventDict, Processor
 
 from controller.terminal import printable
 
-#: Keys that may hold text from elsewhere, which can contain a secret. All other keys hold our own words and numbers.
+#: Keys that may hold text from other sources, which can contain a secret. All other keys hold our own text and numbers.
 FOREIGN_TEXT = {"error", "exception", "reason"}
 #: The first keys of a JSON line, in this order.
 FIRST: Final = ("time", "level", "event")
@@ -53,7 +53,7 @@ def configure(
         level: error, warn, info or debug.
         style: json or console; None takes console if the stream is a terminal, else json.
         instance: the id of this process, added to every line.
-        read_secrets: returns the texts to replace with ***. Called again for each line with text from elsewhere,
+        read_secrets: returns the texts to replace with ***. Called again for each line with text from other sources,
             because a password file may have changed.
         stream: where the lines go.
         colours: False if NO_COLOR is set. Only a terminal gets colours.
@@ -103,7 +103,7 @@ def configure(
 
 
 def redacted(text: str) -> str:
-    """Masks every secret that was configured, in text from outside."""
+    """Masks every configured secret in a text from another source."""
     return _without(text, _known)
 
 
@@ -136,7 +136,7 @@ class WarnOnce:
 
 
 class _Line:
-    """Writes lines. If their reader has gone away, billing and drains continue without a log."""
+    """Writes lines. If the reader of the log has gone away, billing and drains continue without a log."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

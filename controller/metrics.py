@@ -1,7 +1,7 @@
 """Metrics for Prometheus, in a registry separate from the global one. docs/metrics.md lists them.
 
-Counters count what this process did. Gauges on the database are read at each scrape; if the database does not answer,
-they are absent rather than old. No label takes a value from outside, so the number of series is fixed.
+Counters count what this process did. Gauges about the database are read at each scrape; if the database does not
+answer, they are absent rather than outdated. No label takes a value from outside, so the number of series is fixed.
 """
 
 import platform
@@ -25,7 +25,7 @@ from controller.billing.values import CycleResult, Outcome, Totals
 from controller.lifecycle.drain import DrainOutcome
 
 PREFIX: Final = "containerstacks_billing_"
-#: Seconds: from a cycle with little to do, to a backlog of ten minutes.
+#: Buckets in seconds, from a cycle with little to do to a backlog that takes ten minutes.
 CYCLE_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -92,7 +92,7 @@ class Metrics:
         registry.register(_AtScrape(lock_name, leads, read))
 
     def cycle_ended(self, result: CycleResult) -> None:
-        """Counts a cycle and everything that it committed, whatever its outcome."""
+        """Counts a cycle, regardless of its outcome, and everything that it committed."""
         self._cycles.labels(outcome=result.outcome.value).inc()
         if result.outcome in {Outcome.COMPLETED, Outcome.COMPLETED_WITH_FAILURES}:
             self._seconds.observe(result.seconds)
@@ -176,10 +176,8 @@ class _AtScrape(Collector):
         yield others
         yield _gauge("halted", "1 while billing is halted, else 0.", any(notice.halts for notice in status.notices))
         yield _gauge("paused_seconds", "Time since an operator paused billing; 0 if it is not paused.", _paused(status))
-        yield _gauge("failing_cycles", "The newest cycles in a row that have failed.", status.failing_cycles)
-        yield _gauge(
-            "cut_short_cycles", "Cycles that a drain has stopped within the last hour.", status.cut_short_cycles
-        )
+        yield _gauge("failing_cycles", "How many of the newest cycles in a row have failed.", status.failing_cycles)
+        yield _gauge("cut_short_cycles", "Cycles that a drain cut short within the last hour.", status.cut_short_cycles)
         if status.charged_instances is not None:
             yield _gauge(
                 "charged_instances",

@@ -36,7 +36,7 @@ _NAME: Final = re.compile(r"^-- name: (?P<name>\w+)$", re.MULTILINE)
 
 
 class NotOneRowError(BillingError):
-    """A statement that must return one row returned none or several: a one-row table was emptied or doubled."""
+    """A statement that must return one row returned none or several, so a one-row table was emptied or doubled."""
 
 
 class Session(psycopg.Connection[Row]):
@@ -86,7 +86,7 @@ def transaction(
     Args:
         connection: in autocommit mode, outside a transaction.
         keep: False rolls back at the end.
-        isolation: of the transaction.
+        isolation: the transaction's isolation level.
         access: `read write` or `read only`.
         settings: for this transaction, on top of the session's.
 

@@ -1,4 +1,4 @@
-"""Writes to standard output and standard error, be they a terminal, a pipe, a full disk or closed, in any encoding.
+"""Writes to standard output and standard error in any encoding, even if they are a pipe, a full disk or closed.
 
 Data from the database may contain any character. It reaches a terminal neither as markup nor as a control sequence.
 """
@@ -21,7 +21,7 @@ class OutputError(BillingError):
 
 
 def prepare() -> None:
-    """Makes both streams usable. Call it before any file is opened: a file could get a closed stream's descriptor."""
+    """Makes both streams usable. Call it before opening any file, which could get a closed stream's descriptor."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

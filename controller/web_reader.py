@@ -17,8 +17,8 @@ from controller.postgres import state_tables
 
 #: Instances and periods that an explanation reads. An organization may have any number, and memory is limited.
 EXPLAINED_ROWS: Final = 101
-#: Classes of SQLSTATE whose messages name only our own objects and the connection. Messages about data quote it, and
-#: a trigger of the application may raise any text.
+#: Classes of SQLSTATE whose messages name only our own objects and the connection. Messages about data quote the data,
+#: and the application's triggers may raise any text.
 _PUBLIC_CLASSES: Final = {"08", "0A", "25", "28", "3D", "42", "53", "55", "57"}
 
 
@@ -45,7 +45,7 @@ class WebReader:
         """Reads the facts that name no customer.
 
         Raises:
-            DatabaseUnreachableError: they can't be read; one line that names no customer either.
+            DatabaseUnreachableError: they can't be read; one line that names no customer.
         """
         with self._session(public=True) as connection, sql.transaction(connection):
             state_tables.check(connection)

@@ -13,14 +13,14 @@ class Adoption:
     """What the migration found. The rows are those of the statements in sql/adoption.sql.
 
     Attributes:
-        wallets: by state. `exact` and `drifting` ones are adopted, the others are left out for the reason in `state`.
-        balances: of the adopted wallets, by currency.
+        wallets: by state. `exact` and `drifting` wallets are adopted; others are left out for the reason in `state`.
+        balances: sums of the adopted wallets, by currency.
         instances: counts and unbilled hours.
-        backlog_amount: what the backlog costs at present prices.
+        backlog_amount: what the backlog costs at current prices.
         max_backlog_hours: the limit; None for none.
         daemons: up to five other daemons of the status table.
-        periods: billed by others, by status.
-        payments: made by others, by kind and status.
+        periods: periods that other programs billed, by status.
+        payments: payments that other programs made, by kind and status.
     """
 
     wallets: tuple[dict[str, Any], ...]

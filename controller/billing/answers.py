@@ -75,8 +75,8 @@ class Explanation:
         subject: what was asked about.
         organization: the row of `billing_organization`.
         instances: rows of `billing_instances`.
-        as_of: when the next cycle is due; now if it is due already.
-        outlook: rows of `billing_outlook` as of then.
+        as_of: when the next cycle is due; now if it is already due.
+        outlook: rows of `billing_outlook` for that time.
     """
 
     subject: Subject

@@ -24,12 +24,12 @@ from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
 
-#: Tries of a transaction whose connection is lost: enough for a server to restart.
+#: How often to try a transaction whose connection is lost. This leaves a server enough time to restart.
 TRIES_LOST = 6
-#: Tries of a transaction that conflicts with others. After that, splitting the batch finds the organization concerned.
+#: How often to try a transaction that conflicts with others. After that, splitting the batch isolates the organization.
 TRIES_CONFLICT = 3
 FIRST_BACK_OFF_SECONDS = 0.1
-#: Charges that a dry run names.
+#: How many of the largest charges a dry run names.
 LARGEST: Final = 10
 #: A step that exceeds its statement timeout is tried again with this fraction of its rows, down to one row.
 FEWER_ROWS = 8
@@ -104,7 +104,7 @@ class BatchWorker:
                 self._split(part, error)
 
     def fail(self, batch: Batch, reason: str, error: str) -> None:
-        """Records, on each due instance of an organization after the batch's resume point, that it failed."""
+        """Records a failure for each due instance of an organization after the batch's resume point."""
         context, organization = self._context, batch.first_organization
         without_row: tuple[UUID, ...] = ()
         refused = False
@@ -225,8 +225,8 @@ class BatchWorker:
     def _others_fail_alike(self, organization: UUID, failure: Exception) -> bool:
         """Tries other organizations alone and rolls them back. Returns True if they fail like this one.
 
-        An organization that fails for a known reason, such as a missing wallet, proves nothing. If half of them fail
-        for known reasons, too few are left to blame the controller.
+        An organization that fails for a known reason, such as a missing wallet, proves nothing. If half of the tried
+        organizations fail for known reasons, too few are left to blame the controller.
         """
         context, alike = self._context, 0
         others = self._with_retries(
@@ -333,7 +333,7 @@ class BatchWorker:
 
         Args:
             action: one or more transactions.
-            tries: of an action that conflicts with other sessions.
+            tries: how often to try an action that conflicts with other sessions.
 
         Raises:
             CycleFailedError: no session can be opened.

@@ -46,7 +46,7 @@ CYCLE_EVENTS = {
     Outcome.DEPOSED: "cycle.deposed",
     Outcome.SUPERSEDED: "cycle.superseded",
 }
-#: Outcomes of a cycle that the fence has refused.
+#: Outcomes of a cycle whose term the fence refused.
 REFUSED = {Outcome.DEPOSED, Outcome.SUPERSEDED}
 
 log = structlog.get_logger(part="billing")
@@ -60,7 +60,7 @@ class ElectedLeadership(Leadership, Protocol):
 
 
 class Biller:
-    """Bills under each leadership that it is given, on one thread.
+    """Bills while this replica leads, on one thread.
 
     Args:
         connect: opens a session in autocommit mode, for the schedule.
@@ -68,9 +68,9 @@ class Biller:
         guard: checks what was charged.
         heartbeat: started with each leadership.
         stop: ends the loop after the cycle in hand.
-        interval_minutes: between the starts of two cycles.
-        takeover_delay_seconds: before the first cycle, if the application may still be billing.
-        other_billers: `stop` or `warn`, if other programs bill instances.
+        interval_minutes: time between the starts of two cycles.
+        takeover_delay_seconds: how long to wait before the first cycle if the application may still be billing.
+        other_billers: what to do if other programs bill instances: `stop` or `warn`.
         on_idle: called while this replica doesn't lead. It prepares to lead for as long as its argument returns True.
         on_cycle_ended: called with the result of each cycle.
         on_collected: called with what a collection has charged.

@@ -1,7 +1,7 @@
 """Collections: between two cycles the leader collects debts that a wallet can pay after a top-up.
 
-A collection takes the ordered path of a cycle for each organization, in a transaction of its own. It is a run only if
-it charges something. An organization that can't be charged now is left to the next cycle, which records the reason.
+A collection charges each organization in a separate transaction, on the ordered path of a cycle. It is a run only if it
+charges something. If an organization can't be charged now, the next cycle records the reason.
 """
 
 import time
@@ -112,7 +112,7 @@ class Collector:
     def _charge(self, organization: UUID, after: ResumePoint | None) -> BatchResult:
         """Charges an organization in one transaction.
 
-        The first one begins the run, and each one finishes it. So no run is left unfinished if the session is lost.
+        The first transaction begins the run, and each one finishes it, so no run stays open if the session is lost.
         """
         term = self._leadership.term
         with self._ledger.fenced(term, needs_heartbeat=True):

@@ -38,7 +38,7 @@ from controller.errors import BillingError, one_line
 from controller.generation import GenerationError
 from controller.lifecycle.stop import StopToken
 
-#: Waits between the tries for organizations with rows that another session has locked.
+#: Seconds to wait before each new try for organizations with rows that another session has locked.
 LOCKED_BACK_OFF_SECONDS = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -53,10 +53,10 @@ class CycleSettings:
         workers: threads that charge batches.
         batch_size: instances in one transaction.
         retention_days: how long the batches of finished runs are kept.
-        look_seconds: between two checks for other billers.
+        look_seconds: time between two checks for other billers.
         pace: the share of its time that each worker spends working in a cycle that begins on time; 1 never pauses.
-        interval_minutes: between the starts of two cycles.
-        guard_seconds: between two calls of the guard in a paced cycle.
+        interval_minutes: time between the starts of two cycles.
+        guard_seconds: time between two calls of the guard in a paced cycle.
     """
 
     workers: int = 2
@@ -111,8 +111,8 @@ class Cycle:
 
         Args:
             leadership: under which it works.
-            dry: True runs the same statements and rolls each batch back; this leaves no trace and needs no lock.
-            looked: True if the caller has just looked for other billers, and found no reason to halt.
+            dry: True runs the same statements and rolls each batch back. A dry run leaves no trace and needs no lock.
+            looked: True if the caller has just checked for other billers, and found no reason to halt.
             on_planned: called with the number of due instances.
             on_result: called with the result of each transaction, on a worker's thread.
             on_quiet: called every `guard_seconds` of a paced cycle, while no transaction of the cycle is open.
@@ -209,7 +209,7 @@ class Cycle:
         return None
 
     def _count_missed(self, run: Run, state: "_CycleState") -> None:
-        """Finds instances that the cycle should have charged and did not, and counts them as failures."""
+        """Finds instances that the cycle should have charged but did not, and counts them as failures."""
         ledger = self._connect()
         with ledger.connection:
             if not (missed := ledger.count_missed(run, state.unrecorded)):
@@ -363,7 +363,7 @@ class _CycleState:
         self._on_result(result)
 
     def ending(self) -> _Ending:
-        """Returns how a cycle ended that got through its plan."""
+        """Returns how the cycle ended. Call it only after a cycle that got through its plan."""
         if not self.totals.failures:
             return _Ending(Outcome.COMPLETED)
         if self.evidence.anyone_charged:

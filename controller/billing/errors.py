@@ -23,7 +23,7 @@ class CycleFailedError(BillingError):
 
 
 class HeartbeatError(CycleFailedError):
-    """No heartbeat of this leader is young enough. The application may be billing the same hours."""
+    """This leader has no recent heartbeat. The application may be billing the same hours."""
 
 
 class InconsistentError(BillingError):
@@ -31,7 +31,7 @@ class InconsistentError(BillingError):
 
 
 class StillCommittingError(BillingError):
-    """The session was lost in its COMMIT, and the server has not finished that commit. Asking again later may tell."""
+    """The session was lost during its COMMIT, and the server has not finished that commit. Ask again later."""
 
 
 _TRANSIENT = (
@@ -51,8 +51,8 @@ _TRANSIENT = (
 def is_transient(error: BaseException) -> bool:
     """Returns True if the same transaction may succeed when it is tried again.
 
-    These are deadlocks, serialization failures, locks of other sessions, and lost connections. For any other error the
-    batch is split, whatever the SQLSTATE: evidence.py says why.
+    These are deadlocks, serialization failures, other sessions' locks, and lost connections. After any other error the
+    batch is split, regardless of the SQLSTATE: evidence.py says why.
     """
     if isinstance(error, _TRANSIENT):
         return True

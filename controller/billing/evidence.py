@@ -17,7 +17,7 @@ from controller.billing.values import Totals
 
 #: Number of organizations to try, each alone and rolled back, to find out whether billing works.
 TRIALS: Final = 8
-#: With fewer organizations due than this, each failure counts as the organization's own: too few to compare.
+#: If fewer organizations are due, there are too few to compare, so each failure is blamed on the organization.
 FEWEST_ORGANIZATIONS: Final = 3
 
 _ROUTINE: Final = re.compile(r"PL/pgSQL function (\S+?\(.*?\))")

@@ -1,11 +1,11 @@
 """The guard of payments: checks what each cycle has charged, and suspends an organization whose charges are wrong.
 
-After a cycle it checks every payment written since the last check, including those of a leader that was lost before its
-own guard ran, and compares their sum with what the batches recorded. If a charge breaks an invariant, its organization
-is suspended: it gets an open row with the reason, and is not charged until an audit of all its charges is clean. Before
-each cycle the guard tries this audit.
+After a cycle it checks every payment written since the last check, and compares their sum with what the batches
+recorded. This includes the payments of a leader that was lost before its guard ran. If a charge breaks an invariant,
+its organization is suspended: it gets an open row with the reason, and is not charged until an audit of all its charges
+is clean. Before each cycle the guard tries this audit.
 
-It must not fail a cycle, delay a drain, or lock rows that billing needs.
+The guard must not fail a cycle, delay a drain, or lock rows that billing needs.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Guard:
 
     Args:
         connect: opens a session in autocommit mode.
-        stop: checked between statements. Once no cycle may start, the rest is left to the next leader's guard.
+        stop: checked between statements. Once no cycle may start, the next leader's guard checks the rest.
     """
 
     def __init__(self, connect: Callable[[], Ledger], stop: StopToken) -> None:
@@ -48,11 +48,11 @@ class Guard:
         self._stop = stop
 
     def unsuspend(self, leadership: Leadership) -> None:
-        """Before a cycle: ends the suspension of every organization whose audit is clean."""
+        """Ends the suspension of every organization whose audit is clean. Call it before a cycle."""
         self._run(leadership, self._unsuspend)
 
     def check(self, leadership: Leadership) -> None:
-        """After a cycle: checks what was charged, and suspends the organizations whose charges are wrong.
+        """Checks what was charged, and suspends the organizations whose charges are wrong. Call it after a cycle.
 
         Then it compares the wallets that another program has changed with their transactions.
         """
@@ -60,7 +60,7 @@ class Guard:
         self._run(leadership, self._compare_wallets)
 
     def clean_suspended(self) -> tuple[UUID, ...]:
-        """Returns the suspended organizations whose audit is clean: those that the next cycle would charge again.
+        """Returns the suspended organizations whose audit is clean. The next cycle would charge them again.
 
         Raises:
             psycopg.Error: the database can't be reached.

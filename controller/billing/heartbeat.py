@@ -25,7 +25,7 @@ class Heartbeat:
         connect: opens a session in autocommit mode.
         instance_id: the key of this process's row in `billing_daemon_status`.
         metadata: describes this process in that row; the term is added.
-        interval_seconds: between two heartbeats.
+        interval_seconds: time between two heartbeats.
         retention_days: how long the rows of other replicas are kept.
     """
 

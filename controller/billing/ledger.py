@@ -38,12 +38,12 @@ class Ledger:
 
     Args:
         connection: in autocommit mode; its rows are mappings.
-        holder: the replica that minted the terms it writes under.
+        holder: id of this replica, which minted the terms that it writes under.
         on_fenced: called for each transaction that the fence refuses. Must not block.
         assume_unsuspended: organizations that a dry run charges although they are suspended.
 
     Attributes:
-        transaction_id: of the last transaction that passed the fence; None before the first.
+        transaction_id: id of the last transaction that passed the fence; None before the first.
     """
 
     transaction_id: str | None = None
@@ -181,8 +181,8 @@ class Ledger:
         """Waives the unpaid hours of up to `limit` instances. Needs `fenced`.
 
         Args:
-            run: of the waiver.
-            waiver: the row of the command.
+            run: the waiver's run.
+            waiver: the command's row.
             after: the last instance of the previous transaction; None in the first.
             limit: the most instances.
 
@@ -343,7 +343,7 @@ class Ledger:
 
         Args:
             run: the cycle's run.
-            batch: of one organization. Instances up to its resume point are left out.
+            batch: holds one organization. Instances up to its resume point are left out.
             reason: one of the reasons in docs/money.md.
             error: one line.
         """
@@ -379,8 +379,8 @@ class Ledger:
         """Counts instances that the run should have charged, and that are still due without a recorded reason.
 
         Args:
-            run: whose batches have ended.
-            unrecorded: organizations whose failures are counted already and could not be recorded.
+            run: a run whose batches have ended.
+            unrecorded: organizations whose failures are counted already but could not be recorded.
         """
         return int(sql.row(self.connection, "count_missed", as_of=run.as_of, unrecorded=list(unrecorded))["missed"])
 
@@ -429,11 +429,11 @@ class Ledger:
         return ends_at
 
     def seconds_until_due(self) -> float:
-        """Seconds until the next cycle is due, by the database's clock; negative once it is due."""
+        """Returns the seconds until the next cycle is due, by the database's clock; negative once it is overdue."""
         return float(sql.row(self.connection, "seconds_until_due")["seconds"])
 
     def current_term(self) -> int:
-        """The newest term."""
+        """Returns the newest term."""
         return int(sql.row(self.connection, "current_term")["term"])
 
     def largest_charges(self, number: int) -> tuple[dict[str, Any], ...]:

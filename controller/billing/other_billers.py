@@ -1,6 +1,6 @@
 """What the leader checks between two batches: other billers, and operators' commands.
 
-Other billers are anything but this controller that charges instance-hours or writes a heartbeat.
+Another biller is any program except this controller that charges instance-hours or writes a heartbeat.
 
 Two programs that bill at the same time charge the same hours twice. The leader checks before it starts a term, before
 each cycle, and every 30 seconds, even during a cycle. It stores its findings, and the view `billing_notices` (migration
@@ -67,7 +67,7 @@ def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool =
         ledger: on the leader's session.
         term: the leader's.
         keep: False, for a dry run, stores nothing and accepts any term.
-        between_cycles: True if no batch is in hand, so that a run that still looks unfinished was lost.
+        between_cycles: True if no batch is in hand. A run that still looks unfinished was then lost.
 
     Raises:
         DeposedError, GenerationError: the fence refused the term.
@@ -132,7 +132,7 @@ class Watch:
         self._looking = threading.Lock()
 
     def check(self) -> None:
-        """Looks if a check is due and no other thread is looking. If that fails, billing continues until the next look.
+        """Checks, if a check is due and no other thread is checking. If it fails, billing continues until the next one.
 
         Raises:
             HaltedError: billing is halted.

@@ -25,12 +25,12 @@ class Pace:
     """The pace of one cycle. Its workers share it. Thread-safe.
 
     Args:
-        share: of its time that each worker spends working; 1 never pauses.
-        workers: that share the work.
-        instances: the cycle's plan.
+        share: the share of its time that each worker spends working; 1 never pauses.
+        workers: how many workers share the work.
+        instances: how many instances the cycle plans to charge.
         seconds: how long the cycle may take from now.
         stop: ends pauses once no cycle may start.
-        clock: monotonic.
+        clock: monotonic seconds.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class PublicFacts:
     """Facts for anyone who reaches the HTTP port.
 
     Attributes:
-        status: without the text of errors.
+        status: the status without the text of errors.
         runs: the newest runs, newest first, without the text of errors.
     """
 
@@ -36,7 +36,7 @@ class OperatorFacts:
     """Facts for operators, with the names of customers.
 
     Attributes:
-        status: complete.
+        status: the complete status.
         runs: the newest runs, newest first, as `billing_history` has them.
         day: rows of `billing_last_day`.
         uncharged: rows of `billing_uncharged`, the first organizations for each reason, with the reason's totals.

@@ -2,7 +2,7 @@
 
 The application writes wallets as absolute values, without a lock. So a top-up can overwrite a debit, and then the
 wallet holds more than its baseline and its completed transactions. SQL functions of migration 040 compare and explain.
-An operator decides: `correct` moves the wallet, `accept` moves the baseline. `billing_corrections` records both.
+An operator decides: `correct` changes the wallet, `accept` changes the baseline. `billing_corrections` records both.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from controller import sql
 from controller.billing.errors import InconsistentError
 from controller.errors import BillingError
 
-#: Seconds after a correction until the wallet is read again: the application may be about to overwrite it.
+#: Seconds after a correction until the wallet is read again, because the application may be about to overwrite it.
 READ_AGAIN_SECONDS: Final = 5.0
 #: How many earlier corrections are shown.
 LISTED: Final = 5
@@ -72,8 +72,8 @@ class Correction:
     Attributes:
         kind: correct or accept.
         amount: what was added to the wallet (correct) or to the baseline (accept).
-        after: the comparison after it.
-        rest: the difference that a correction left because the wallet does not go below zero.
+        after: the comparison made after the correction.
+        rest: the difference that remains because the wallet does not go below zero.
         overwritten: True if the wallet differs again, by an amount other than `rest`.
     """
 
@@ -154,7 +154,7 @@ def reconcile(
 
     Args:
         connection: in autocommit mode.
-        organization: whose wallet.
+        organization: id of the wallet's owner.
         order: what to do. Its amount must still be the difference.
         wait: sleeps for a number of seconds.
 
@@ -212,7 +212,7 @@ def _settled(comparison: Comparison | None, amount: Decimal) -> _Settled:
 
 
 def _correct(connection: sql.Connection, found: _Settled) -> Decimal:
-    """Moves the wallet towards its transactions, but not below zero. Returns the amount added to it."""
+    """Changes the wallet to match its transactions, but not below zero. Returns the amount added to it."""
     amount = -min(found.difference, max(found.balance, Decimal(0)))
     if amount == 0:
         raise RefusedError(
@@ -225,7 +225,7 @@ def _correct(connection: sql.Connection, found: _Settled) -> Decimal:
 
 
 def _accept(connection: sql.Connection, found: _Settled) -> Decimal:
-    """Moves the baseline by the difference. Returns the difference."""
+    """Adds the difference to the baseline. Returns the difference."""
     sql.row(connection, "move_baseline", wallet_id=found.comparison.wallet_id, amount=found.difference)
     return found.difference
 

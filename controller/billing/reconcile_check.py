@@ -1,4 +1,4 @@
-"""After each cycle: compares the wallets that another program has changed with their transactions.
+"""The check after each cycle: compares the wallets that another program has changed with their transactions.
 
 Each charge keeps the balance that it leaves, and notes a wallet that holds another balance at the next charge. Only
 these wallets are compared here, outside any batch. A difference is stored in `billing_wallet_differences` and logged

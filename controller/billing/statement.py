@@ -25,9 +25,9 @@ class Statement:
     """A statement from `from_time` up to, but excluding, `to_time`, by the payments' `created_at`.
 
     Attributes:
-        organization: whose.
-        from_time: the first moment.
-        to_time: the first moment after the period.
+        organization: the wallet's owner.
+        from_time: the start of the period.
+        to_time: the end of the period, which is not part of it.
         balance: the row of `billing_statement_balance`.
         lines: the rows of `billing_statement`.
     """
@@ -40,7 +40,7 @@ class Statement:
 
     @property
     def difference(self) -> Decimal | None:
-        """The amount by which it doesn't add up: 0 if it does; None if there is no usable wallet to compare with."""
+        """The amount by which the statement doesn't add up; None if there is no usable wallet to compare with."""
         unexplained: Decimal | None = self.balance["difference"]
         if unexplained is None:
             return None
@@ -65,7 +65,7 @@ def read_statement(connection: sql.Connection, organization: Subject, from_text:
 
     Args:
         connection: to the database.
-        organization: whose statement.
+        organization: id of the organization.
         from_text: a date or a time as ISO 8601, in UTC unless it has an offset; or today or yesterday.
         to_text: the end, likewise; None is now.
 

@@ -111,8 +111,8 @@ class Run:
 
     Attributes:
         as_of: the cycle charges what was due at this time of the database's clock.
-        late_seconds: from the time at which the cycle was due to its start; negative if it was triggered early. None
-            for the first cycle and for a dry run.
+        late_seconds: how long after it was due the cycle started; negative if it was triggered early. None for the
+            first cycle and for a dry run.
     """
 
     id: int
@@ -126,8 +126,8 @@ class TermStart:
     """Who billed before a term began.
 
     Attributes:
-        silent: no heartbeat is younger than 90 minutes, so the application may be billing.
-        after_other: the newest heartbeat is another daemon's.
+        silent: True if no heartbeat is younger than 90 minutes, so the application may be billing.
+        after_other: True if the newest heartbeat is another daemon's.
         waits_until: the end of a takeover delay that an earlier leader began; None if no delay is running.
     """
 
@@ -173,14 +173,14 @@ class BatchResult:
     """The result of one transaction.
 
     Attributes:
-        due: instances that it looked at.
+        due: how many due instances it processed.
         locked_by_others: organizations left out because another session holds a lock on one of their rows.
         failures_by_reason: number of instances that could not be charged, by reason.
-        unrecorded: organizations whose failure is counted and could not be recorded on their instances.
+        unrecorded: organizations whose failure is counted but could not be recorded on their instances.
         failed: organizations that the database refused or whose rows are locked, each with the reason and the error.
         priced_by_default: up to 20 instances whose plan has no price, for a warning that names them.
         rewound: up to 20 instances whose last_billed_at was behind the ledger and has been corrected.
-        last: where a large organization continues; None if nothing of it was processed.
+        last: where a large organization continues; None if none of its instances was processed.
         largest: the largest charges of a dry run's transaction: instance, organization, hours and amount.
     """
 
@@ -220,8 +220,8 @@ class CycleResult:
         run: None if it failed before its row was written.
         error: one line; None if it completed.
         failures_by_reason: number of instances that could not be charged, by reason.
-        cause: of a failed cycle; else None.
-        largest: of a dry run: its ten largest charges, the largest first.
+        cause: what failed the cycle; None for a cycle that did not fail.
+        largest: the ten largest charges of a dry run, the largest first.
     """
 
     outcome: Outcome

@@ -10,7 +10,7 @@ from controller.billing.status import Status
 FALLBACK_SECONDS: Final = 5400.0
 #: After this time the heartbeat counts as late, long before the application resumes its own billing.
 HEARTBEAT_LATE_SECONDS: Final = 900.0
-#: A leader starts a due cycle within seconds, so a longer delay is worth a person's look.
+#: A leader starts a due cycle within seconds, so an operator should check a longer delay.
 OVERDUE_SECONDS: Final = 300.0
 #: The guard checks the charges of a cycle right after it.
 UNGUARDED_SECONDS: Final = 900.0

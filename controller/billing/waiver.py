@@ -15,7 +15,7 @@ from controller.generation import GenerationError
 
 #: Instances in one transaction.
 BATCH_SIZE: Final = 1000
-#: How often a transaction is tried whose rows another program changes at the same moment.
+#: How often to try a transaction whose rows another program changes at the same time.
 TRIES: Final = 3
 
 log = structlog.get_logger(part="billing")

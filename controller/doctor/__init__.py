@@ -1,8 +1,8 @@
-"""`containerstacks-billing doctor`: checks everything that billing depends on, and says how to mend what is wrong.
+"""`containerstacks-billing doctor`: checks everything that billing depends on, and says how to fix what is wrong.
 
 It works on a broken installation: a check that depends on a failed one is skipped, with the reason. It only reads, in
-read-only transactions, and takes no lock. Start-up has made most of these checks already; the doctor calls the same
-functions and lists every result instead of stopping at the first failure.
+read-only transactions, and takes no lock. Start-up makes most of these checks too. The doctor calls the same functions,
+and lists every result instead of stopping at the first failure.
 """
 
 from controller.doctor.examination import examine

@@ -21,7 +21,7 @@ LEVELS: Final = {
 
 
 def others(patient: Patient) -> Iterator[Finding]:
-    """Checks for other programs that bill, and for a second controller. Raises: OtherControllerError."""
+    """Checks for other programs that bill, and for a second controller. Raises OtherControllerError."""
     lock = patient.application.lock
     with patient.reading() as connection:
         refuse_other_controller(connection, lock.name, lock.key)
@@ -33,7 +33,7 @@ def others(patient: Patient) -> Iterator[Finding]:
 
 
 def fallback(patient: Patient) -> Iterator[Finding]:
-    """Says whether the application's built-in billing is paused, by the age of the newest heartbeat."""
+    """Reports whether the application's built-in billing is paused, judged by the age of the newest heartbeat."""
     status = patient.status()
     age, limit = status.heartbeat_age_seconds, verdicts.FALLBACK_SECONDS
     if age is None or (age >= limit and status.term == 0):

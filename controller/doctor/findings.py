@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """Only a failure keeps customers from being billed correctly, and only failures set exit status 1."""
+    """How bad a finding is. Only a failure keeps customers from being billed correctly and sets exit status 1."""
 
     OK = "ok"
     WARNING = "warning"

@@ -20,8 +20,8 @@ class Patient:
     """The installation under examination.
 
     Args:
-        application: built from its settings.
-        sessions: closes what a check has opened.
+        application: the application, built from the installation's settings.
+        sessions: closes the sessions that the checks have opened.
     """
 
     def __init__(self, application: Application, sessions: ExitStack) -> None:
@@ -31,13 +31,13 @@ class Patient:
         self._status: Status | None = None
 
     def connect(self) -> BoundedConnection:
-        """Opens the session that the other checks use. Raises: DatabaseUnreachableError."""
+        """Opens the session that the other checks use. Raises DatabaseUnreachableError."""
         self._session = self._sessions.enter_context(self.application.connect(SESSION))
         return self._session
 
     @property
     def session(self) -> BoundedConnection:
-        """The session. Raises: DatabaseUnreachableError if it was lost or never opened."""
+        """The session. Raises DatabaseUnreachableError if it was lost or never opened."""
         if self._session is None or self._session.closed:
             raise DatabaseUnreachableError("the session was lost")
         return self._session
@@ -54,7 +54,7 @@ class Patient:
             yield self.session
 
     def status(self) -> Status:
-        """The state of billing, read once. Raises: psycopg.Error."""
+        """The state of billing, read once. Raises psycopg.Error."""
         if self._status is None:
             with self.reading() as connection:
                 self._status = read_status(connection)

@@ -43,7 +43,7 @@ def bounds(patient: Patient) -> Iterator[Finding]:
 
 
 def url(patient: Patient) -> Iterator[Finding]:
-    """Shows where the connection strings lead. Raises: SettingsError if one can't be read."""
+    """Shows where the connection strings lead. Raises SettingsError if one can't be read."""
     application = patient.application
     names = dict.fromkeys(("DATABASE_URL", application.settings.direct_url_setting))
     for name in names:
@@ -54,7 +54,7 @@ def url(patient: Patient) -> Iterator[Finding]:
 
 
 def connection(patient: Patient) -> Iterator[Finding]:
-    """Connects. Raises: DatabaseUnreachableError."""
+    """Connects. Raises DatabaseUnreachableError."""
     began = time.monotonic()
     session = patient.connect()
     milliseconds = (time.monotonic() - began) * 1000

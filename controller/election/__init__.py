@@ -3,14 +3,14 @@
 Purpose
 -------
 At most one replica works at any time, and a replica that has lost the leadership can do no harm. The lock provides
-the first property cheaply and quickly, but not with certainty. The term provides the second property with certainty.
+the first property cheaply and quickly, but not with certainty. The term guarantees the second property.
 
     lock   A session-level advisory lock, held by a dedicated session. It disappears with the session.
     term   An integer that is minted in the database each time a replica wins. It only grows. It is the fencing token.
     fence  The first statement of every transaction that writes. It locks the row of the newest term `for share` and
            compares the term and the holder with the writer's own. If they differ, the writer has been deposed. A mint
-           waits for transactions that have passed the fence, and blocks the fence until it has committed. So whatever
-           a deposed leader still has in flight commits *before* the next term begins, or never.
+           waits for transactions that have passed the fence, and blocks the fence until it has committed. So a
+           transaction that a deposed leader still has in flight commits *before* the next term begins, or never.
 
 The states of a replica
 -----------------------
@@ -49,8 +49,8 @@ useless.
 A *leading* replica pings its lock session every `ping_interval` to confirm that the same backend still holds the
 lock. It may believe that it leads until `leader_deadline` after the last good ping *was sent*, by its own monotonic
 clock. The first such deadline counts from before the wait for the lock was sent. That is safe, and at worst one wait
-too short. This holds even while its threads are blocked, because everything that works under the leadership asks
-`Leadership.still_leads()` before each step.
+too short. The deadline holds even while the elector's thread is blocked, because everything that works under the
+leadership asks `Leadership.still_leads()` before each step.
 
 A replica is *deposed* when a ping fails, arrives late, or finds the lock lost. It can't return to leading: it closes
 the session, since the server's state is unknown after an error and advisory locks stack, and then contends anew.
@@ -59,41 +59,41 @@ the session, since the server's state is unknown after an error and advisory loc
 or because it steps down in favour of another one. It unlocks and then closes the session. The unlock counts every
 lock of the session: if a grant coincides with the end of a wait, the session holds the lock twice.
 
-However a leadership ends, the elector reports it exactly once, after the session is closed: with a reason if the
-replica was deposed, with None if it resigned.
+The elector reports the end of each leadership exactly once, after the session is closed: with a reason if the replica
+was deposed, with None if it resigned.
 
 The three bounds
 ----------------
     ping_interval  <  leader_deadline  <  session_timeout          (2 s, 5 s, 10 s)
 
 The server ends a lock session that has been silent for `session_timeout`, or whose TCP peer is gone. This releases
-the lock. A leader that can't ping stops believing at `leader_deadline`, which is earlier. So a frozen, unplugged or
+the lock. A leader that can't ping stops leading at `leader_deadline`, which is earlier. So a frozen, unplugged or
 partitioned leader has stopped by its own clock before a successor can win. If its clock was frozen as well, the fence
-still stops it. `Bounds` refuses settings in any other order. It also refuses a deadline that a wait and a ping
-interval can use up, because a new leader might then be deposed before its first ping.
+still stops it. `Bounds` refuses settings in any other order. It also refuses a deadline that is no longer than a wait
+and a ping interval, because a new leader might then be deposed before its first ping.
 
 Eviction
 --------
 A standby doesn't have to wait for the server's timeout. The text of the leader's ping states the leader's deadline,
 and `pg_stat_activity` shows this text, and when the server finished it, to other sessions of the same role. So the
-end of each wait also tells the standby if the holder has sent anything since the last one, and nothing has to be
+end of each wait also tells the standby whether the holder has sent anything since the last wait, and nothing has to be
 written. The standby counts the holder's deadline on its own clock, from the moment it first saw the holder's latest
 statement, and adds a twentieth because clock rates differ. No wait is longer than the rest of that time. When it is
 over, the standby ends the holder's session and waits for the lock again immediately.
 
-The text of the wait states the same deadline. So a standby that is frozen in its wait, and is then handed the lock,
-is evicted like a frozen leader.
+The text of the wait states the same deadline. If a standby freezes in its wait and is then handed the lock, it is
+evicted like a frozen leader.
 
     leader sends ping  <  server finishes it  <  standby first sees it
             |---- deadline ---->|  the leader has stopped
                                          |---- deadline and a twentieth ---->|  the standby evicts
 
 Each interval is measured by one monotonic clock, and the second begins later than the first. So a leader that may
-still believe is never evicted, however loaded the machines are and whatever the wall clocks say. Four kinds of
-session are never ended: one that is executing a statement, one of another role, one that has stated no deadline, and
-one that has sent something in the meantime. The statement that ends a session compares its backend, its latest
-statement and the lock again. So if several standbys try at the same time, a slow one can't hit the new leader.
-`evicts=False` disables eviction.
+still believe that it leads is never evicted, under any load and with any wall clocks. Four kinds of session are never
+ended: sessions that are executing a statement, sessions of another role, sessions that have stated no deadline, and
+sessions that have sent something in the meantime. The statement that ends a session compares its backend, its latest
+statement and the lock again. So if several standbys try at the same time, a slow one can't end the new leader's
+session. `evicts=False` disables eviction.
 
 What it must not do
 -------------------

@@ -97,7 +97,7 @@ class Elector:
         return leadership.term if leadership is not None and leadership.still_leads() else None
 
     def stop(self) -> None:
-        """Ends the loop, after resigning if this replica leads. The work must have stopped. Any thread, idempotent."""
+        """Resigns if this replica leads, and ends the loop. The work must have stopped. Any thread, idempotent."""
         self._stopping.set()
         self._wake()
 
@@ -120,7 +120,7 @@ class Elector:
         self.role = Role.STOPPED
 
     def _use(self, session: LockSession) -> None:
-        """Stands by and leads on one session. Whatever happens, closes it, and then reports a leadership's end."""
+        """Stands by and leads on one session. Always closes it at the end, and then reports a leadership's end."""
         reason: str | None = "the elector failed"
         try:
             self._leadership = self._stand_by(session)

@@ -1,4 +1,4 @@
-"""One leadership: until when this replica may believe that it leads. Pure, except for waking the elector."""
+"""One leadership: how long this replica may believe that it leads. Pure, except for waking the elector."""
 
 import threading
 from collections.abc import Callable
@@ -80,6 +80,6 @@ class Leadership:
         return self._stepping_down.is_set()
 
     def _still_leads(self) -> bool:
-        # Once a thread has seen the end, it must be final, even if this process was frozen and a ping arrives late.
+        # Once a thread has seen the end, the end is final, even if this process was frozen and a ping arrives late.
         self._over = self._over or self._clock() >= self.deadline
         return not self._over

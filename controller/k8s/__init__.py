@@ -23,8 +23,8 @@ Guarantees
 Only the lowest two layers of the official client are used: the configuration and the connection (TLS, token, proxy,
 pool). Its generated classes for Pods and Deployments would add 28 MiB to each replica for four requests.
 
-It must not influence who leads or whether billing continues, read settings, or end the process. Texts from elsewhere
-are redacted before they become an Event.
+This package must not influence who leads or whether billing continues, read settings, or end the process. Texts from
+other sources are redacted before they become an Event.
 """
 
 from controller.k8s.announcer import Announcer

@@ -36,7 +36,7 @@ PERMANENT_BACK_OFF_SECONDS: Final = 300.0
 #: Stands for the resource if the API server itself is the problem.
 ANY_RESOURCE: Final = "*"
 
-#: Failures that an uninstallation causes, because it deletes the Role and the Deployment before the pods have ended.
+#: Failures that uninstalling causes, because it deletes the Role and the Deployment before the pods have ended.
 _GONE_AT_THE_END: Final = {FailureKind.FORBIDDEN.name, FailureKind.NOT_FOUND.name}
 
 log = structlog.get_logger(part="k8s")
@@ -62,7 +62,7 @@ class Announcer:
     """Keeps the pod's label current and sends Events. The reporting methods return at once; any thread may call them.
 
     Args:
-        pod: this replica's; a string gives the reason why there is no access to Kubernetes.
+        pod: this replica's pod; a string gives the reason why there is no access to Kubernetes.
         configure: returns the official client's configuration; called on the announcer's thread.
         clock: monotonic seconds.
         redact: removes secrets from a text.
@@ -125,7 +125,7 @@ class Announcer:
         self._announce(reason, note, warning=reason is not Reason.CYCLE_COMPLETED)
 
     def _is_news(self, reason: Reason, result: CycleResult) -> bool:
-        """Returns True if a cycle ended differently from the last announced one, or if that one is some time ago.
+        """Returns True if a cycle ended differently from the last announced one, or if that was a while ago.
 
         A cycle that found nothing to charge is never news.
         """

@@ -20,7 +20,7 @@ DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 
 
 class FailureKind(StrEnum):
-    """What is wrong, classified by what helps."""
+    """What is wrong, classified by the remedy."""
 
     UNAVAILABLE = "the API server does not answer or is too busy"
     FORBIDDEN = "not permitted; see the permissions in the chart's README"
@@ -59,7 +59,7 @@ class Api:
     """Sends the requests, for one thread. A request blocks for at most REQUEST_SECONDS.
 
     Args:
-        configuration: of the official client.
+        configuration: the official client's configuration.
         pod: the pod to label; its namespace is used for every request.
     """
 
@@ -197,7 +197,7 @@ def _quoted(name: str) -> str:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    """Returns the JSON object in an answer; an empty one if a proxy answered with something else."""
+    """Returns the JSON object in an answer; an empty object if a proxy sent something other than JSON."""
     try:
         answer = json.loads(text)
     except ValueError:

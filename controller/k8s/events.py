@@ -50,7 +50,7 @@ class Event:
     """Something that happened.
 
     Attributes:
-        name: of the object. It is chosen once, so that a second attempt can't create a second Event.
+        name: the object's name. It is chosen once, so that a second attempt can't create a second Event.
         reason: what happened.
         note: a sentence for people.
         at: when it happened, in UTC.
@@ -106,8 +106,8 @@ def event_body(event: Event, pod: Pod, deployment_uid: str | None) -> dict[str, 
 
     Args:
         event: what happened.
-        pod: where it happened.
-        deployment_uid: of the Deployment that the Event is about. If None, the Event is about the pod.
+        pod: the pod where it happened.
+        deployment_uid: uid of the Deployment that the Event is about. If None, the Event is about the pod.
     """
     reference = {"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name}
     if pod.uid:

@@ -14,9 +14,9 @@ class Pod:
     """A pod and its Deployment.
 
     Attributes:
-        namespace: of both.
-        name: of the pod.
-        uid: None unless the Downward API provides it.
+        namespace: the namespace of both.
+        name: the pod's name.
+        uid: the pod's uid; None unless the Downward API provides it.
         deployment: name of the Deployment; None if it is unknown.
     """
 
@@ -38,10 +38,10 @@ def find_pod(
     """Returns the pod, or the reason why Kubernetes can't be told anything.
 
     Args:
-        environment: of the process. Kubernetes sets the API server's address there.
-        namespace: of the pod.
-        name: of the pod.
-        uid: of the pod.
+        environment: the process's environment. Kubernetes sets the API server's address there.
+        namespace: the pod's namespace.
+        name: the pod's name.
+        uid: the pod's uid.
         deployment: name of the pod's Deployment.
         service_account: the folder that holds the token.
     """

@@ -22,7 +22,7 @@ class RoleLabels:
     """Decides on the next request about a label. `want` may be called by any thread, the rest by the announcer's.
 
     Args:
-        pod: this replica's.
+        pod: this replica's pod.
         leads: returns True while this replica may believe that it leads.
         former_leaders: returns the pods that led before a term. May raise anything.
         clock: monotonic seconds.

@@ -8,5 +8,6 @@
 Guarantees: stopping is idempotent; work ends before the leadership does; every wait has a bound; an unexpected
 exception in any thread ends the process with a non-zero status, after the same drain.
 
-Must not: know what the work is (the composition root passes callables), touch the database, or call Kubernetes.
+This package must not know what the work is (the composition root passes callables), touch the database, or call
+Kubernetes.
 """

@@ -84,7 +84,7 @@ class ControlSocket:
     def wait_until_answered(self) -> None:
         """Waits until each command has read its answer and hung up, for at most ANSWER_SECONDS.
 
-        The drain must be over.
+        Call it after the drain.
         """
         give_up_at = time.monotonic() + ANSWER_SECONDS
         for thread in self._requests:

@@ -33,7 +33,7 @@ class DrainSteps:
 
     Attributes:
         announce: tells the outside world that a drain has begun, with its reason. Must not block.
-        wait_for_work: waits up to the given seconds for the cycle in hand; returns True once it has ended.
+        wait_for_work: waits up to the given seconds for the cycle in hand; returns True if it has ended.
         resign: gives up the leadership and the lock session, within the given seconds; returns True once done.
     """
 

@@ -18,7 +18,7 @@ class StopToken:
         self._lock = threading.Lock()
 
     def may_start_cycle(self) -> bool:
-        """True until a drain begins. The guard stops then too, because what it leaves can wait for the next leader."""
+        """True until a drain begins. The guard stops then too, because the next leader can check the rest."""
         return not self._cycles_stopped.is_set()
 
     def may_start_batch(self) -> bool:

@@ -11,5 +11,5 @@ Guarantees
 - No error raised here contains a password.
 - The connection string is read again for each connection, so a rotated Secret needs no restart.
 
-It must not decide who leads or what is charged.
+This package must not decide who leads or what is charged.
 """

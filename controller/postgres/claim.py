@@ -27,8 +27,8 @@ def refuse_other_controller(connection: sql.Connection, lock_name: str, lock_key
     """Raises OtherControllerError if a leader with another lock name has claimed the instances.
 
     Args:
-        connection: of a replica that contends for the lock, or of a command.
-        lock_name: of this controller.
+        connection: the session of a replica that contends for the lock, or of a command.
+        lock_name: this controller's lock name.
         lock_key: the key of that name.
 
     Raises:

@@ -23,7 +23,7 @@ from controller.postgres.refusals import is_refusal
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
 
-#: One probe is not enough: another replica may get the telltale backend at the same moment.
+#: One probe is not enough, because another replica may get the backend that would reveal the pooler at the same moment.
 POOLER_PROBES: Final = 10
 
 #: Both ends drop a TCP connection whose peer has not answered for this long. Unix sockets ignore it.

@@ -38,8 +38,8 @@ class _Build:
 
     Attributes:
         unique: `unique ` or nothing.
-        name: of the index.
-        table: that is indexed.
+        name: the index's name.
+        table: the table that is indexed.
         definition: what follows the table's name.
     """
 

@@ -90,10 +90,10 @@ class PostgresLockSession:
         """Connects, and finds out how long a standby may wait for the lock without filling the server's log.
 
         Args:
-            database: without a pooler.
-            lock: to contend for.
-            bounds: of the election.
-            pod: that this replica runs in; recorded with each term that it mints.
+            database: the database, reached without a pooler.
+            lock: the lock to contend for.
+            bounds: the election's bounds.
+            pod: the pod that this replica runs in; recorded with each term that it mints.
 
         Raises:
             LockSessionError: PostgreSQL can't be reached.

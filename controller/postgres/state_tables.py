@@ -28,9 +28,9 @@ def repair(connection: sql.Connection, *, generation: int, version: str) -> list
     The term is restored from the rows that were written under it, so no term is ever minted twice.
 
     Args:
-        connection: of the tables' owner.
-        generation: of this program, if no term has recorded one.
-        version: of this program.
+        connection: a session of the tables' owner.
+        generation: this program's generation, used if no term has recorded one.
+        version: this program's version.
     """
     with sql.transaction(connection, settings={"lock_timeout": LOCK_TIMEOUT}):
         wrong = [row["name"] for row in sql.rows(connection, "wrong_state_tables")]

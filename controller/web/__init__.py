@@ -18,8 +18,8 @@ Guarantees
   limit, the oldest connection without a complete request is closed. Heads and bodies are bounded in size.
 - The pages escape every value, have no script and load nothing.
 
-It must not decide anything, write anything, open database sessions (it is given callables), read settings, or log the
-mistakes of clients.
+This package must not decide anything, write anything, open database sessions (it receives callables), read settings, or
+log clients' mistakes.
 """
 
 from controller.web.health import Vitals

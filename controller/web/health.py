@@ -3,7 +3,7 @@
 Both probes answer 200 `ok`, or 503 with one line for each failed check. They use only what the process knows, never the
 database, so they cost no query and answer even while the database hangs.
 
-`/livez`: the elector's loop turns, and no thread that must run has ended. It says nothing about the database, because
+`/livez`: the elector's loop is running, and no required thread has ended. It says nothing about the database, because
 restarting a process doesn't repair a database. Every wait in the elector's loop is bounded: after joining, by the lock
 session's reply timeout (JOINED_SECONDS is far above it); before, by the timeouts of connecting and of name servers
 (CONNECTING_LIVENESS_SECONDS is above those). A late restart does no harm: a leader that hangs stops believing in its
@@ -20,8 +20,8 @@ A draining replica answers 200 with `draining` in the body. A terminating pod ha
 probe would only add warnings to each planned stop.
 
 The lock session proves nothing about the workers if they use another connection string (DATABASE_DIRECT_URL is set).
-The replica is then ready only after it has read the status once through the workers' connection string. A rollout thus
-stops at a wrong address, and a standby doesn't query the database again.
+The replica is then ready only after it has read the status once through the workers' connection string. So a wrong
+address stops a rollout, and a standby doesn't query the database again.
 """
 
 from dataclasses import dataclass
@@ -44,11 +44,11 @@ class Vitals:
     """What a replica knows about itself without asking the database.
 
     Attributes:
-        role: the elector's.
-        term: of the leadership that the replica may believe in; None if it doesn't lead.
+        role: the elector's role.
+        term: the term in which the replica may believe that it leads; None if it doesn't lead.
         silent_seconds: time since the elector's loop last turned.
         draining: True once the replica has been told to stop.
-        ended_threads: names of the threads that must run and have ended. During a drain they may end.
+        ended_threads: names of the required threads that have ended. During a drain they may end.
         connect_error: why the replica has not joined the election.
         halted: why this leader bills nothing now; None if it bills or doesn't lead.
     """
@@ -81,7 +81,7 @@ def why_not_ready(vitals: Vitals, session_timeout_seconds: float, workers_unreac
     """Returns one line for each failed check; none if the replica is ready, or is draining.
 
     Args:
-        vitals: of this replica.
+        vitals: this replica's vitals.
         session_timeout_seconds: the server ends a lock session that is silent for longer.
         workers_unreachable: why the workers' sessions may not reach the database; None if they do.
     """

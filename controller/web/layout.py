@@ -16,8 +16,8 @@ def page(title: str, top: Iterable[Child], main: Iterable[Child], foot: Iterable
     """Returns a document.
 
     Args:
-        title: of the browser's tab.
-        top: beside the name of the program.
+        title: the title of the browser's tab.
+        top: shown beside the program's name.
         main: the content.
         foot: the lines of the footer.
     """

@@ -23,7 +23,7 @@ def tag(name: str, /, *children: Child, **attributes: str | float | None) -> Mar
     """Returns an element.
 
     Args:
-        name: of the element; ours, never from outside.
+        name: the element's name; a constant of this program, never from outside.
         children: text is escaped; iterables are flattened; None is nothing.
         attributes: a trailing underscore is dropped, and the others become hyphens: `class_`, `aria_label`. An
             attribute whose value is None is left out; an empty string stays.

@@ -38,10 +38,10 @@ def render(
     """Returns the document.
 
     Args:
-        identity: of this replica.
-        vitals: of this replica.
+        identity: this replica's identity.
+        vitals: this replica's vitals.
         failed_checks: why this replica is not live or not ready.
-        snapshot: of the operator's facts.
+        snapshot: the operator's facts.
         refresh_seconds: how often the page reloads; None if it doesn't.
     """
     known = snapshot.last_known

@@ -49,12 +49,12 @@ class OperatorRoutes:
     """The application that a server calls from any of its threads.
 
     Args:
-        identity: of this replica.
+        identity: this replica's identity.
         vitals: returns this replica's vitals at once.
         failed_checks: returns why this replica is not live or not ready, from its vitals.
         status_cache: reads the operator's facts.
         explainer: reads explanations.
-        host: that the server listens on, as `listener.parse_address` returns it.
+        host: the host that the server listens on, as `listener.parse_address` returns it.
     """
 
     def __init__(

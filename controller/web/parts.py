@@ -48,7 +48,7 @@ def away_panel(error: str | None, failed_checks: Sequence[str], age_seconds: flo
     Args:
         error: why the database can't be read.
         failed_checks: why this replica is not live or not ready.
-        age_seconds: of the facts below the panel; None if there are none.
+        age_seconds: the age of the facts below the panel; None if there are none.
     """
     repeated = error is not None and any(error in each for each in failed_checks)
     known = None if age_seconds is None else f"What follows was read {duration(age_seconds)} ago and may have changed."
@@ -67,7 +67,7 @@ def top_panels(status: Status | None, error: str | None, failed_checks: Sequence
 
     Args:
         status: None if the database can't be read.
-        error: why it can't.
+        error: why the database can't be read.
         failed_checks: why this replica is not live or not ready.
         age: seconds since the last known facts were read; None if there are none.
     """

@@ -27,12 +27,12 @@ class Routes:
     """The application that a server calls from any of its threads.
 
     Args:
-        identity: of this replica.
+        identity: this replica's identity.
         vitals: returns this replica's vitals at once.
         status_cache: reads the public facts.
         metrics: renders the metrics for Prometheus, in bounded time.
         session_timeout_seconds: the server ends a lock session that is silent for longer.
-        separate_worker_url: True if the workers use another connection string than the lock session.
+        separate_worker_url: True if the workers' connection string differs from the lock session's.
     """
 
     def __init__(

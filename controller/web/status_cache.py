@@ -15,7 +15,7 @@ FRESH_SECONDS: Final = 5.0
 #: How long a request waits for a read, and how many requests may wait.
 WAIT_SECONDS: Final = 2.0
 MAX_WAITING: Final = 2
-#: How old a snapshot may be that a request gets because too many requests wait already.
+#: If too many requests are waiting, another request gets the last snapshot, which may be this old.
 STALE_SECONDS: Final = 60.0
 
 log = structlog.get_logger(part="web")
@@ -28,11 +28,11 @@ class Snapshot(Generic[Facts]):
     """The result of a read.
 
     Attributes:
-        facts: None if the database could not be read.
+        facts: the facts; None if the database could not be read.
         error: one line; None if the read succeeded.
         read_at: monotonic seconds.
-        last_known: `facts`, or those of the newest read that succeeded; None if none has.
-        age_seconds: of `last_known` when this snapshot was made.
+        last_known: `facts`, or the facts of the newest read that succeeded; None if none has.
+        age_seconds: the age of `last_known` when this snapshot was made.
     """
 
     facts: Facts | None

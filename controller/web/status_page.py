@@ -23,10 +23,10 @@ def render(identity: Identity, vitals: Vitals, failed_checks: Sequence[str], sna
     """Returns the document.
 
     Args:
-        identity: of this replica.
-        vitals: of this replica.
+        identity: this replica's identity.
+        vitals: this replica's vitals.
         failed_checks: why this replica is not live or not ready.
-        snapshot: of the public facts.
+        snapshot: the public facts.
     """
     known = snapshot.last_known
     status = snapshot.facts.status if snapshot.facts is not None else None

@@ -35,11 +35,11 @@ class Identity:
 
     Attributes:
         instance: the id of this process.
-        version: of the controller.
+        version: the controller's version.
         lock: the lock's name.
-        currency: of all amounts.
-        pod: name of the pod, in Kubernetes.
-        node: name of its node, in Kubernetes.
+        currency: the currency of all amounts.
+        pod: the pod's name, in Kubernetes.
+        node: the name of its node, in Kubernetes.
     """
 
     instance: str
@@ -84,7 +84,7 @@ def answer(
     """Answers one request of the WSGI server.
 
     Args:
-        environ: of the request.
+        environ: the request's WSGI environment.
         start_response: takes the status and the headers.
         route: returns the response. If it raises, the client gets 500 without the error's text.
         failures: logs such an error.

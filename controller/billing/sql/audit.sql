@@ -1,7 +1,8 @@
 -- The invariants of money. Each returns (subject, detail, exempt) for every row that breaks it. `exempt` marks rows that are
--- older than the controller's adoption of the database, or that another program wrote. They are reported but are no
--- violations. The differences of wallets are always exempt, because the application may change wallets. The parameter `organization` restricts the check to one organization; null checks all of them. All run in one
--- read-only snapshot. "Our" rows are those for which billing_is_ours(metadata) is true.
+-- older than the controller's adoption of the database, or that another program wrote. They are reported, but not as
+-- violations. The differences of wallets are always exempt, because the application may change wallets. The parameter
+-- `organization` restricts the check to one organization; null checks all of them. All run in one read-only snapshot. "Our"
+-- rows are those for which billing_is_ours(metadata) is true.
 
 -- name: audit_summary
 -- A template: the statement of one invariant goes between the parentheses.
@@ -13,8 +14,8 @@ from (
 ) as broken
 
 -- name: audit_wallet_balance
--- wallet = sum of its completed transactions since adoption. The application writes wallets as absolute values, so a difference
--- is its doing and exempt. `reconcile` corrects or accepts it.
+-- wallet = sum of its completed transactions since adoption. The application writes wallets as absolute values, so it causes the
+-- differences, and they are exempt. `reconcile` corrects or accepts them.
 select 'wallet ' || w.id as subject,
     'holds ' || w.balance || ', its transactions since adoption make it ' || b.baseline + coalesce(t.completed, 0)
         || coalesce(': ' || c.parts, '') as detail,

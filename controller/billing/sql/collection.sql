@@ -36,7 +36,7 @@ order by c.organization_id
 limit 1000
 
 -- name: begin_collection
--- A collection charges the hours that were due when the last cycle began, and so no hour that a cycle has not seen.
+-- A collection charges the hours that were due when the last cycle began, so it charges no hour that a cycle has not seen.
 insert into billing_runs (term, holder, started_at, kind)
 values (%(term)s, %(holder)s, clock_timestamp(), 'collection')
 returning id, coalesce((select max(r.started_at) from billing_runs r where r.kind = 'cycle'), started_at) as as_of

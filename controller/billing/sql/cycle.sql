@@ -37,7 +37,7 @@ from billing_next_cycle()
 
 -- name: close_abandoned_runs
 -- Runs whose leader has not recorded their end, usually because it was lost. Their figures are what their batches committed. A
--- trigger that such a run had taken is open again, so another cycle obeys it.
+-- `trigger` command that such a run had taken is open again, so another cycle carries it out.
 with closed as (
     update billing_runs r
     set outcome = 'abandoned', finished_at = clock_timestamp(),
@@ -70,9 +70,9 @@ select billing_next_run() as id, clock_timestamp() as started_at, null::float8 a
 
 -- name: plan_cycle
 -- Returns the batches: ranges of organizations with about batch_size due instances each, in the one global order. An
--- organization larger than a batch is a batch of its own, which is charged in several transactions. These come first, because
--- only one worker can charge each. An organization that an earlier cycle could not charge is a batch of its own too. These come
--- last, so that they delay no other. The result has one short row per batch and one per organization that is alone in its batch.
+-- organization larger than a batch gets a separate batch, which is charged in several transactions. These batches come first,
+-- because only one worker can charge each. An organization that an earlier cycle could not charge also gets a separate batch.
+-- These batches come last, so that they delay no others. The result has one short row for each batch.
 with due as (
     select organization_id, count(*) as instances
     from vps_instances

@@ -47,7 +47,7 @@ with settled as materialized (
 select exists (select from stored) and (select difference from stored) is distinct from (select difference from known) as new
 
 -- name: forget_comparison
--- For a wallet that can't be compared: it or its organization was deleted, it is a duplicate, or its balance is no number.
+-- For a wallet that can't be compared: it or its organization was deleted, it is a duplicate, or its balance isn't a number.
 with gone as (
     delete from billing_wallet_differences where organization_id = %(organization)s
 )

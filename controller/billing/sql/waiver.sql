@@ -1,8 +1,8 @@
 -- Waivers: an operator writes off unpaid whole hours. The leader does it between two cycles, in fenced transactions.
 
 -- name: waivers
--- Those that the leader has to carry out now. They wait during a takeover, and while billing is halted because of another biller,
--- because that program may be about to charge the same hours. A pause delays none, because an operator gave both commands.
+-- The waivers that the leader has to carry out now. They wait during a takeover, and while another biller halts billing, because
+-- that program may be about to charge the same hours. A pause doesn't delay them, because an operator gave both commands.
 -- as_of is never later than the command, because hours that have not passed can't be waived.
 select c.id, c.organization_id, c.instance_id, c.reason, c.given_by, least(c.until, c.given_at, clock_timestamp()) as as_of
 from billing_commands c

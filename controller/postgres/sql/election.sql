@@ -17,9 +17,9 @@ where (name = 'deadlock_timeout' and current_setting('log_lock_waits')::boolean)
 order by seconds
 
 -- name: end_orphaned_batches
--- Ends the sessions of the former leader that are inside a batch. They can't be useful any more, and the mint would wait for
--- them: a server notices only after a while that the client of a running statement was killed. It ends only sessions of our
--- role that bear the former leader's name and hold the table as a fence does.
+-- Ends the former leader's sessions that are inside a batch. They are useless now, and the mint would wait for them, because
+-- a server is slow to notice that the client of a running statement was killed. It ends only sessions of our role that bear
+-- the former leader's name and hold the table as a fence does.
 select count(pg_terminate_backend(a.pid)) as ended
 from pg_locks l
 join pg_stat_activity a using (pid)
