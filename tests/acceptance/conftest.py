@@ -64,6 +64,12 @@ def bare(tmp_path: Path) -> Program:
 
 
 @pytest.fixture
+def quick_bare(tmp_path: Path) -> Program:
+    """The same in this process."""
+    return QuickProgram(tmp_path, {})
+
+
+@pytest.fixture
 def replica(database: str) -> Iterator[ControllerProcess]:
     """A controller that leads on `database` and has completed a cycle."""
     running = ControllerProcess(database)

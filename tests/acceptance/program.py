@@ -86,7 +86,9 @@ class QuickProgram(Program):
             for name, value in {**self.environment, **settings}.items():
                 patch.setenv(name, value)
             patch.chdir(self.folder)
-            return Done(*Console(patch).run(*arguments))
+            done = Done(*Console(patch).run(*arguments))
+        assert "Traceback" not in done.err, done.err
+        return done
 
 
 def _no_float(text: str) -> float:
