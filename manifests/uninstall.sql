@@ -74,11 +74,12 @@ begin
         'billing_metadata_number', 'billing_names', 'billing_next_cycle', 'billing_next_run', 'billing_notices',
         'billing_organization', 'billing_outlook', 'billing_owed', 'billing_pause', 'billing_pause_ended_at',
         'billing_period_facts', 'billing_plan_lookup', 'billing_position', 'billing_price_changes', 'billing_price_clock',
-        'billing_price_history', 'billing_refusal', 'billing_refuse_other_generation', 'billing_replicas',
-        'billing_resumed_at', 'billing_run_failures', 'billing_run_totals', 'billing_runway', 'billing_segments',
-        'billing_sound_wallets', 'billing_statement', 'billing_statement_balance', 'billing_statement_corrections',
-        'billing_status', 'billing_suspended', 'billing_time_ordered_uuid', 'billing_uncharged', 'billing_unrecorded',
-        'billing_waived', 'billing_wallet_comparison', 'billing_whole_hours', 'billing_without_term'
+        'billing_price_history', 'billing_reckon_covered', 'billing_refusal', 'billing_refuse_other_generation',
+        'billing_replicas', 'billing_resumed_at', 'billing_run_failures', 'billing_run_totals', 'billing_runway',
+        'billing_segments', 'billing_sound_wallets', 'billing_statement', 'billing_statement_balance',
+        'billing_statement_corrections', 'billing_status', 'billing_suspended', 'billing_time_ordered_uuid',
+        'billing_uncharged', 'billing_unrecorded', 'billing_waived', 'billing_wallet_comparison', 'billing_whole_hours',
+        'billing_without_term'
     ];
 
     foreach name in array triggers loop

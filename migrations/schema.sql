@@ -849,6 +849,43 @@ CREATE FUNCTION billing_price_history() RETURNS TABLE(key text, monthly_price nu
     ) h
 $$;
 
+CREATE FUNCTION billing_reckon_covered(first_organization uuid, last_organization uuid, after_created_at timestamp with time zone, after_id uuid, as_of timestamp with time zone, max_backlog_hours integer, batch_size bigint) RETURNS TABLE(id uuid, organization_id uuid, label text, created_at timestamp with time zone, last_billed_at timestamp with time zone, period_start timestamp with time zone, hours bigint, monthly_price numeric, price_source text, moved_forward boolean, amount numeric)
+    LANGUAGE sql STABLE
+    AS $$
+    with due as materialized (
+        select id, organization_id, plan_id, label, coalesce(created_at, 'infinity') as created_at, last_billed_at,
+            coalesce(last_billed_at, created_at) as period_start
+        from vps_instances
+        where organization_id between first_organization and last_organization
+            and billing_due(last_billed_at, created_at, as_of)
+            and (after_id is null
+                or (coalesce(created_at, 'infinity'), id) > (after_created_at, after_id))
+        order by organization_id, coalesce(created_at, 'infinity'), id
+        limit batch_size
+    ), indebted as materialized (
+        select vps_instance_id from vps_billing_cycles
+        where vps_instance_id = any (array(select id from due)) and status = 'failed' and billing_is_ours(metadata)
+    ), backlog as materialized (
+        select billing_backlog_edge(as_of, max_backlog_hours) as edge
+    ), price as materialized (
+        select key, monthly_price, source, valid_from from billing_price_history() where valid_to = 'infinity'
+    )
+    -- `is not true` keeps the planner from making a join of `in`, because it can't estimate the size of that join
+    select due.id, due.organization_id, due.label, due.created_at, due.last_billed_at, due.period_start, counted.hours,
+        p.monthly_price, p.source as price_source, position.ledger_end < due.period_start as moved_forward,
+        case when billing_is_price(p.monthly_price) and p.valid_from <= due.period_start and counted.hours is not null
+                and (position.ledger_end > due.period_start) is not true
+                and (due.id in (select vps_instance_id from indebted)) is not true
+                and (due.period_start <= (select edge from backlog)) is not true
+            then billing_charge(p.monthly_price, due.period_start, counted.hours) end as amount
+    from due
+    cross join lateral (
+        select case when billing_is_moment(due.period_start) then billing_whole_hours(due.period_start, as_of) end as hours
+    ) counted
+    cross join lateral billing_position(due.id, due.last_billed_at, due.created_at) position
+    left join price p on p.key = due.plan_id
+$$;
+
 CREATE FUNCTION billing_refusal(command text, given_in bigint) RETURNS text
     LANGUAGE sql STABLE
     AS $$

@@ -3,42 +3,12 @@
 -- and not for a batch.
 
 -- name: charge_covered
--- Charges the organizations that plainly can pay: exactly one wallet with a valid balance that covers everything, no open
--- row, no backlog, one price for all hours, and a ledger that is not ahead of last_billed_at. Returns the wallets with the amount to take
--- from each, and the organizations left over. Locks nothing; charge_wallets checks that the wallets can still pay.
-with due as materialized (
-    select id, organization_id, plan_id, label, coalesce(created_at, 'infinity') as created_at, last_billed_at,
-        coalesce(last_billed_at, created_at) as period_start
-    from vps_instances
-    where organization_id between %(first_organization)s and %(last_organization)s
-        and billing_due(last_billed_at, created_at, %(as_of)s)
-        and (%(after_id)s::uuid is null
-            or (coalesce(created_at, 'infinity'), id) > (%(after_created_at)s::timestamptz, %(after_id)s::uuid))
-    order by organization_id, coalesce(created_at, 'infinity'), id
-    limit %(batch_size)s
-), indebted as materialized (
-    select vps_instance_id from vps_billing_cycles
-    where vps_instance_id = any (array(select id from due)) and status = 'failed' and billing_is_ours(metadata)
-), backlog as materialized (
-    select billing_backlog_edge(%(as_of)s, %(max_backlog_hours)s) as edge
-), price as materialized (
-    select key, monthly_price, source, valid_from from billing_price_history() where valid_to = 'infinity'
-), costed as materialized (
-    -- amount is null unless the fast path can charge the instance. `is not true` keeps the planner from making a join of
-    -- `in`, because it can't estimate the size of that join
-    select due.id, due.organization_id, due.label, due.created_at, due.last_billed_at, due.period_start, counted.hours,
-        p.monthly_price, p.source as price_source, position.ledger_end < due.period_start as moved_forward,
-        case when billing_is_price(p.monthly_price) and p.valid_from <= due.period_start and counted.hours is not null
-                and (position.ledger_end > due.period_start) is not true
-                and (due.id in (select vps_instance_id from indebted)) is not true
-                and (due.period_start <= (select edge from backlog)) is not true
-            then billing_charge(p.monthly_price, due.period_start, counted.hours) end as amount
-    from due
-    cross join lateral (
-        select case when billing_is_moment(due.period_start) then billing_whole_hours(due.period_start, %(as_of)s) end as hours
-    ) counted
-    cross join lateral billing_position(due.id, due.last_billed_at, due.created_at) position
-    left join price p on p.key = due.plan_id
+-- Charges the organizations that plainly can pay: exactly one wallet with a valid balance that covers everything, and every
+-- instance reckoned by billing_reckon_covered (migration 051). Returns the wallets with the amount to take from each, and the
+-- organizations left over. Locks nothing; charge_wallets checks that the wallets can still pay.
+with costed as materialized (
+    select * from billing_reckon_covered(%(first_organization)s, %(last_organization)s, %(after_created_at)s, %(after_id)s,
+        %(as_of)s, %(max_backlog_hours)s, %(batch_size)s)
 ), covered as materialized (
     select o.organization_id, o.amount, w.wallet_id, w.balance
     from (select organization_id, sum(amount) as amount from costed group by 1 having count(amount) = count(*)) o
@@ -93,7 +63,7 @@ with due as materialized (
     insert into billing_batches (run_id, term, written_at, instances, hours, amount)
     select %(run_id)s, %(term)s, clock_timestamp(), instances, hours, amount from total where instances > 0 returning id
 )
-select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended, (select count(*) from due) as due,
+select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended, (select count(*) from costed) as due,
     -- a trigger or a rule may have dropped or changed a row
     (select (count(*), coalesce(sum(amount), 0)) = (t.payments, -t.amount) from paid)
         and (select (count(*), coalesce(sum(total_amount), 0)) = (t.instances, t.amount) from period)
@@ -103,11 +73,11 @@ select t.instances, t.hours, t.amount, 0 as debts, 0 as failures, 0 as suspended
     array(select wallet_id from covered where amount > 0) as wallets,
     array(select amount from covered where amount > 0) as amounts,
     array(select balance from covered where amount > 0) as balances,
-    array(select distinct organization_id from due where (organization_id in (select organization_id from covered)) is not true)
+    array(select distinct organization_id from costed where (organization_id in (select organization_id from covered)) is not true)
         as left_over,
     last_due.created_at::text as last_created_at, last_due.id as last_id
 from total t
-left join (select created_at, id from due order by organization_id desc, created_at desc, id desc limit 1) last_due on true
+left join (select created_at, id from costed order by organization_id desc, created_at desc, id desc limit 1) last_due on true
 
 -- name: charge_wallets
 -- Debits the wallets in the one global order. Counts those that could pay and whose balance fell by exactly their amount. If
