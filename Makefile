@@ -98,14 +98,14 @@ lock: ## Compile the pins from pyproject.toml (needs uv)
 	$(COMPILE) requirements/build.in --output-file requirements/build.txt
 	$(COMPILE) requirements/checkov.in --output-file requirements/checkov.txt $(addprefix --no-emit-package ,$(CHECKOV_UNUSED))
 
-# The packages that checkov requires and its Kubernetes checks don't import. They are half of its size.
+# The packages that checkov requires but its Kubernetes checks don't import. They are half of its size.
 CHECKOV_UNUSED := aiomultiprocess argcomplete asteval beartype beautifulsoup4 boolean-py click click-option-group configargparse \
   contextlib2 cyclonedx-python-lib decorator defusedxml dockerfile-parse gitdb gitpython importlib-metadata jinja2 \
   jsonschema jsonschema-specifications license-expression markdown markupsafe numpy packageurl-python platformdirs \
   py-serializable pycep-parser pycparser pyparsing rdflib referencing rpds-py s3transfer semantic-version smmap \
   sortedcontainers soupsieve spdx-tools unidiff uritools xmltodict zipp
 
-# A folder of its own, because checkov holds packages of the development environment back.
+# A separate folder, because checkov holds packages of the development environment back.
 .cache/checkov/.made: requirements/checkov.txt $(VENV)/.made
 	@rm -rf .cache/checkov
 	@$(PIP) --require-hashes --no-deps --no-compile --target .cache/checkov -r requirements/checkov.txt

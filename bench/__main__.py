@@ -42,7 +42,7 @@ SUITES = {
     "roofline": "the floor and cycles relative to copying the same rows",
     "failing": "a cycle in which all charges fail, or those of half of the organizations",
     "breakdown": "where a batch's time goes, by EXPLAIN ANALYZE",
-    "compare": "throughput of this checkout relative to another one; fails if it is more than 3%% slower",
+    "compare": "throughput of this checkout relative to another checkout; fails if it is more than 3%% slower",
     "check": "the regression check: fails if a bound of bench/bounds.json is broken; under two minutes",
 }
 SMALL, MEDIUM = 10_000, 100_000

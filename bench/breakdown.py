@@ -1,4 +1,4 @@
-"""Where a batch's time goes on the server, from auto_explain's analysis of each statement as it runs."""
+"""Shows how a batch spends its time on the server, from auto_explain's analysis of each statement as it runs."""
 
 from __future__ import annotations
 

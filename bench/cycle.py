@@ -49,7 +49,7 @@ class CycleSpec:
         session: settings that override those of the workers' sessions.
         edits: changes to named statements: the name, the text to replace, and its replacement.
         may_fail: True accepts cycles that do not complete.
-        pace: the share of the time that each worker works, as if every cycle began on time.
+        pace: the share of its time that each worker works, as if every cycle began on time.
     """
 
     url: str

@@ -67,7 +67,7 @@ def read_statement(connection: sql.Connection, organization: Subject, from_text:
         connection: to the database.
         organization: id of the organization.
         from_text: a date or a time as ISO 8601, in UTC unless it has an offset; or today or yesterday.
-        to_text: the end, likewise; None is now.
+        to_text: the end, in the same forms; None is now.
 
     Raises:
         PeriodError: a time can't be read, or the period is empty.

@@ -206,7 +206,7 @@ class BatchResult:
             {**self.failed, **other.failed},
             self.priced_by_default + other.priced_by_default,
             self.rewound + other.rewound,
-            # The ordered path has the later snapshot. The fast path's may lack an instance that appeared in between.
+            # The ordered path has the later snapshot. The fast path's may lack an instance that has appeared since.
             other.last or self.last,
             self.largest + other.largest,
         )

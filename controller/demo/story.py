@@ -164,7 +164,7 @@ class Story:
         self._verified(f"{self._name} leads {taken} after the end of that cycle (term {self._term})")
         self._leader.signal(signal.SIGTERM)
         self._check_drained(self._leader)
-        self._verified(f"{self._name} is told to stop, too, and ends: status 0")
+        self._verified(f"{self._name} is told to stop as well, and ends: status 0")
 
     def _add_work_between_cycles(self) -> tuple[int, Decimal, int] | None:
         """Pays into wallets and adds instances while no cycle can begin, so that the next cycle plans all of it.

@@ -12,7 +12,7 @@ from controller.errors import DatabaseUnreachableError
 from controller.postgres.bounded_connection import BoundedConnection
 from controller.postgres.connections import FOREGROUND
 
-#: A check must not wait for long.
+#: A check must not wait long.
 SESSION: Final = replace(FOREGROUND, purpose="doctor", server={"statement_timeout": "60s"}, reply_timeout_seconds=65.0)
 
 

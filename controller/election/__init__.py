@@ -53,7 +53,7 @@ too short. The deadline holds even while the elector's thread is blocked, becaus
 leadership asks `Leadership.still_leads()` before each step.
 
 A replica is *deposed* when a ping fails, arrives late, or finds the lock lost. It can't return to leading: it closes
-the session, since the server's state is unknown after an error and advisory locks stack, and then contends anew.
+the session, since the server's state is unknown after an error and advisory locks stack, and then contends again.
 
 *Resigning* is giving up the leadership on purpose, after the work has stopped: because the replica is being stopped,
 or because it steps down in favour of another one. It unlocks and then closes the session. The unlock counts every

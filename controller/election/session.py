@@ -26,7 +26,7 @@ class Ping:
 class Holder:
     """An idle session that holds the lock, as a standby with the same database role sees it.
 
-    Two equal values mean that the holder has sent nothing in between.
+    Two equal values mean that the holder has sent nothing between the two observations.
 
     Attributes:
         pid: process id of its backend; unique only together with `began_at`.

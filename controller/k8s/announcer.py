@@ -110,7 +110,7 @@ class Announcer:
         )
 
     def resigned(self, term: int) -> None:
-        """Reports that this replica gave up the leadership on purpose: to stop, or to let another one try."""
+        """Reports that this replica gave up the leadership on purpose: to stop, or to let another replica try."""
         why = "to stop" if self._draining else "to let another replica try"
         self._announce(Reason.LEADERSHIP_RESIGNED, f"{self._name} resigned from term {term} {why}", role="standby")
 

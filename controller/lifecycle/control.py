@@ -74,7 +74,7 @@ class ControlSocket:
                 self._requests = [thread for thread in self._requests if thread.is_alive()] + [serving]
                 serving.start()
         with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == own_inode:  # by now it may belong to a successor
+            if self._path.stat().st_ino == own_inode:  # a successor may have replaced it
                 self._path.unlink()
 
     def stop(self) -> None:

@@ -129,8 +129,8 @@ BILLER: Final = SessionSettings("biller", {"statement_timeout": "5s"}, reply_tim
 CYCLE: Final = SessionSettings("cycle", {"statement_timeout": "14s"}, reply_timeout_seconds=15.0)
 #: Commands that a person runs.
 FOREGROUND: Final = SessionSettings("foreground", {"statement_timeout": "590s"}, reply_timeout_seconds=600.0)
-#: An index on years of rows takes long to build. There is no `client_connection_check_interval`: if the command is
-#: killed, the build completes and the next command finds it.
+#: Building an index on years of rows takes a long time. There is no `client_connection_check_interval`: if the command
+#: is killed, the build completes and the next command finds it.
 MIGRATION: Final = SessionSettings("migrate", reply_timeout_seconds=3600.0, direct=True)
 HEARTBEAT: Final = SessionSettings("heartbeat", {"statement_timeout": "5s"}, reply_timeout_seconds=8.0)
 

@@ -1,6 +1,6 @@
 """Brings a ContainerStacks database to the schema that this version needs.
 
-Migrations are plain SQL, go forward only, and are safe to run twice, also by hand with `psql -f`. Any number of
+Migrations are plain SQL, go forward only, and are safe to run twice, even by hand with `psql -f`. Any number of
 processes may migrate at once: one applies a migration while the others wait.
 
 A file runs in one transaction. A file that begins with `-- concurrently` holds one statement on an index of an

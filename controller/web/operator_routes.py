@@ -137,7 +137,7 @@ def is_expected_host(header: str, listening_on: str) -> bool:
     """Returns True if a request with this `Host` was meant for this server, not for a website whose name points here.
 
     Args:
-        header: the value of `Host`, with any port, because a port-forward may use another one.
+        header: the value of `Host`. Its port may differ from the server's, because a port-forward may change it.
         listening_on: the server's host. If that is every interface, any literal address is accepted too: a website's
             name is needed to deceive a browser.
     """

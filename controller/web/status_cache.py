@@ -1,4 +1,4 @@
-"""Reads facts when a client asks, and keeps them for a few seconds. One read at a time; no client waits for long."""
+"""Reads facts when a client asks, and keeps them for a few seconds. One read at a time; no client waits long."""
 
 import threading
 from collections.abc import Callable

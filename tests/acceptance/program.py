@@ -94,5 +94,5 @@ class QuickProgram(Program):
 def _no_float(text: str) -> float:
     """Amounts must be text, because sums of floats are not exact. Durations may be floats."""
     if text in {"NaN", "Infinity", "-Infinity"}:
-        raise ValueError(f"{text} is no JSON")
+        raise ValueError(f"{text} isn't JSON")
     return float(text)

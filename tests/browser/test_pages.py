@@ -133,7 +133,7 @@ def test_no_page_scrolls_sideways_at_any_width(visits: dict[str, Any]) -> None:
     assert {name: each["overflow"] for name, each in visits.items() if each["overflow"]} == {}
 
 
-def test_browser_reports_no_error_and_asks_nobody_else(visits: dict[str, Any]) -> None:
+def test_browser_reports_no_error_and_asks_no_other_server(visits: dict[str, Any]) -> None:
     """An error would be a style that the Content-Security-Policy blocks."""
     # the overview without a database answers 503, which a browser reports
     errors = {name: each["errors"] for name, each in visits.items() if not name.startswith("away")}
@@ -146,7 +146,7 @@ def test_first_key_reaches_the_link_that_skips_the_header(visits: dict[str, Any]
 
 
 def test_picture_in_the_readme_shows_the_present_page() -> None:
-    """`make browser` takes the picture anew after the page has changed, and stores the page's hash with it."""
+    """After the page has changed, `make browser` takes a new picture, and stores the page's hash with it."""
     assert PICTURE.with_suffix(".sha256").read_text("ascii").split()[0] == page_hash(), "run `make browser` and commit"
 
 

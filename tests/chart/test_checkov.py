@@ -1,6 +1,6 @@
 """checkov finds nothing in any rendering, except for the checks that are skipped here with a reason.
 
-checkov is not a development dependency, because it holds others back. `make test` installs it into a folder of its own,
+checkov is not a development dependency, because it holds others back. `make test` installs it into a separate folder,
 without the packages that only its other checks need.
 """
 

@@ -129,7 +129,7 @@ PLANTS: dict[str, tuple[str, str]] = {
     ids=["a wallet changed without a transaction", "a transaction without the wallet"],
 )
 def test_wallet_that_differs_is_exempt_and_named(billed: World, statement: str) -> None:
-    """The application may change wallets, so a difference is no violation; see test_reconcile."""
+    """The application may change wallets, so a difference isn't a violation; see test_reconcile."""
     billed.run(statement)
     report = billed.audit()
     assert report.clean

@@ -114,7 +114,7 @@ def test_accepted_backlog_that_the_wallet_cannot_pay_is_a_debt_from_then_on(limi
     assert limited.bill(NOON + HOUR).totals == Totals(instances=1, hours=50, amount=D(50), debts=1)
     limited.run("delete from billing_accepted_backlogs")
     limited.top_up(organization, "500.00")
-    assert limited.bill(NOON + 400 * HOUR).totals.amount == D(500), "recorded hours are no backlog"
+    assert limited.bill(NOON + 400 * HOUR).totals.amount == D(500), "recorded hours aren't a backlog"
     assert limited.reason(owing) == "insufficient_balance"
 
 

@@ -1,4 +1,4 @@
-"""A standby's wait for the lock: bounded, quiet in the server's log, and in nobody's way."""
+"""A standby's wait for the lock is bounded, leaves the server's log quiet, and holds up no other session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between two cycles the leader collects what a topped-up wallet can pay. A collection is no cycle."""
+"""Between two cycles the leader collects what a topped-up wallet can pay. A collection isn't a cycle."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ MILESTONES = (
     r"is told to stop \(SIGTERM\) in the middle of its next cycle",
     r"[✓] [ABC] finishes it, [\d,]+ instances charged, and ends: status 0",
     r"[✓] [ABC] leads [\d,]+ ms after the end of that cycle \(term 3\)",
-    r"[✓] [ABC] is told to stop, too, and ends: status 0",
+    r"[✓] [ABC] is told to stop as well, and ends: status 0",
     r"prove .*[✓] audit clean: \d+ invariants",
     r"[✓] wallets: ",
     r"= all charges = all debits",

@@ -76,7 +76,7 @@ def test_large_organization_that_is_locked_after_a_step_counts_each_debt_once(wo
 
 
 def test_large_organization_that_fails_after_a_step_counts_each_instance_once(world: World) -> None:
-    """The dry run, too, fails only what the steps before it have not charged."""
+    """The dry run also fails only what the steps before it have not charged."""
     organization, plan = world.organization("0.35"), world.plan("7.30")
     instances = [world.instance(organization, plan, NOON - 20 * HOUR + n * HOUR) for n in range(6)]
     for _ in range(3):

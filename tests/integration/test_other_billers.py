@@ -493,7 +493,7 @@ def test_takeover_waits_until_the_fallback_has_billed_nothing_for_the_whole_dela
     owing.run("update vps_billing_cycles set created_at = now() - interval '6 minutes'")
     foreign_period(owing, second, created="now() - interval '1 minute'")
     successor = owing.lead("test-1")
-    assert looks(owing, successor) == [], "the fallback's last run is no evidence"
+    assert looks(owing, successor) == [], "the fallback's last run isn't evidence"
     assert 235 < (bill_after(owing) - owing.one("select now()")).total_seconds() < 241
     # it bills nothing more
     owing.run("update vps_billing_cycles set created_at = now() - interval '301 seconds'")

@@ -54,7 +54,7 @@ def payment(world: World, organization: UUID, amount: str, status: str = "comple
 
 
 def write_back(world: World, organization: UUID, read: str, amount: str) -> None:
-    """A top-up as the application makes it: an absolute balance, computed from one that it read before."""
+    """A top-up as the application makes it: an absolute balance, computed from a balance that it read earlier."""
     after = D(read) + D(amount)
     world.run("update wallets set balance = %s where organization_id = %s", after, organization)
     payment(world, organization, amount, balance_before=read, balance_after=str(after))

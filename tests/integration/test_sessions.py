@@ -135,7 +135,7 @@ class Company:
 
 
 def commands() -> set[str]:
-    """The commands that use DATABASE_URL for one answer. `drain` has no database, and `run` has tests of its own."""
+    """The commands that use DATABASE_URL for one answer. `drain` has no database, and `run` has separate tests."""
     return set(get_command(cli.app).commands) - {"run", "drain", "demo"}  # type: ignore[attr-defined] # it is a group
 
 

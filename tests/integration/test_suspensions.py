@@ -1,4 +1,4 @@
-"""An operator's suspension: hours are recorded at their prices and charged afterwards; the guard's is another one."""
+"""An operator's suspension records hours at their prices and charges them afterwards. The guard's is separate."""
 
 from __future__ import annotations
 

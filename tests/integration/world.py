@@ -343,7 +343,7 @@ class World:
     def violations(self) -> dict[str, tuple[str, ...]]:
         """Examples of the audit's violations, by invariant, and of wallets that differ from their transactions.
 
-        Such a wallet is no violation, because the application may change wallets. Tests know that no application did.
+        Such a wallet isn't a violation, because the application may change wallets. In these tests no application did.
         """
         return {
             each.invariant: each.examples or each.exempt_examples

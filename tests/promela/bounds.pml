@@ -63,7 +63,7 @@ inline forget(i) {
 }
 
 inline end_session(i) {
-    assert(!LEADS(i));          /* it may believe until its deadline, and nobody ends its session before */
+    assert(!LEADS(i));          /* it may believe until its deadline, and no standby ends its session before */
     forget(i); lock = NONE
 }
 
@@ -78,7 +78,7 @@ inline grant(i) {
 }
 
 proctype Replica(byte me) {
-    byte holder = NONE, holder_mark, since, rest;   /* whom a standby watches, and since when it has been silent */
+    byte holder = NONE, holder_mark, since, rest;   /* the holder that a standby watches, and since when it has been silent */
 end:
     do
     /* A standby sends its next wait, which is no longer than the holder's silence has left to run. */

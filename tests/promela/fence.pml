@@ -44,7 +44,7 @@ bool frozen;                    /* one replica's elector takes no step any more 
 #define MINT_MAY_WRITE (sharing == 0)
 #endif
 
-/* The fence waits behind a mint, even behind one that still waits itself: the server queues table locks fairly. */
+/* The fence waits behind a mint, even if that mint is still waiting: the server queues table locks fairly. */
 #ifdef MINT_WITHOUT_THE_QUEUE
 #define FENCE_MAY_READ true
 #else
@@ -91,7 +91,7 @@ fence:
             fi
         };
         if
-        /* The commit. The process may have died after it sent it: the server carries it out all the same. */
+        /* The commit. The process may have died after sending it: the server still carries it out. */
         :: atomic { session == server ->
                 assert(mine == term);       /* no commit of an older term after a newer one was minted */
 #ifndef LIVENESS                            /* there, two workers share the units out, and never finish */
@@ -134,7 +134,7 @@ end_standby:
     :: atomic { lock == me && session == server && queued == me -> queued = NONE; lock = NONE; goto end_standby }
 #endif
     od;
-    /* Leading. A lost session is noticed any time later, and a batch in hand goes on meanwhile. */
+    /* Leading. The loss of a session may be noticed any time later, and a batch in hand continues meanwhile. */
     if
     :: atomic { lock != me || session != server -> leads[me] = 0; goto end_standby }
 #ifdef LIVENESS

@@ -16,7 +16,7 @@ from controller.lifecycle.signals import Signals
 
 
 class Console:
-    """Runs commands in this process, each with sessions of its own, and returns what they print."""
+    """Runs commands in this process, each with its own sessions, and returns what they print."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch

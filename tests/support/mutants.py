@@ -65,7 +65,7 @@ class Mutant:
         text = file.read_text("utf-8")
         found = text.count(self.old, start, end)
         if found != 1:
-            raise MutantError(f"{self.place}: {found} occurrences of {self.old!r}; mend tests/support/mutants.txt")
+            raise MutantError(f"{self.place}: {found} occurrences of {self.old!r}; correct tests/support/mutants.txt")
         at = text.index(self.old, start)
         file.write_text(text[:at] + self.new + text[at + len(self.old) :], "utf-8")
 
@@ -88,7 +88,7 @@ def _find(root: Path, place: str) -> tuple[Path, int, int]:
         found = re.search(rf"^-- name: {place}$.*?(?=^-- name: |\Z)", file.read_text("utf-8"), re.MULTILINE | re.DOTALL)
         if found:
             return file, *found.span()
-    raise MutantError(f"no statement is named {place}; mend tests/support/mutants.txt")
+    raise MutantError(f"no statement is named {place}; correct tests/support/mutants.txt")
 
 
 def load() -> list[Mutant]:

@@ -376,7 +376,7 @@ def drain_without_descriptors(path: Path) -> None:
 
 
 def test_lack_of_descriptors_delays_a_request_and_ends_no_thread(path: Path) -> None:
-    """It runs in a process of its own, where no other test opens or closes a descriptor."""
+    """It runs in a separate process, where no other test opens or closes a descriptor."""
     program = (
         "import sys, pathlib; from tests.unit import test_control;"
         "test_control.drain_without_descriptors(pathlib.Path(sys.argv[1]))"

@@ -52,11 +52,11 @@ def test_every_need_of_a_check_is_an_earlier_check() -> None:
 
 
 def test_summary_counts_what_needs_attention() -> None:
-    found = [Finding("a", Level.OK, "fine"), Finding("b", Level.FAILURE, "broken", "mend it")]
+    found = [Finding("a", Level.OK, "fine"), Finding("b", Level.FAILURE, "broken", "fix it")]
     assert list(lines(found)) == [
         "ok       a  fine",
         "FAILURE  b  broken",
-        "            remedy: mend it",
+        "            remedy: fix it",
         "1 failure",
     ]
     assert list(lines(found[:1]))[-1] == "everything is in order"

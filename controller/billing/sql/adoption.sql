@@ -46,7 +46,7 @@ from (
 ) d
 
 -- name: adoption_backlog_amount
--- What the backlog costs at present prices.
+-- What the backlog costs at current prices.
 select coalesce(sum(billing_charge(s.monthly_price, s.starts_at, s.hours)) filter (where billing_is_price(s.monthly_price)), 0) as amount
 from billing_segments(array(
     select i.id from vps_instances i

@@ -37,7 +37,7 @@ limit %(limit)s
 select %(from_time)s::timestamptz as from_time, coalesce(%(to_time)s::timestamptz, now()) as to_time
 
 -- name: statement_balance
--- The baseline contains every accepted difference; one that was accepted later does not count yet.
+-- The baseline contains every accepted difference, so differences that were accepted later are subtracted.
 select opening - billing_accepted_since(%(organization)s, %(from_time)s) as opening, credits, debits,
     closing - billing_accepted_since(%(organization)s, %(to_time)s) as closing,
     currency, balance_now, expected_now, difference, adopted_at, derived

@@ -35,7 +35,7 @@ with payment as materialized (
             when c.total_amount <> billing_charge((c.metadata ->> 'monthly_price')::numeric, c.billing_period_start,
                 (c.metadata ->> 'hours')::bigint) then 'price_clock'
             when before.period_end > c.billing_period_start then 'periods'
-            -- `and` would call the function for a null, too
+            -- `and` would also call the function for a null
             when case when before.period_end < c.billing_period_start
                 then not billing_gap_is_lawful(c.vps_instance_id, before.period_end, c.billing_period_start, c.metadata) end then 'periods'
             when i.last_billed_at is null or i.last_billed_at < c.billing_period_end then 'last_billed'
@@ -84,7 +84,7 @@ where b.written_at >= %(checked_until)s
 
 -- name: guard_unpaid
 -- Billed periods of some runs whose payment is missing, by organization. It runs only if payments of these runs are missing. It
--- reads the newest periods of each instance, because their runs are the newest, too.
+-- reads the newest periods of each instance, because those runs are the newest too.
 select c.organization_id, count(*) as periods, min(c.id::text) as example
 from vps_instances i
 cross join lateral (
