@@ -127,7 +127,7 @@ class Settings(BaseSettings):
         _setting(
             "DATABASE_CA_FILE",
             DATABASE,
-            "Certificate of the authority that signed the server's. The server's name is then verified, unless the URL"
+            "CA certificate that signed the server's certificate. The server's name is then verified, unless the URL"
             " states another `sslmode` or `sslrootcert`.",
             default="unset",
         ),

@@ -119,7 +119,7 @@ def test_database_that_is_not_migrated_is_1_with_the_remedy(
 
 
 @commands
-def test_database_of_something_else_is_1_and_says_what_is_missing(
+def test_foreign_database_is_1_and_says_what_is_missing(
     quick_bare: Program, empty_database: str, command: tuple[str, ...]
 ) -> None:
     line = quick_bare(*command, DATABASE_URL=empty_database).failed_with(1)

@@ -30,7 +30,7 @@ def test_replica_waits_for_the_tables_and_for_the_migrations_and_says_why(
     assert terminate(replica) == 0
 
 
-def test_wrong_password_is_said_without_it(database: str, start: StartReplica) -> None:
+def test_wrong_password_is_reported_without_quoting_it(database: str, start: StartReplica) -> None:
     replica = start(database.replace("postgres@", "nobody:hunter2@"))
     replica.wait_until(says("DATABASE_URL", "nobody"), "a warning about the refusal")
     assert "hunter2" not in replica.tail()

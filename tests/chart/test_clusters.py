@@ -93,7 +93,7 @@ def test_any_release_name_gives_valid_names(release: str) -> None:
         ("v1__", "v1"),
     ],
 )
-def test_tag_that_is_no_label_still_makes_one(tag: str, label: str) -> None:
+def test_tag_that_is_not_a_label_still_makes_one(tag: str, label: str) -> None:
     objects = render({**MINIMAL, "image": {"tag": tag}})
     assert {o["metadata"]["labels"]["app.kubernetes.io/version"] for o in objects} == {label}
     assert controller(objects)["image"].endswith(f":{tag}")

@@ -75,7 +75,7 @@ def test_policy_that_may_hide_rows_is_refused_beside_an_open_one(limited: World,
     assert "its other policies (narrow)" in problem(limited)
 
 
-def test_policy_for_another_role_is_no_concern(limited: World) -> None:
+def test_policy_for_another_role_is_accepted(limited: World) -> None:
     as_owner(limited, "alter table wallets enable row level security")
     as_owner(limited, f"create policy billing on wallets to {ROLE} using (true) with check (true)")
     as_owner(limited, "create policy other on wallets to pg_monitor using (false)")

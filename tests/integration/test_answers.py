@@ -145,7 +145,7 @@ def test_debt_that_is_deleted_with_its_instance_or_organization_stays_known(bill
         billed.run("drop role application")
 
 
-def test_deletion_goes_on_if_a_lost_debt_can_not_be_kept(billed: World) -> None:
+def test_deletion_continues_if_a_lost_debt_can_not_be_kept(billed: World) -> None:
     billed.run("drop table billing_lost_debts")
     billed.run("delete from vps_instances where label = 'vps-poor'")
     assert billed.rows("select from vps_instances where label = 'vps-poor'") == []

@@ -227,7 +227,7 @@ def test_hours_that_last_billed_at_was_moved_over_are_exempt(world: World, *, de
     assert exempt(world) == {"periods": 1}
 
 
-def test_top_ups_refunds_and_deletions_are_no_violations(billed: World) -> None:
+def test_top_ups_refunds_and_deletions_are_not_violations(billed: World) -> None:
     organization = first(billed, "organizations")
     billed.run(
         "insert into payment_transactions (organization_id, amount, status, metadata)"
@@ -323,7 +323,7 @@ def test_instance_that_moved_away_and_back_is_clean_for_each_organization(world:
     assert exempt(world) == {"periods": 1}
 
 
-def test_instance_that_was_deleted_with_its_periods_is_no_violation(world: World) -> None:
+def test_instance_that_was_deleted_with_its_periods_is_not_a_violation(world: World) -> None:
     instance = world.instance(world.organization(), world.plan("7.30"), NOON - 9 * HOUR)
     world.bill(NOON)
     world.run("delete from vps_instances where id = %s", instance)

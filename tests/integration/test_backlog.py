@@ -118,7 +118,7 @@ def test_accepted_backlog_that_the_wallet_cannot_pay_is_a_debt_from_then_on(limi
     assert limited.reason(owing) == "insufficient_balance"
 
 
-def test_debts_that_were_recorded_in_time_are_no_backlog(limited: World) -> None:
+def test_debts_that_were_recorded_in_time_are_not_a_backlog(limited: World) -> None:
     organization, owing = instance(limited, 100, "0.00")
     limited.bill(NOON)
     for days in range(1, 15):

@@ -217,7 +217,7 @@ def test_wait_is_shorter_than_what_the_server_logs(
     assert standby()._longest_wait_seconds == pytest.approx(seconds)
 
 
-def test_standby_tries_now_and_then_if_the_server_would_log_even_short_waits(
+def test_standby_tries_at_intervals_if_the_server_would_log_even_short_waits(
     conn: psycopg.Connection[Any], holder: psycopg.Connection[Any], standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PostgresLockSession, "_logged_limit", None)

@@ -115,7 +115,7 @@ def test_second_pause_replaces_the_first_and_keeps_its_start(world: World) -> No
     assert read_status(world.conn).notices[0].since == third.given_at
 
 
-def test_pause_after_resume_begins_anew(world: World) -> None:
+def test_pause_after_resume_has_a_new_start(world: World) -> None:
     pause(world)
     give(world.conn, Wish("resume", "ann on desk"))
     assert read_status(world.conn).notices == ()

@@ -156,7 +156,7 @@ def test_organization_that_failed_before_is_planned_last_and_alone(world: World)
     ]  # fmt: skip
 
 
-def test_organizations_that_failed_before_are_no_evidence_against_the_controller(world: World) -> None:
+def test_organizations_that_failed_before_are_not_evidence_against_the_controller(world: World) -> None:
     """Only the organizations that fail are still due."""
     made = organizations(world, 9)
     refuse(world, made[:5], "raise sqlstate 'AP001'")

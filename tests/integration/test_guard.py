@@ -115,7 +115,7 @@ def test_gap_is_a_violation_unless_last_billed_at_was_moved_over_it(world: World
     assert suspended(world) == {organization_of(world, shortened): "periods"}
 
 
-def test_gap_that_another_program_has_billed_is_no_violation(world: World) -> None:
+def test_gap_that_another_program_has_billed_is_not_a_violation(world: World) -> None:
     filled, empty, _ = three_charged(world)
     guard(world).check(world.term())
     world.run(
@@ -133,7 +133,7 @@ def test_gap_that_another_program_has_billed_is_no_violation(world: World) -> No
     assert suspended(world) == {organization_of(world, empty): "periods"}
 
 
-def test_instance_that_moved_through_a_deleted_organization_is_no_violation(world: World) -> None:
+def test_instance_that_moved_through_a_deleted_organization_is_not_a_violation(world: World) -> None:
     first, middle, last = (world.organization() for _ in range(3))
     instance = world.instance(first, world.plan("7.30"), NOON - 9 * HOUR)
     for hours, organization in ((6, middle), (3, last)):
@@ -167,7 +167,7 @@ def test_payment_that_is_missing_after_its_commit_suspends_its_organization(worl
     assert [line["amount"] for line in logs if line["event"] == "payments.missed"] == ["0.07"]
 
 
-def test_deleted_organization_is_no_violation(world: World) -> None:
+def test_deleted_organization_is_not_a_violation(world: World) -> None:
     deleted, *_ = three_charged(world)
     world.run("delete from organizations where id = %s", organization_of(world, deleted))
     guard(world).check(world.term())
@@ -215,7 +215,7 @@ def test_interrupted_guard_starts_again_next_time(world: World, monkeypatch: pyt
     assert [line["event"] for line in logs] == ["guard.interrupted", "organization.suspended", "guard.passed"]
 
 
-def test_deleted_instance_is_no_violation(world: World) -> None:
+def test_deleted_instance_is_not_a_violation(world: World) -> None:
     deleted, *_ = three_charged(world)
     world.run("delete from vps_instances where id = %s", deleted)
     with capture_logs() as logs:
@@ -223,7 +223,7 @@ def test_deleted_instance_is_no_violation(world: World) -> None:
     assert [line["event"] for line in logs] == ["guard.passed"]
 
 
-def test_refund_is_no_violation(world: World) -> None:
+def test_refund_is_not_a_violation(world: World) -> None:
     """Neither is the charge after it, which begins where the refunded period ends."""
     refunded, *_ = three_charged(world)
     world.bill(THEN + HOUR)

@@ -281,7 +281,7 @@ def test_leader_that_returns_proves_it_can_bill_then_beats_then_waits(owing: Wor
     assert owing.one("select waiting_for from billing_status") == "takeover"
 
 
-def test_leader_that_could_not_bill_tries_again_when_elected_anew(owing: World, start: StartReplica) -> None:
+def test_leader_that_could_not_bill_tries_again_when_elected_again(owing: World, start: StartReplica) -> None:
     heartbeat_of(owing, 100, "gone-1")
     owing.run(
         "create function refuse() returns trigger language plpgsql as"

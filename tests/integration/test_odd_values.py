@@ -56,7 +56,7 @@ def test_infinite_last_billed_at_fails_alone(neighbor: World, moment: str) -> No
 @pytest.mark.parametrize(
     ("reason", "balance"), [("balance_nan", "NaN"), ("balance_infinite", "infinity"), ("balance_infinite", "-infinity")]
 )
-def test_balance_that_is_no_amount_fails_its_organization_alone(neighbor: World, reason: str, balance: str) -> None:
+def test_balance_that_is_not_an_amount_fails_its_organization_alone(neighbor: World, reason: str, balance: str) -> None:
     neighbor.run("alter table wallets alter column balance type numeric")
     organization = neighbor.organization()
     odd = neighbor.instance(organization, neighbor.plan("7.30"), NOON - 5 * HOUR)

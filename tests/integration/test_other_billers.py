@@ -156,7 +156,7 @@ def test_deleted_row_is_forgotten(world: World) -> None:
 @pytest.mark.parametrize(
     "metadata", ['{"term": 7}', f'{{"controller": "{MARKER}"}}', f'{{"controller": "{OLD_MARKER}"}}']
 )
-def test_replicas_of_every_version_are_no_other_billers(world: World, metadata: str) -> None:
+def test_replicas_of_every_version_are_not_other_billers(world: World, metadata: str) -> None:
     leadership = world.lead()
     daemon(world)
     world.run("update billing_daemon_status set metadata = %s", metadata)
@@ -168,7 +168,7 @@ def test_replicas_of_every_version_are_no_other_billers(world: World, metadata: 
 @pytest.mark.parametrize(
     "metadata", ["null", "'{}'", "'[]'", "'5'", "'null'", """'{"term": "7"}'""", """'{"pid": 7}'"""]
 )
-def test_row_without_a_term_is_another_daemon_whatever_its_name(world: World, metadata: str) -> None:
+def test_row_without_a_term_is_another_daemon_regardless_of_its_name(world: World, metadata: str) -> None:
     daemon(world, name="test-2")
     world.run(f"update billing_daemon_status set metadata = {metadata}")  # noqa: S608 - ours
     assert kinds(world, world.lead()) == ["other_daemon"]
@@ -401,7 +401,7 @@ def test_leader_keeps_billing_with_the_setting_warn(owing: World) -> None:
     assert kinds(owing, leadership) == ["other_daemon"], "a live daemon always stops billing"
 
 
-def test_what_the_application_may_do_is_no_evidence(owing: World) -> None:
+def test_what_the_application_may_do_is_not_evidence(owing: World) -> None:
     """Debits of every kind, refunded rows, corrections by hand, imports, and the fallback's last run."""
     leadership = takeover_ended(owing)
     for description in ("VPS creation, 1 hour", "Deduction", "Refund", "Egress", "Hosting"):
@@ -423,14 +423,14 @@ def test_what_the_application_may_do_is_no_evidence(owing: World) -> None:
 
 
 @pytest.mark.parametrize("marker", [MARKER, OLD_MARKER])
-def test_leader_of_an_older_version_is_no_other_biller(owing: World, marker: str) -> None:
+def test_leader_of_an_older_version_is_not_another_biller(owing: World, marker: str) -> None:
     leadership = takeover_ended(owing)
     for instance in instances(owing):
         foreign_period(owing, instance, metadata=f'{{"controller": "{marker}"}}')
     assert looks(owing, leadership) == []
 
 
-def test_import_of_old_rows_of_an_indebted_instance_is_no_evidence(owing: World) -> None:
+def test_import_of_old_rows_of_an_indebted_instance_is_not_evidence(owing: World) -> None:
     """last_billed_at equals the end of the last old period, because billing has not moved since."""
     leadership = takeover_ended(owing)
     owing.run("update wallets set balance = 0")
@@ -527,7 +527,7 @@ def test_heartbeat_of_a_wrong_clock_does_not_spare_the_takeover_delay(
     assert (begun.silent, begun.after_other) == (silent, True)
 
 
-def test_periods_of_a_daemon_that_stopped_before_the_term_are_no_evidence(owing: World) -> None:
+def test_periods_of_a_daemon_that_stopped_before_the_term_are_not_evidence(owing: World) -> None:
     owing.lead()
     owing.run("update billing_terms set minted_at = now() - interval '2 days'")
     for instance in instances(owing):

@@ -222,7 +222,7 @@ def test_refusal_says_what_was_waived_before(indebted: World, monkeypatch: pytes
     assert indebted.violations() == {}
 
 
-def test_waiver_after_the_application_moved_last_billed_at_forward_is_no_violation(world: World) -> None:
+def test_waiver_after_the_application_moved_last_billed_at_forward_is_not_a_violation(world: World) -> None:
     owner = world.organization("1.00")
     instance = world.instance(owner, world.plan("7.30"), NOON - 2 * HOUR)
     world.bill(NOON)

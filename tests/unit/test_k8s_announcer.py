@@ -154,7 +154,7 @@ def test_unreadable_deployment_costs_a_warning_and_events_are_about_the_pod(serv
     assert [resource for resource, _ in warnings(logged)] == ["deployments"]
 
 
-def test_cycle_is_announced_if_it_ended_otherwise_or_after_some_time(server: ApiServer) -> None:
+def test_cycle_is_announced_if_it_ended_differently_or_after_some_time(server: ApiServer) -> None:
     now = [1000.0]
     failed = CycleResult(Outcome.FAILED, Totals(), 0.1, error="disk full")
     with running(server.url, clock=lambda: now[0]) as announcer:

@@ -176,7 +176,7 @@ def test_former_leader_is_relabelled_only_if_uid_and_label_match(server: ApiServ
 
 
 @pytest.mark.parametrize("status", [404, 422])
-def test_former_leader_that_has_gone_or_has_another_label_is_no_failure(
+def test_former_leader_that_has_gone_or_has_another_label_is_not_a_failure(
     server: ApiServer, api: Api, status: int
 ) -> None:
     server.status["pods"] = status

@@ -39,7 +39,7 @@ def test_end_is_judged_again_after_each_transaction() -> None:
     assert paced.pause_after(0.5, 700) > 0, "the rest now ends in time"
 
 
-def test_transaction_without_instances_tells_nothing_about_the_rate() -> None:
+def test_transaction_without_instances_says_nothing_about_the_rate() -> None:
     assert pace(Clock()).pause_after(0.5, 0) == 0
 
 

@@ -76,7 +76,7 @@ def test_refused_login_is_tried_every_thirty_seconds() -> None:
     assert wait.attempts == [0.0, 30.0, 60.0]
 
 
-def test_reason_is_said_once_then_every_minute_and_at_once_when_it_changes() -> None:
+def test_reason_is_reported_once_then_every_minute_and_at_once_when_it_changes() -> None:
     wait = Wait(*[UNREACHABLE] * 130, REFUSED)
     wait.run(600)
     assert [at for at, _ in wait.said] == [0.0, 60.0, 120.0, 130.0]
@@ -101,7 +101,7 @@ def test_replica_tries_again_while_its_secret_is_missing(monkeypatch: pytest.Mon
         application.open_lock_session()
 
 
-def test_without_a_wait_the_first_failure_is_raised_as_it_is() -> None:
+def test_without_a_wait_the_first_failure_is_raised_unchanged() -> None:
     wait = Wait(SecretFileError("DATABASE_URL_FILE is empty"))
     with pytest.raises(SecretFileError, match=r"^DATABASE_URL_FILE is empty$"):
         wait.run(0)
