@@ -164,6 +164,7 @@ def reconcile(
         psycopg.Error: the database can't be reached, or refuses.
     """
     with sql.transaction(connection):
+        sql.rows(connection, "begin_correction", organization=organization)
         if order.kind == "correct":
             sql.run(connection, "lock_wallet", organization=organization)
         else:

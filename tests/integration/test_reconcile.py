@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -12,6 +13,8 @@ import pytest
 from psycopg.types.json import Jsonb
 from structlog.testing import capture_logs
 
+from controller import sql
+from controller.billing import reconcile as reconciliation
 from controller.billing.answers import find
 from controller.billing.audit import audit
 from controller.billing.guard import Guard
@@ -21,6 +24,7 @@ from controller.billing.status import read_status
 from controller.billing.verdict import verdict
 from tests.integration.world import ScriptedStop, World
 from tests.model import HOUR, NOON
+from tests.support.waiting import eventually
 
 D = Decimal
 #: A plan of 10.00 an hour.
@@ -314,6 +318,35 @@ def test_correction_is_refused(world: World, overwritten: UUID, cause: str, kind
     with pytest.raises(RefusedError, match=message):
         carry_out(world, overwritten, kind, "10.00")
     assert world.dump("wallets", "billing_wallet_baselines", "billing_corrections") == before
+
+
+@pytest.mark.parametrize("second", ["accept", "correct"])
+@pytest.mark.parametrize("first", ["accept", "correct"])
+def test_two_corrections_at_once_apply_the_difference_once(
+    world: World, overwritten: UUID, first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age(world)
+    act, others = getattr(reconciliation, f"_{first}"), list[Future[Correction]]()
+
+    def with_another(connection: sql.Connection, found: Any) -> Decimal:  # noqa: ANN401 - passed on
+        if not others:
+            others.append(pool.submit(from_another_session, second))
+            waiting = "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+            eventually(lambda: others[0].done() or world.one(waiting), "the other session has not waited")
+        moved: Decimal = act(connection, found)
+        return moved
+
+    def from_another_session(kind: str) -> Correction:
+        with world.database.connect() as other:
+            return reconcile(other, overwritten, order(kind, "10.00"), lambda _seconds: None)
+
+    monkeypatch.setattr(reconciliation, f"_{first}", with_another)
+    with ThreadPoolExecutor(1) as pool:
+        done = from_another_session(first)
+    assert done.after.difference == 0
+    with pytest.raises(RefusedError, match="the difference is 0"):
+        others[0].result()
+    assert world.one("select count(*) from billing_corrections") == 1
 
 
 def test_correction_takes_no_more_than_the_wallet_holds(world: World, overwritten: UUID) -> None:
