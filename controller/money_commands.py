@@ -72,6 +72,9 @@ def accept_backlog(
     ] = None,
     *,
     everyone: Annotated[bool, typer.Option("--all", help="Accept the backlog of every organization.")] = False,
+    instances: Annotated[
+        int | None, typer.Option(help="How many instances this command lists. --all needs it.", min=0)
+    ] = None,
     reason: Reason = None,
     by: By = None,
     as_json: AsJson = False,
@@ -82,8 +85,10 @@ def accept_backlog(
     wanted = organization is not None or everyone
     if wanted and not (reason and reason.strip()):
         raise typer.BadParameter("accept-backlog needs --reason")
-    if not wanted and (reason or by):
-        raise typer.BadParameter("--reason and --by need an organization or --all")
+    if everyone and instances is None:
+        raise typer.BadParameter("--all needs --instances, the number of instances that accept-backlog lists")
+    if not wanted and (reason or by or instances is not None):
+        raise typer.BadParameter("--instances, --reason and --by need an organization or --all")
     built = application()
     with built.connect() as connection:
         migrations.check(connection)
@@ -91,7 +96,9 @@ def accept_backlog(
             rows = read_backlogs(connection, None)
         else:
             subject = find(connection, organization, organizations_only=True) if organization else None
-            done = accept(connection, subject.organization_id if subject else None, built.operator(by), reason.strip())
+            accepted_by = built.operator(by)
+            whom = subject.organization_id if subject else None
+            done = accept(connection, whom, accepted_by, reason.strip(), instances)
             whose = subject.slug if subject else "every organization"
             output.json_line(asdict(done)) if as_json else output.line(money_report.accepted(done, whose))
             return

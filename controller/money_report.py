@@ -107,7 +107,7 @@ def forecast(largest: Sequence[dict[str, Any]], unrecorded: Sequence[dict[str, A
         if found > len(unrecorded):
             yield f"and {found - len(unrecorded)} more"
     if any(each["in_backlog"] for each in unrecorded):
-        yield "A backlog is charged after `containerstacks-billing accept-backlog ORG|--all --reason TEXT`."
+        yield "A cycle lists a backlog and doesn't charge it before you `containerstacks-billing accept-backlog` it."
 
 
 def backlogs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -128,10 +128,12 @@ def backlogs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         ],
         numbers=(0, 1),
     )  # fmt: skip
-    yield "Charge them after `accept-backlog ORG|--all --reason TEXT`, or `waive` them."
+    yield f"Charge them after `accept-backlog ORG|--all --instances {len(rows)} --reason TEXT`, or `waive` them."
 
 
 def accepted(done: Accepted, whose: str) -> str:
     """The result of `accept-backlog`."""
+    if not done.instances:
+        return f"nothing to accept: no cycle has found an instance of {whose} in backlog"
     recorded = f"{counted(done.instances, 'instance')} in backlog with {done.owed}"
     return f"accepted: hours of {whose} until {time(done.accepted_until)}, {recorded}; the next cycle charges them"

@@ -88,7 +88,8 @@ CREATE FUNCTION billing_backlogs(of_organization uuid DEFAULT NULL::uuid) RETURN
     join vps_instances i on i.id = open.vps_instance_id
     where not exists (
         select from billing_accepted_backlogs a
-        where (a.organization_id = i.organization_id or a.organization_id is null) and a.accepted_until >= open.ends_at)
+        where a.instance_id = i.id and a.organization_id = i.organization_id and a.accepted_from <= open.since
+            and a.accepted_until >= open.ends_at)
     order by open.since, i.id
 $$;
 
@@ -378,7 +379,8 @@ CREATE FUNCTION billing_in_backlog(instance_id uuid, organization_id uuid, start
                 and not c.metadata ? 'backlog' and c.billing_period_end > edge)
         and not exists (
             select from billing_accepted_backlogs a
-            where (a.organization_id = billing_in_backlog.organization_id or a.organization_id is null) and a.accepted_until > edge)
+            where a.instance_id = billing_in_backlog.instance_id and a.organization_id = billing_in_backlog.organization_id
+                and a.accepted_from <= starts_at and a.accepted_until > edge)
 $$;
 
 CREATE FUNCTION billing_instance_debts(of_organization uuid DEFAULT NULL::uuid) RETURNS TABLE(organization_id uuid, organization text, slug text, instance_id uuid, label text, provider_instance_id text, hours bigint, owed numeric, since timestamp with time zone, next_hour numeric, balance numeric, pays_next_hour boolean)
@@ -1360,11 +1362,14 @@ CREATE TABLE billing_accepted_backlogs (
     accepted_by text NOT NULL,
     reason text NOT NULL,
     organization_id uuid,
-    instances bigint NOT NULL,
-    owed numeric NOT NULL
+    owed numeric NOT NULL,
+    instance_id uuid,
+    accepted_from timestamp with time zone
 );
 
-COMMENT ON COLUMN billing_accepted_backlogs.instances IS 'in backlog when it was accepted, by their open rows';
+COMMENT ON COLUMN billing_accepted_backlogs.owed IS 'what its open rows said it cost';
+
+COMMENT ON COLUMN billing_accepted_backlogs.accepted_from IS 'the start of the instance''s oldest open row; earlier hours are not accepted';
 
 ALTER TABLE billing_accepted_backlogs ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_accepted_backlogs_id_seq
@@ -1830,7 +1835,7 @@ ALTER TABLE ONLY billing_wallet_baselines
 ALTER TABLE ONLY billing_wallet_differences
     ADD CONSTRAINT billing_wallet_differences_pkey PRIMARY KEY (wallet_id);
 
-CREATE INDEX billing_accepted_backlogs_organization ON billing_accepted_backlogs USING btree (organization_id, accepted_until);
+CREATE INDEX billing_accepted_backlogs_instance ON billing_accepted_backlogs USING btree (instance_id, accepted_until);
 
 CREATE INDEX billing_batches_run ON billing_batches USING btree (run_id);
 

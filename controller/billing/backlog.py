@@ -1,6 +1,7 @@
 """Backlog: instances with many hours that no one has billed or recorded, until an operator accepts them.
 
-SQL functions of migration 041 say which instances these are. Charging, `explain` and the dry run ask the same ones.
+SQL functions of migrations 041 and 052 say which instances these are. Charging, `explain` and the dry run use the same
+functions.
 """
 
 from dataclasses import dataclass
@@ -11,11 +12,16 @@ from uuid import UUID
 
 from controller import sql
 from controller.billing.values import Pricing
+from controller.errors import BillingError
 
 #: A dry run names instances with more unrecorded hours than this.
 LISTED_HOURS: Final = 48
 #: The most instances that a dry run names.
 LISTED: Final = 20
+
+
+class OtherBacklogError(BillingError):
+    """Other instances are in backlog than the operator has seen. Nothing was accepted."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Accepted:
 
     Attributes:
         accepted_until: by the database's clock.
-        instances: how many were in backlog by their open rows.
+        instances: how many were accepted, by their open rows.
         owed: what their open rows say they cost.
     """
 
@@ -58,17 +64,27 @@ def read_backlogs(connection: sql.Connection, organization: UUID | None) -> list
     return sql.rows(connection, "backlogs", organization=organization)
 
 
-def accept_backlog(connection: sql.Connection, organization: UUID | None, accepted_by: str, reason: str) -> Accepted:
-    """Accepts the unrecorded hours of an organization, or of all, up to now. The next cycle charges them.
+def accept_backlog(
+    connection: sql.Connection, organization: UUID | None, accepted_by: str, reason: str, expected: int | None = None
+) -> Accepted:
+    """Accepts the hours of the listed instances of an organization, or of all, up to now. The next cycle charges them.
 
     Args:
         connection: in autocommit mode; the command takes no lock.
         organization: None for all.
         accepted_by: for the record.
         reason: for the record.
+        expected: how many instances the operator has seen; None for any number.
 
     Raises:
+        OtherBacklogError: another number is in backlog.
         psycopg.Error: the database can't be reached, or refuses.
     """
-    row = sql.row(connection, "accept_backlog", organization=organization, accepted_by=accepted_by, reason=reason)
+    who = {"accepted_by": accepted_by, "reason": reason}
+    row = sql.row(connection, "accept_backlog", organization=organization, expected=expected, **who)
+    found = row.pop("found")
+    if expected not in {None, found}:
+        raise OtherBacklogError(
+            f"{found} instances are in backlog, not {expected}; look again: `containerstacks-billing accept-backlog`"
+        )
     return Accepted(**row)

@@ -85,7 +85,14 @@ def test_first_cycle_charges_no_backlog_before_it_is_accepted(foreign_database: 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("organization-5",), ("--all", "--reason", " "), ("organization-5", "--all", "--reason", "x"), ("--by", "ann")],
+    [
+        ("organization-5",),
+        ("--all", "--instances", "1", "--reason", " "),
+        ("--all", "--reason", "x"),
+        ("organization-5", "--all", "--reason", "x"),
+        ("--by", "ann"),
+        ("--instances", "1"),
+    ],
     ids=" ".join,
 )
 def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from controller.billing.answers import explain, find
 from controller.billing.audit import audit
-from controller.billing.backlog import accept_backlog, read_backlogs, read_unrecorded
+from controller.billing.backlog import OtherBacklogError, accept_backlog, read_backlogs, read_unrecorded
 from controller.billing.proof import prove
 from controller.billing.status import read_status
 from controller.billing.values import Cause, Outcome, Totals
@@ -95,16 +95,49 @@ def test_backlog_grows_until_it_is_accepted_and_is_then_charged_once(limited: Wo
 def test_accepting_one_organization_leaves_the_others(limited: World) -> None:
     one, _ = instance(limited, 200)
     instance(limited, 300)
+    limited.bill(NOON)
     accept_until(limited, one, NOON)
-    assert limited.bill(NOON).totals.amount == D(200)
-    accept_until(limited, None, NOON)
-    assert limited.bill(NOON + HOUR).totals.amount == D(302)
+    assert limited.bill(NOON + HOUR).totals.amount == D(201)
+    accept_until(limited, None, NOON + HOUR)
+    assert limited.bill(NOON + 2 * HOUR).totals.amount == D(303)
 
 
 def test_acceptance_does_not_cover_a_later_backlog(limited: World) -> None:
     organization, _ = instance(limited, 200)
+    limited.bill(NOON)
     accept_until(limited, organization, NOON - 180 * HOUR)
-    assert limited.bill(NOON).failures_by_reason == {"backlog": 1}
+    assert limited.bill(NOON + HOUR).failures_by_reason == {"backlog": 1}
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_acceptance_covers_only_the_instances_that_were_listed(limited: World, *, everyone: bool) -> None:
+    organization, listed = instance(limited, 400, "99999.00")
+    other, sound = instance(limited, 2)
+    limited.bill(NOON)
+    accept_until(limited, None if everyone else organization, NOON)
+    owner = other if everyone else organization
+    restored = limited.instance(owner, limited.plan(HOURLY), NOON - 9000 * HOUR)
+    assert limited.bill(NOON + HOUR).failures_by_reason == {"backlog": 1}
+    assert (limited.reason(listed), limited.reason(sound), limited.reason(restored)) == (None, None, "backlog")
+
+
+def test_acceptance_covers_no_earlier_hours_than_the_listed_ones(limited: World) -> None:
+    _, owing = instance(limited, 400, "99999.00")
+    limited.bill(NOON)
+    accept_until(limited, None, NOON)
+    limited.run("update vps_instances set last_billed_at = %s", NOON - 9000 * HOUR)
+    assert limited.bill(NOON + HOUR).failures_by_reason == {"backlog": 1}
+    assert len(read_backlogs(limited.conn, None)) == 1
+    assert limited.billed(owing) == []
+
+
+def test_nothing_is_accepted_if_other_instances_are_in_backlog_than_the_operator_has_seen(limited: World) -> None:
+    instance(limited, 400)
+    limited.bill(NOON)
+    with pytest.raises(OtherBacklogError, match="1 instances are in backlog, not 2"):
+        accept_backlog(limited.conn, None, "tester", "x", 2)
+    assert limited.rows("select from billing_accepted_backlogs") == []
+    assert accept_backlog(limited.conn, None, "tester", "x", 1).instances == 1
 
 
 def test_accepted_backlog_that_the_wallet_cannot_pay_is_a_debt_from_then_on(limited: World) -> None:
@@ -160,7 +193,9 @@ def test_organization_that_fails_with_an_error_stays_in_backlog(limited: World) 
     organization, owing = instance(limited, 200)
     for hours in range(3):
         instance(limited, hours + 1)
+    limited.bill(NOON - HOUR)
     accept_until(limited, organization, NOON)
+    limited.run("delete from vps_billing_cycles where status = 'failed'")
     limited.run(
         "create function refuse() returns trigger language plpgsql as"
         " 'begin if new.amount < -100 then raise exception ''no''; end if; return new; end';"
@@ -187,6 +222,7 @@ def test_instances_beside_a_backlog_are_charged(limited: World) -> None:
 
 def test_explain_and_the_dry_run_say_what_the_cycle_does(limited: World) -> None:
     organization, owing = instance(limited, 200)
+    limited.bill(NOON)
     explained = explain(limited.conn, find(limited.conn, str(organization)), limited.pricing)
     assert explained.reasons() == ["backlog"]
     (listed,) = read_unrecorded(limited.conn, limited.pricing)

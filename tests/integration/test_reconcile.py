@@ -326,12 +326,14 @@ def test_two_corrections_at_once_apply_the_difference_once(
     world: World, overwritten: UUID, first: str, second: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     age(world)
+    waiting = (
+        "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    )
     act, others = getattr(reconciliation, f"_{first}"), list[Future[Correction]]()
 
     def with_another(connection: sql.Connection, found: Any) -> Decimal:  # noqa: ANN401 - passed on
         if not others:
             others.append(pool.submit(from_another_session, second))
-            waiting = "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
             eventually(lambda: others[0].done() or world.one(waiting), "the other session has not waited")
         moved: Decimal = act(connection, found)
         return moved

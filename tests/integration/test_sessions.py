@@ -89,6 +89,8 @@ class Company:
     def use_every_command(self, monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
         """Runs each command as a person would, and checks its result."""
         for name, value in {
+            "BILLING_MAX_BACKLOG_HOURS": "none",
+            "BILLING_TAKEOVER_DELAY_SECONDS": "0",
             "BILLING_CONTROL_SOCKET": "none",
             "BILLING_HTTP_ADDRESS": "none",
             "BILLING_PAGE_ADDRESS": "none",
@@ -99,7 +101,7 @@ class Company:
         console, organization = Console(monkeypatch), str(self.organization)
         assert console("migrate") == "up to date\n"
         assert console("migrate", "--check") == "up to date\n"
-        console("accept-backlog", "--all", "--reason", "x")
+        console("accept-backlog", "--all", "--instances", "0", "--reason", "x")
         words: tuple[str, ...]
         for words in ("bill", "--dry-run"), ("bill",):
             billed = console.json(*words)

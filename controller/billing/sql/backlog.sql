@@ -38,7 +38,21 @@ join organizations o on o.id = b.organization_id
 order by b.since, b.instance_id
 
 -- name: accept_backlog
-insert into billing_accepted_backlogs (accepted_by, reason, organization_id, instances, owed)
-select %(accepted_by)s || ' (role ' || current_user || ')', %(reason)s, %(organization)s::uuid, count(*), coalesce(sum(b.owed), 0)
-from billing_backlogs(%(organization)s::uuid) b
-returning accepted_until, instances, owed
+-- Accepts nothing if the number of instances in backlog is another one than expected: the operator has not seen the others.
+with backlog as materialized (
+    select b.*, count(*) over () as instances, (
+            -- debts may come before the backlog
+            select min(c.billing_period_start) from vps_billing_cycles c
+            where c.vps_instance_id = b.instance_id and c.status = 'failed' and billing_is_ours(c.metadata)
+        ) as starts_at
+    from billing_backlogs(%(organization)s::uuid) b
+), accepted as (
+    insert into billing_accepted_backlogs
+        (accepted_until, accepted_by, reason, organization_id, instance_id, accepted_from, owed)
+    select now(), %(accepted_by)s || ' (role ' || current_user || ')', %(reason)s, b.organization_id, b.instance_id, b.starts_at, b.owed
+    from backlog b
+    where b.instances = coalesce(%(expected)s::bigint, b.instances)
+    returning owed
+)
+select now() as accepted_until, (select count(*) from backlog) as found, count(*) as instances, coalesce(sum(owed), 0.00) as owed
+from accepted

@@ -1,0 +1,56 @@
+-- An acceptance covers the instances that were in backlog when it was given, and no others: an instance that is restored a minute
+-- later with a year of unbilled hours is not charged. Acceptances from before this migration name no instance. They stay as a record, and
+-- cover nothing.
+
+alter table billing_accepted_backlogs
+    add column if not exists instance_id uuid,
+    add column if not exists accepted_from timestamptz,
+    drop column if exists instances;
+drop index if exists billing_accepted_backlogs_organization;
+create index if not exists billing_accepted_backlogs_instance on billing_accepted_backlogs (instance_id, accepted_until);
+comment on column billing_accepted_backlogs.accepted_from is 'the start of the instance''s oldest open row; earlier hours are not accepted';
+comment on column billing_accepted_backlogs.owed is 'what its open rows said it cost';
+
+-- True if an instance that is billed until starts_at is in backlog: it has unrecorded hours from the edge or earlier, and no one
+-- has accepted them. Open rows record hours, except those that were written as backlog.
+create or replace function billing_in_backlog(instance_id uuid, organization_id uuid, starts_at timestamptz, edge timestamptz)
+returns boolean
+language sql stable as
+$$
+    select coalesce(starts_at <= edge, false)
+        and not exists (
+            select from vps_billing_cycles c
+            where c.vps_instance_id = instance_id and c.status = 'failed' and billing_is_ours(c.metadata)
+                and not c.metadata ? 'backlog' and c.billing_period_end > edge)
+        and not exists (
+            select from billing_accepted_backlogs a
+            where a.instance_id = billing_in_backlog.instance_id and a.organization_id = billing_in_backlog.organization_id
+                and a.accepted_from <= starts_at and a.accepted_until > edge)
+$$;
+
+-- The instances in backlog, the longest first, with what their open rows say, unless all of that is accepted. Without an argument it
+-- reads every open row.
+create or replace function billing_backlogs(of_organization uuid default null)
+returns table (
+    organization_id uuid, instance_id uuid, label text, hours bigint, owed numeric, since timestamptz
+)
+language sql stable as
+$$
+    select i.organization_id, i.id, i.label, open.hours, open.owed, open.since
+    from (
+        select c.vps_instance_id, sum(billing_whole_hours(c.billing_period_start, c.billing_period_end))::bigint as hours,
+            sum(billing_owed(c.metadata, c.total_amount)) as owed, min(c.billing_period_start) as since, max(c.billing_period_end) as ends_at
+        from vps_billing_cycles c
+        where c.status = 'failed' and billing_is_ours(c.metadata) and c.metadata ? 'backlog'
+            and (of_organization is null or c.organization_id = of_organization)
+        group by c.vps_instance_id
+    ) open
+    join vps_instances i on i.id = open.vps_instance_id
+    where not exists (
+        select from billing_accepted_backlogs a
+        where a.instance_id = i.id and a.organization_id = i.organization_id and a.accepted_from <= open.since
+            and a.accepted_until >= open.ends_at)
+    order by open.since, i.id
+$$;
+
+insert into billing_schema_migrations (name) values ('052_billing_accepted_backlogs') on conflict do nothing;
