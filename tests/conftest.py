@@ -26,6 +26,7 @@ from tests.support.servers import (
     chosen_installations,
     create_template,
     installation_of,
+    shared_server,
     temporary_database,
 )
 
@@ -85,7 +86,7 @@ def newest_server_only(request: pytest.FixtureRequest, installation: Installatio
 @pytest.fixture(scope="session")
 def server(installation: Installation) -> Iterator[Server]:
     """A running server. Tests share it: don't stop it or change its settings."""
-    with Server(installation) as running:
+    with shared_server(installation) as running:
         yield running
 
 

@@ -76,9 +76,9 @@ class Account:
         """True if the account may enter the folder, or run the program, at `path`."""
         return self.user is None or self.output("/bin/sh", "-c", 'test -x "$0"', str(path))[0] == 0
 
-    def make_folder(self) -> Path:
-        """A new temporary folder of this account, with a path short enough for a Unix socket."""
-        for parent in (None, "/tmp"):  # noqa: S108 - used if TMPDIR is too long, or closed to the account
+    def make_folder(self, wanted: Path | None = None) -> Path:
+        """A new folder of this account in `wanted`, by default TMPDIR, with a path short enough for a Unix socket."""
+        for parent in (wanted, "/tmp"):  # noqa: S108 - used if TMPDIR is too long, or closed to the account
             folder = Path(tempfile.mkdtemp(prefix="billing-pg-", dir=parent))
             end_with_us(folder)
             if self.user is not None:
@@ -145,6 +145,7 @@ class EphemeralServer:
             raise ServerError(f"no PostgreSQL found: {remedy}")
         self.installation = found
         self.options = dict(OPTIONS)
+        self.parent: Path | None = None  # where to make `folder`; by default in TMPDIR
         self.port = 0
         self.folder = Path()  # once it has started: its data, log and socket
         self._process: subprocess.Popen[bytes] | None = None
@@ -170,7 +171,7 @@ class EphemeralServer:
     def start(self) -> None:
         """Starts the server and waits until it accepts connections. Raises: ServerError."""
         try:
-            self.folder = self._account.make_folder()
+            self.folder = self._account.make_folder(self.parent)
             if not self._account.reaches(Path(self.installation.program("postgres"))):
                 self.installation = self.installation.copy_to(self.folder / "programs")
             self._make_data(self.folder / "data")

@@ -11,13 +11,20 @@ import pytest
 from controller.demo.process import ControllerProcess
 from controller.demo.sample import Size, create_data, create_schema
 from tests.acceptance.program import Program, QuickProgram
-from tests.support.servers import TEMPLATE, Server, chosen_installation, create_template, temporary_database
+from tests.support.servers import (
+    TEMPLATE,
+    Server,
+    chosen_installation,
+    create_template,
+    shared_server,
+    temporary_database,
+)
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """One server for all tests: the version of PostgreSQL makes no difference to the command line."""
-    with Server(chosen_installation(request.config)) as running:
+    with shared_server(chosen_installation(request.config)) as running:
         create_template(running)
         yield running
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import quote
@@ -22,11 +25,17 @@ from controller.demo.sample import create_schema
 from controller.demo.server import EphemeralServer, Installation, ServerError, find_installations
 from controller.postgres.connections import MIGRATION, Database
 from controller.postgres.migrations import migrate
+from tests.support.waiting import eventually
 
 Origin = Literal["installed", "embedded"]
 StopMode = Literal["fast", "immediate"]
 ORIGINS: Final[tuple[Origin, ...]] = ("installed", "embedded")
 TEMPLATE: Final = "migrated_template"
+
+MEMORY: Final = Path("/dev/shm")  # noqa: S108 - `mkdtemp` makes the folders in it
+#: What the servers of all xdist workers take at most, and what must stay free beside them.
+SERVERS_BYTES: Final = 3 << 30
+SPARE_BYTES: Final = 1 << 30
 
 _numbers = itertools.count(1)
 
@@ -72,8 +81,14 @@ class Server(EphemeralServer):
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        """Drops the database if it exists, and ends its sessions."""
+        """Drops the database if it exists, and ends its sessions.
+
+        It first waits until they have ended: `drop database` looks again only after 100 ms.
+        """
         with psycopg.connect(self.url(), autocommit=True) as conn:
+            ended = "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s"
+            with suppress(AssertionError):  # a frozen session delays `drop database` too, which then fails
+                eventually(lambda: not conn.execute(ended, [name]).fetchall(), "sessions end", within=1, every=0.001)
             conn.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
     def start(self) -> None:
@@ -96,6 +111,30 @@ class Server(EphemeralServer):
             self._process.send_signal(number)  # sends nothing to a process that has ended
             self._process.send_signal(signal.SIGCONT)
         super()._stop(number)
+
+
+def shared_server(installation: Installation) -> Server:
+    """A server for many tests. It is in memory if there is room: on a disk, most tests wait for their database's files.
+
+    Tests that crash a server, fill its disk or restart it have their own servers on the disk.
+    """
+    server = Server(installation)
+    server.parent = _memory()
+    return server
+
+
+@cache
+def _memory() -> Path | None:
+    """The file system in memory if there is one with enough room; else None."""
+    try:
+        volume = os.statvfs(MEMORY)
+        available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text("utf-8"), re.MULTILINE)
+    except (AttributeError, OSError):  # Windows, macOS
+        return None
+    if available is None or volume.f_flag & os.ST_NOEXEC:  # root may have to copy the programs there
+        return None
+    enough = shutil.disk_usage(MEMORY).free > SERVERS_BYTES and int(available[1]) << 10 > SERVERS_BYTES + SPARE_BYTES
+    return MEMORY if enough else None
 
 
 def installation_of(origin: Origin) -> Installation | None:
