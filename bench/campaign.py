@@ -24,7 +24,7 @@ class Step:
     """One command.
 
     Attributes:
-        command: without the interpreter.
+        command: the command line without the interpreter.
         environment: variables on top of this process's.
     """
 

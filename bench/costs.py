@@ -57,7 +57,7 @@ class Variant:
         server: settings of the whole server during the cycle.
         session: settings of the workers' sessions.
         snapshot: True if another transaction keeps a snapshot open during the cycle.
-        edits: of the controller's named statements, as in `CycleSpec`.
+        edits: changes to the controller's named statements, as in `CycleSpec`.
     """
 
     name: str

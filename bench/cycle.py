@@ -68,7 +68,7 @@ class CycleRun:
     """What one cycle did and how long it took.
 
     Attributes:
-        began: on the machine's monotonic clock, which all processes share.
+        began: when it began, on the machine's monotonic clock, which all processes share.
         processor_seconds: used by the controller, without the server.
         peak_bytes: the process's largest resident size, including interpreter and libraries.
         transactions: seconds of each batch's transaction, including its commit.

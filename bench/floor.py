@@ -23,8 +23,8 @@ class FloorRun:
     """One run of floor.sql.
 
     Attributes:
-        seconds: without connecting, with the commit.
-        statement_seconds: by a label such as `update wallets`.
+        seconds: how long it took, without connecting but with the commit.
+        statement_seconds: the seconds of each statement, by a label such as `update wallets`.
     """
 
     instances: int

@@ -39,7 +39,7 @@ class Rounds:
 
     Attributes:
         every_ms: the interval of the top-ups; None for as many as possible.
-        pace: of the cycle; None if no cycle runs.
+        pace: the cycle's pace; None if no cycle runs.
         latencies: seconds of each top-up, by round.
         rate: top-ups per second.
         lock_waits: milliseconds of each logged lock wait, by round.

@@ -162,7 +162,7 @@ def suspend(
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Excludes an organization from billing. Its hours are recorded at the current prices, and charged afterwards."""
+    """Excludes an organization from billing. Its hours are recorded at the prices that apply, and charged later."""
     with _session() as (connection, built):
         target = find(connection, organization, organizations_only=True)
         ends_at = _moment(connection, until, ahead=True)

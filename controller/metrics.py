@@ -33,7 +33,7 @@ class Metrics:
     """The metrics of one replica. Any thread may count; counting never fails.
 
     Args:
-        version: of the controller.
+        version: the controller's version.
         lock_name: a label of the leadership gauge.
         leads: returns True while this replica may believe that it leads.
         read: returns the status, in bounded time, or None if the database can't be read. Called once per scrape.

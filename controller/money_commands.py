@@ -34,7 +34,7 @@ def reconcile(
         typer.Option("--correct", help="Change the wallet by the difference, so that it matches its transactions."),
     ] = False,
     accept: Annotated[
-        bool, typer.Option("--accept", help="Keep the wallet, and count the difference as part of its baseline.")
+        bool, typer.Option("--accept", help="Leave the wallet unchanged, and add the difference to its baseline.")
     ] = False,
     amount: Annotated[str | None, typer.Option(help="The difference, as this command shows it.")] = None,
     reason: Reason = None,

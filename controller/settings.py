@@ -57,7 +57,7 @@ def _setting(name: str, group: str, description: str, *, default: str | None = N
     """The variable that sets a field.
 
     Args:
-        name: of the environment variable.
+        name: the environment variable's name.
         group: the heading it is listed under.
         description: Markdown. `--help` shows the first sentence.
         default: what to show for a default that is not a constant.

@@ -84,11 +84,11 @@ def transaction(
     """Opens a transaction that begins with the session's settings. BEGIN and the settings take one round trip.
 
     Args:
-        connection: in autocommit mode, outside a transaction.
+        connection: a session in autocommit mode, outside a transaction.
         keep: False rolls back at the end.
         isolation: the transaction's isolation level.
         access: `read write` or `read only`.
-        settings: for this transaction, on top of the session's.
+        settings: settings for this transaction, on top of the session's.
 
     Raises:
         psycopg.Error: as the server or libpq reports it.

@@ -27,7 +27,7 @@ class WebReader:
 
     Args:
         connect: opens a session with a statement timeout.
-        pricing: for explanations.
+        pricing: the settings that explanations depend on.
         redact: removes passwords from a text.
     """
 

@@ -62,7 +62,7 @@ def check(connection: sql.Connection, accepted_columns: Collection[str]) -> None
     """Raises AccessError unless billing sees and may write everything that it needs.
 
     Args:
-        connection: to the workers' database, under the workers' role.
+        connection: a session on the workers' database, under the workers' role.
         accepted_columns: `column` or `table.column` names of BILLING_ACCEPT_COLUMNS.
 
     Raises:
@@ -89,7 +89,7 @@ def require(connection: sql.Connection, rights: Mapping[str, Mapping[str, str]],
     """Raises AccessError if this role lacks a right.
 
     Args:
-        connection: under the role to check.
+        connection: a session under the role to check.
         rights: table, then right, then columns, as in RIGHTS.
         purpose: what the rights are for, such as `to give commands`.
     """

@@ -13,7 +13,7 @@ class Adoption:
     """What the migration found. The rows are those of the statements in sql/adoption.sql.
 
     Attributes:
-        wallets: by state. `exact` and `drifting` wallets are adopted; others are left out for the reason in `state`.
+        wallets: counts by state. `exact` and `drifting` wallets are adopted. Others are left out, and `state` says why.
         balances: sums of the adopted wallets, by currency.
         instances: counts and unbilled hours.
         backlog_amount: what the backlog costs at current prices.

@@ -16,7 +16,7 @@ INVARIANTS: Final = {
     "last_billed": "last_billed_at is the end of the last billed period",
     "whole_hours": "only whole and past hours are billed",
     "transactions": "every billed amount has one transaction of its organization, and every transaction its period",
-    "price_clock": "every amount is the price clock's",
+    "price_clock": "every amount is what the price clock gives",
     "open_rows": "the open rows of an instance are contiguous",
     "overdue": "nothing is overdue without a recorded reason",
     "terms": "nothing was written under a term that was not the newest",

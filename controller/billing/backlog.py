@@ -1,7 +1,6 @@
 """Backlog: instances with many hours that no one has billed or recorded, until an operator accepts them.
 
-SQL functions of migrations 041 and 052 say which instances these are. Charging, `explain` and the dry run use the same
-functions.
+SQL functions of migrations 041 and 052 say which instances these are. Charging, `explain` and dry runs call them.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ LISTED: Final = 20
 
 
 class OtherBacklogError(BillingError):
-    """Other instances are in backlog than the operator has seen. Nothing was accepted."""
+    """The instances in backlog are not the ones that the operator has seen. Nothing was accepted."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Accepted:
     """What an operator has accepted: hours until `accepted_until` may be charged.
 
     Attributes:
-        accepted_until: by the database's clock.
+        accepted_until: the end of the accepted hours, by the database's clock.
         instances: how many were accepted, by their open rows.
         owed: what their open rows say they cost.
     """
@@ -70,14 +69,14 @@ def accept_backlog(
     """Accepts the hours of the listed instances of an organization, or of all, up to now. The next cycle charges them.
 
     Args:
-        connection: in autocommit mode; the command takes no lock.
+        connection: a session in autocommit mode; the command takes no lock.
         organization: None for all.
-        accepted_by: for the record.
-        reason: for the record.
+        accepted_by: the operator, for the record.
+        reason: the operator's reason, for the record.
         expected: how many instances the operator has seen; None for any number.
 
     Raises:
-        OtherBacklogError: another number is in backlog.
+        OtherBacklogError: the number of instances in backlog is different.
         psycopg.Error: the database can't be reached, or refuses.
     """
     who = {"accepted_by": accepted_by, "reason": reason}

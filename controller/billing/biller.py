@@ -194,7 +194,7 @@ class Biller:
         """Looks for other billers and commands, and starts the term unless another daemon is alive.
 
         Args:
-            leadership: under which to bill.
+            leadership: the leadership to bill under.
             started: True if this term has started its heartbeat.
 
         Returns:

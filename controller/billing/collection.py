@@ -44,10 +44,10 @@ class Collector:
     """Collects debts under one leadership.
 
     Args:
-        ledger: on the leader's session.
-        leadership: under which it works.
+        ledger: a ledger on the leader's session.
+        leadership: the leadership that it works under.
         stop: checked before each organization.
-        seconds: until the next cycle is due; the collection ends before that.
+        seconds: time until the next cycle is due; the collection ends before that.
         clock: monotonic seconds.
     """
 

@@ -36,7 +36,7 @@ class Command:
         finished_at: when the leader had nothing left to do for it.
         run_id: the run that carried it out.
         refusal: why the leader refused the command.
-        outcome: of that run.
+        outcome: that run's outcome.
         leader: instance id of the replica that leads now; None if no replica does.
     """
 
@@ -65,8 +65,8 @@ class Wish:
 
     Attributes:
         command: its name in `billing_commands`.
-        given_by: for the record.
-        reason: for the record; None if the operator gave none.
+        given_by: the operator, for the record.
+        reason: the operator's reason, for the record; None if there is none.
         until: when it ends.
         for_seconds: how long it lasts, by the database's clock; used if `until` is None. None: indefinitely.
         organization_id: the organization that it applies to.
@@ -86,7 +86,7 @@ def give(connection: sql.Connection, wish: Wish) -> Command:
     """Records a command.
 
     Args:
-        connection: in autocommit mode.
+        connection: a session in autocommit mode.
         wish: what to record.
 
     Raises:
@@ -152,10 +152,10 @@ def wait(
     """Reads a command until a condition holds, or no answer can be expected.
 
     Args:
-        connection: in autocommit mode.
-        command: as it was given.
+        connection: a session in autocommit mode.
+        command: the command, as `give` returned it.
         until: the condition.
-        seconds: to wait.
+        seconds: how long to wait.
         clock: monotonic seconds.
         sleep: waits between two reads.
     """

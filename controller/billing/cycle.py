@@ -74,7 +74,7 @@ class Cycle:
     Args:
         connect: opens a session in autocommit mode, for the plan and the history.
         connect_worker: opens a worker's session.
-        settings: of every cycle.
+        settings: the settings of every cycle.
         stop: checked before each transaction; ends the waits between two tries.
     """
 
@@ -110,7 +110,7 @@ class Cycle:
         """Charges everything that is due now. A cycle that fails or is stopped returns a result and raises nothing.
 
         Args:
-            leadership: under which it works.
+            leadership: the leadership that it works under.
             dry: True runs the same statements and rolls each batch back. A dry run leaves no trace and needs no lock.
             looked: True if the caller has just checked for other billers, and found no reason to halt.
             on_planned: called with the number of due instances.

@@ -37,7 +37,7 @@ class Ledger:
     """One session's view of the money. Not safe for two threads.
 
     Args:
-        connection: in autocommit mode; its rows are mappings.
+        connection: a session in autocommit mode; its rows are mappings.
         holder: id of this replica, which minted the terms that it writes under.
         on_fenced: called for each transaction that the fence refuses. Must not block.
         assume_unsuspended: organizations that a dry run charges although they are suspended.
@@ -409,7 +409,7 @@ class Ledger:
         """Records the leader's settings, and returns who billed before. Needs `fenced`.
 
         Args:
-            interval_minutes: between the starts of two cycles.
+            interval_minutes: time between the starts of two cycles.
             other_billers: `stop` or `warn`, if other programs bill instances.
         """
         row = sql.row(self.connection, "begin_term", interval_minutes=interval_minutes, other_billers=other_billers)

@@ -64,7 +64,7 @@ def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool =
     """Stores what other billers have done since the last check, answers commands, and returns the notices.
 
     Args:
-        ledger: on the leader's session.
+        ledger: a ledger on the leader's session.
         term: the leader's.
         keep: False, for a dry run, stores nothing and accepts any term.
         between_cycles: True if no batch is in hand. A run that still looks unfinished was then lost.
@@ -109,8 +109,8 @@ class Watch:
 
     Args:
         connect: opens a session in autocommit mode.
-        term: under which the cycle works.
-        look_seconds: between two checks.
+        term: the term that the cycle works under.
+        look_seconds: time between two checks.
         clock: monotonic seconds.
         look_now: set by another thread; the next check looks, and clears it.
     """

@@ -40,7 +40,7 @@ class Comparison:
         other_wallets: sum of the transactions of the organization's other wallets, which don't count.
         unsettled: why the difference may still change on its own; None if it is settled.
         left_balance: what our last charge left in the wallet.
-        compared_at: by the database's clock.
+        compared_at: when it was compared, by the database's clock.
     """
 
     organization_id: UUID
@@ -91,8 +91,8 @@ class Order:
     Attributes:
         kind: correct or accept.
         amount: the difference that the operator has seen.
-        reason: for the record.
-        given_by: for the record.
+        reason: the operator's reason, for the record.
+        given_by: the operator, for the record.
     """
 
     kind: str
@@ -153,7 +153,7 @@ def reconcile(
     """Carries out an order, and reads the wallet again after five seconds.
 
     Args:
-        connection: in autocommit mode.
+        connection: a session in autocommit mode.
         organization: id of the wallet's owner.
         order: what to do. Its amount must still be the difference.
         wait: sleeps for a number of seconds.

@@ -35,7 +35,7 @@ def compare_changed_wallets(
     """Compares the changed wallets, the oldest change first, and those with a known difference.
 
     Args:
-        ledger: on the guard's session.
+        ledger: a ledger on the guard's session.
         term: the leader's.
         may_continue: checked before each wallet.
         clock: monotonic seconds.

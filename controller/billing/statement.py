@@ -64,7 +64,7 @@ def read_statement(connection: sql.Connection, organization: Subject, from_text:
     """Reads a statement in one snapshot.
 
     Args:
-        connection: to the database.
+        connection: a session on the database.
         organization: id of the organization.
         from_text: a date or a time as ISO 8601, in UTC unless it has an offset; or today or yesterday.
         to_text: the end, in the same forms; None is now.

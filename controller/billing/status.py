@@ -31,7 +31,7 @@ class Status:
         heartbeat_age_seconds: age of the newest heartbeat in `billing_daemon_status`; None if there is none.
         beats_until: the time until which the leader may write heartbeats unless a cycle succeeds; None before the first
             term, and while billing is halted.
-        interval_minutes: from the start of a cycle to the start of the next, in the leader's settings.
+        interval_minutes: time from the start of a cycle to the start of the next, in the leader's settings.
         debts: instances with a debt.
         owed: sum of all debts.
         failures: instances that failed for a reason other than their balance and have not been charged since.

@@ -53,7 +53,7 @@ class Pricing:
     """The settings that a charge depends on.
 
     Attributes:
-        default_monthly_price: for an instance whose plan has no price; None records a failure instead.
+        default_monthly_price: price of an instance whose plan has none; None records a failure instead.
         currency: the currency that every wallet must have, as an ISO 4217 code.
         accepted_columns: columns of plans and instances that look like prices and may be ignored.
         max_backlog_hours: an instance with more unrecorded hours before the last successful cycle is not charged; None

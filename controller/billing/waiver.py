@@ -31,8 +31,8 @@ def carry_out_waivers(ledger: Ledger, leadership: Leadership, batch_size: int = 
     A waiver that was interrupted continues: hours that it has waived are no longer due, and its end does not move.
 
     Args:
-        ledger: on the leader's session.
-        leadership: under which it works.
+        ledger: a ledger on the leader's session.
+        leadership: the leadership that it works under.
         batch_size: instances in one transaction.
 
     Raises:

@@ -1,4 +1,4 @@
 """The demo, and the sample database that it and `demo seed` use.
 
-It needs no set-up and no privileges, listens on loopback alone, and leaves nothing behind, however its process ends.
+The demo needs no set-up or privileges, listens only on loopback, and leaves nothing behind, even if it is killed.
 """

@@ -42,7 +42,7 @@ class ServerError(BillingError):
 
 @dataclass(frozen=True)
 class Account:
-    """The account that runs PostgreSQL: this process's own, or another one for root, which PostgreSQL refuses."""
+    """The account that runs PostgreSQL: this process's account, or another one for root, which PostgreSQL refuses."""
 
     user: int | None = None
     group: int | None = None

@@ -195,7 +195,7 @@ class Story:
         self._expect(total.charged + total.unpaid, total.due, "hours charged or recorded as unpaid")
         self._check_every_hour()
         self._verified(f"hours: {total.due:,} due = {total.charged:,} charged + {total.unpaid:,} unpaid")
-        self._expect(total.others, 0, "instances with hours unpaid for another reason than money")
+        self._expect(total.others, 0, "instances with hours unpaid for a reason other than money")
         owing = f"{total.short:,} instances owe ${total.owed:,.2f}, {total.without_wallet:,} have no wallet"
         self.say(f"unpaid: {owing}", continued=True)
         self._expect(total.off_price, 0, "charges that are a cent off their price")

@@ -18,7 +18,7 @@ class Bounds:
     """The three bounds of a leadership, and a standby's longest wait for the lock; all in seconds.
 
     Attributes:
-        ping_interval_seconds: between two pings of a leader.
+        ping_interval_seconds: time between two pings of a leader.
         leader_deadline_seconds: how long after sending its last good ping a leader may believe that it leads.
         session_timeout_seconds: when the server ends a silent lock session.
         wait_seconds: how long a standby blocks on the server before it looks at the holder and waits again. Below a

@@ -133,7 +133,7 @@ def request_drain(path: Path, timeout_seconds: float | None) -> str:
     """Requests a drain of the controller that listens at `path`, waits until it is over, and returns its outcome.
 
     Args:
-        path: of the control socket.
+        path: the control socket's path.
         timeout_seconds: allowed for the work in hand; None takes the controller's own setting.
 
     Raises:

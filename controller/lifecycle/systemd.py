@@ -21,7 +21,7 @@ def notify(address: str | None, state: str) -> None:
 
     Args:
         address: the value of `NOTIFY_SOCKET`; a leading @ names an abstract socket.
-        state: as sd_notify(3) defines it.
+        state: the state, as sd_notify(3) defines it.
     """
     if not address or not hasattr(socket, "AF_UNIX"):
         return

@@ -160,7 +160,7 @@ class Database:
     Attributes:
         read_url: returns the connection string; called for each connection.
         setting: the environment variable that errors name.
-        instance_id: of this process, part of each session's name in `pg_stat_activity`.
+        instance_id: this process's id, part of each session's name in `pg_stat_activity`.
     """
 
     read_url: Callable[[], str]

@@ -31,8 +31,8 @@ def day_chart(day: Sequence[Cycle], now: datetime, interval_minutes: float, curr
     Args:
         day: rows of `billing_last_day`.
         now: the end of the axis, by the database's clock.
-        interval_minutes: between two cycles; the width of a bar.
-        currency: of the amounts.
+        interval_minutes: time between two cycles; the width of a bar.
+        currency: the currency of the amounts.
     """
     if not day:
         return tag("p", "No cycle has run in the last 24 hours.", class_="soft")

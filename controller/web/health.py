@@ -66,7 +66,7 @@ def why_not_live(vitals: Vitals, session_timeout_seconds: float) -> list[str]:
     """Returns one line for each failed check; none if the replica is live.
 
     Args:
-        vitals: of this replica.
+        vitals: this replica's vitals.
         session_timeout_seconds: the server ends a lock session that is silent for longer.
     """
     reasons = []

@@ -51,7 +51,9 @@ def away_panel(error: str | None, failed_checks: Sequence[str], age_seconds: flo
         age_seconds: the age of the facts below the panel; None if there are none.
     """
     repeated = error is not None and any(error in each for each in failed_checks)
-    known = None if age_seconds is None else f"What follows was read {duration(age_seconds)} ago and may have changed."
+    known = (
+        None if age_seconds is None else f"The facts below were read {duration(age_seconds)} ago and may have changed."
+    )
     return tag(
         "div",
         tag("h1", tag("span", "DOWN", class_="level"), ": the database can't be read"),

@@ -105,7 +105,7 @@ def test_page_without_a_database_shows_the_last_known_facts_their_age_and_the_er
     body = browser.get("/")
     assert browser.status == 503
     assert body.count("can&#x27;t connect: refused") == 1
-    assert "What follows was read 1 min 5 s ago" in body
+    assert "The facts below were read 1 min 5 s ago" in body
     assert "Cedar &amp; Sons" in body
     assert 'class="stale"' in body
 
