@@ -61,6 +61,7 @@ class Checkout:
         """Instances charged per second by one cycle on a fresh copy. Raises: SystemExit, as `run`."""
         with fresh_copy(server, self.template) as url:
             settings = {"BILLING_WORKERS": str(workers), "BILLING_BATCH_SIZE": str(batch_size)}
+            settings["BILLING_TAKEOVER_DELAY_SECONDS"] = "0"
             result: dict[str, Any] = json.loads(self.run(url, "bill", "--json", **settings))
         return float(result["instances"] / result["seconds"])
 

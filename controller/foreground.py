@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from queue import Empty, Queue
 from typing import Final
 
@@ -12,7 +13,8 @@ import structlog
 from controller import sql
 from controller.app import STOP_SECONDS, Application
 from controller.billing.cycle import Cycle
-from controller.billing.other_billers import look, refuse_if_halted
+from controller.billing.errors import StoppedError
+from controller.billing.other_billers import LOOK_SECONDS, look, refuse_if_halted
 from controller.billing.values import BatchResult, CycleResult
 from controller.election import Elector, Leadership
 from controller.errors import AnotherLeaderError, BillingError, DatabaseUnreachableError
@@ -69,7 +71,7 @@ def bill(
         with _stopped_by(signals, stop):
             return cycle.run(leadership, dry=True, on_planned=on_planned, on_result=on_result)
     guard = application.guard(stop)
-    with _leading(application, cycle) as leading, _stopped_by(signals, stop):
+    with _stopped_by(signals, stop), _leading(application, cycle, stop) as leading:
         guard.unsuspend(leading)
         result = cycle.run(leading, on_planned=on_planned, on_result=on_result)
         guard.check(leading)
@@ -77,7 +79,7 @@ def bill(
 
 
 @contextmanager
-def _leading(application: Application, cycle: Cycle) -> Iterator[Leadership]:
+def _leading(application: Application, cycle: Cycle, stop: StopToken) -> Iterator[Leadership]:
     """Leads during a block, and pings and writes heartbeats as a replica does."""
     _refuse_if_led(application)
     elected: Queue[Leadership | BaseException] = Queue()
@@ -100,23 +102,44 @@ def _leading(application: Application, cycle: Cycle) -> Iterator[Leadership]:
             with ledger.fenced(leadership.term):
                 start = ledger.begin_term(application.settings.interval_minutes, application.settings.other_billers)
             refuse_if_halted(look(ledger, leadership.term))
-            if start.silent:
-                if (reason := cycle.prove(leadership)) is not None:
-                    raise UnprovenError(f"billing would fail, so no organization was charged: {reason}")
-                log.warning(
-                    "takeover.undelayed",
-                    remedy="there has been no heartbeat for 90 minutes: make sure that the application's own billing"
-                    " is not running",
-                )
+            if start.silent and (reason := cycle.prove(leadership)) is not None:
+                raise UnprovenError(f"billing would fail, so no organization was charged: {reason}")
             if start.silent or start.after_other:
                 with ledger.fenced(leadership.term):
-                    ledger.begin_takeover(delay_seconds=0)
+                    ledger.begin_takeover(application.settings.takeover_delay_seconds if start.silent else 0)
         heartbeat.start(leadership)
+        _wait_for_takeover(application, leadership, stop)
         yield leadership
         heartbeat.mark_stopped()
     finally:
         services.stop("elector", STOP_SECONDS)
         services.stop("heartbeat", STOP_SECONDS)
+
+
+def _wait_for_takeover(application: Application, leadership: Leadership, stop: StopToken) -> None:
+    """Waits like a replica until no run of the application's own billing can be in progress.
+
+    Raises:
+        StoppedError: a signal ended the wait.
+        HaltedError: billing is halted.
+    """
+    told: datetime | None = None
+    while leadership.still_leads():
+        ledger = application.ledger()
+        with ledger.connection:
+            refuse_if_halted(look(ledger, leadership.term))
+            wait = ledger.takeover_wait()
+        if wait is None:
+            return
+        if told != (told := wait.until):
+            log.warning(
+                "takeover.waiting",
+                until=wait.until.isoformat(timespec="seconds"),
+                reason="the application's own billing may be in the middle of a run",
+            )
+        stop.wait(min(wait.seconds, LOOK_SECONDS))
+        if not stop.may_start_batch():
+            raise StoppedError(f"stopped before the takeover delay had passed at {wait.until:%H:%M:%S} UTC")
 
 
 def _refuse_if_led(application: Application) -> None:

@@ -14,7 +14,18 @@ from psycopg.types.json import Jsonb
 from controller import sql
 from controller.billing import access
 from controller.billing.errors import DeposedError, HeartbeatError, InconsistentError, StillCommittingError
-from controller.billing.values import Batch, BatchResult, Cause, Outcome, Pricing, ResumePoint, Run, TermStart, Totals
+from controller.billing.values import (
+    Batch,
+    BatchResult,
+    Cause,
+    Outcome,
+    Pricing,
+    ResumePoint,
+    Run,
+    TakeoverWait,
+    TermStart,
+    Totals,
+)
 from controller.errors import one_line
 from controller.generation import GENERATION, refuse_generation_of
 
@@ -427,6 +438,11 @@ class Ledger:
         ends_at: datetime = sql.row(self.connection, "begin_takeover", delay_seconds=delay_seconds)["bill_after"]
         self.begin_heartbeat()
         return ends_at
+
+    def takeover_wait(self) -> TakeoverWait | None:
+        """Returns how long no organization may be charged because of a takeover. None if there is no such delay."""
+        row = sql.optional_row(self.connection, "takeover_wait")
+        return None if row is None else TakeoverWait(**row)
 
     def seconds_until_due(self) -> float:
         """Returns the seconds until the next cycle is due, by the database's clock; negative once it is overdue."""

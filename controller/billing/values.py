@@ -122,6 +122,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class TakeoverWait:
+    """A takeover's delay that is running. It is longer if another program bills in the meantime.
+
+    Attributes:
+        until: its end, by the database's clock.
+        seconds: until then.
+    """
+
+    until: datetime
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TermStart:
     """Who billed before a term began.
 

@@ -1,5 +1,6 @@
 """When a cycle is due, and what the history records. Batch sizes and workers make no difference to the money."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -8,14 +9,17 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from controller import foreground
 from controller.billing.biller import Biller
 from controller.billing.guard import Guard
 from controller.billing.heartbeat import Heartbeat
 from controller.billing.ledger import Ledger
 from controller.billing.values import Outcome, Run, Totals
+from controller.lifecycle.stop import StopToken
 from tests.integration.scripted_ledger import ScriptedLedger
 from tests.integration.world import ScriptedStop, Term, World
 from tests.model import HOUR, NOON, Owed, settle
+from tests.support.console import Console
 
 D = Decimal
 
@@ -297,3 +301,46 @@ def test_old_batches_are_pruned_and_runs_are_kept(world: World) -> None:
     assert world.one("select count(*) from billing_batches") == 1
     assert world.one("select sum(instances) from billing_runs") == 5
     assert world.violations() == {}
+
+
+def bill_in_foreground(
+    world: World, monkeypatch: pytest.MonkeyPatch, during_wait: Callable[[StopToken], None], delay_seconds: float
+) -> tuple[int, str]:
+    """Runs `bill`, and calls the test in place of each wait. Returns the exit status and what `bill` said."""
+
+    class Stop(StopToken):
+        def wait(self, _seconds: float) -> None:
+            during_wait(self)
+
+    monkeypatch.setattr(foreground, "StopToken", Stop)
+    monkeypatch.setenv("DATABASE_URL", world.url)
+    monkeypatch.setenv("BILLING_TAKEOVER_DELAY_SECONDS", str(delay_seconds))
+    status, _, said = Console(monkeypatch).run("bill")
+    return status, said
+
+
+@pytest.mark.parametrize("began", ["earlier leader", "bill"])
+def test_bill_waits_for_the_end_of_a_takeover(world: World, monkeypatch: pytest.MonkeyPatch, began: str) -> None:
+    organization = world.organization()
+    world.instance(organization, world.plan("7300"), world.one("select now() - interval '2.5 hours'"))
+    if began == "earlier leader":
+        leader = world.lead()
+        with (ledger := world.ledger()).connection, ledger.fenced(leader.term):
+            ledger.begin_term(60)
+            ledger.begin_takeover(300)
+    waits: list[Decimal] = []
+
+    def end_wait(_stop: StopToken) -> None:
+        waits.append(world.balance(organization))
+        if len(waits) == 2:
+            world.run("update billing_leadership set bill_after = now()")
+
+    status, said = bill_in_foreground(world, monkeypatch, end_wait, 0 if began == "earlier leader" else 300)
+    assert (status, waits, world.balance(organization)) == (0, [Decimal(1000), Decimal(1000)], Decimal(980)), said
+    assert said.count("takeover.waiting") == 1
+
+
+def test_signal_ends_the_wait_of_bill_without_a_charge(owing: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, said = bill_in_foreground(owing, monkeypatch, StopToken.stop_batches, 300)
+    assert (status, owing.one("select count(*) from billing_runs")) == (1, 0)
+    assert "stopped before the takeover delay had passed" in said

@@ -30,6 +30,12 @@ set bill_after = greatest(
     takeover_delay_seconds = greatest(%(delay_seconds)s, takeover_delay_seconds)
 returning bill_after
 
+-- name: takeover_wait
+-- No row unless a takeover's delay is running.
+select bill_after as until, extract(epoch from bill_after - clock_timestamp())::float8 as seconds
+from billing_leadership
+where bill_after > clock_timestamp()
+
 -- name: seconds_until_due
 -- By the database's clock, and independent of the replica that led the last cycle. Negative once the cycle is due.
 select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as seconds
