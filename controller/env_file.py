@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 
 #: Kubernetes sets these for a Service that is named `billing`.
 _OF_A_SERVICE: Final = re.compile(r"_SERVICE_(HOST|PORT\w*)$|_PORT(_\d+_(TCP|UDP|SCTP)\w*)?$")
-#: Similarity from which a name counts as a misspelling of one of ours.
+#: A name that is at least this similar to one of ours counts as a misspelling of it.
 _SIMILAR: Final = 0.9
 
 

@@ -54,7 +54,7 @@ class Pace:
         self._lock = Lock()
 
     def pause_after(self, worked: float, instances: int) -> float:
-        """Returns the seconds for which a worker should pause before its next transaction.
+        """Returns how many seconds a worker should pause before its next transaction.
 
         Args:
             worked: seconds that its last transaction took.

@@ -11,7 +11,7 @@ from uuid import UUID
 
 
 class Leadership(Protocol):
-    """The leadership under which a cycle works; implemented by the election."""
+    """The leadership that a cycle works under; implemented by the election."""
 
     @property
     def term(self) -> int:

@@ -1,4 +1,4 @@
-"""The list of checks, and the order in which they run."""
+"""The list of checks, in the order that they run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

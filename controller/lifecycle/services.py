@@ -33,7 +33,7 @@ class Services:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the order in which the services were added."""
+        """The services' names, in the order that they were added."""
         return tuple(self._services)
 
     @property
@@ -49,7 +49,7 @@ class Services:
         )
 
     def start(self) -> None:
-        """Starts every service, in the order in which they were added."""
+        """Starts every service, in the order that they were added."""
         for thread in self._threads.values():
             thread.start()
 

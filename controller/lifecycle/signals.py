@@ -46,7 +46,7 @@ class Signals:
         """Blocks until a signal arrives, `wake` is called, or the time is over.
 
         Returns:
-            The signals, in the order in which they arrived.
+            The signals, in the order that they arrived.
         """
         readable([self._reader.fileno()], timeout_seconds)
         numbers = b""

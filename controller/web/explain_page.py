@@ -115,7 +115,7 @@ def _instances(instances: Sequence[dict[str, Any]], currency: str) -> Child:
         Column("Last charge"),
         Column("Not charged"),
     )
-    return table("In the order in which they are charged", columns, (_instance(each) for each in instances))
+    return table("In charging order", columns, (_instance(each) for each in instances))
 
 
 def _instance(row: dict[str, Any]) -> Row:
@@ -156,7 +156,7 @@ def _outlook(rows: Sequence[dict[str, Any]], instances: Sequence[dict[str, Any]]
         Column(f"Charged ({currency})", number=True),
         Column("Result"),
     )
-    return table("Each period, in the order in which it is charged", columns, (_period(row, labels) for row in rows))
+    return table("Each period, in charging order", columns, (_period(row, labels) for row in rows))
 
 
 def _period(row: dict[str, Any], labels: dict[Any, str]) -> Row:
