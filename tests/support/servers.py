@@ -116,9 +116,12 @@ class Server(EphemeralServer):
 def shared_server(installation: Installation) -> Server:
     """A server for many tests. It is in memory if there is room: on a disk, most tests wait for their database's files.
 
+    Its default is not to compile queries: the controller's sessions state `jit = off` themselves, and the sessions of
+    tests would spend two thirds of their time on it.
+
     Tests that crash a server, fill its disk or restart it have their own servers on the disk.
     """
-    server = Server(installation)
+    server = Server(installation, {"jit": "off"})
     server.parent = _memory()
     return server
 
