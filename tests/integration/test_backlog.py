@@ -116,7 +116,7 @@ def test_acceptance_covers_only_the_instances_that_were_listed(limited: World, *
     limited.bill(NOON)
     accept_until(limited, None if everyone else organization, NOON)
     owner = other if everyone else organization
-    restored = limited.instance(owner, limited.plan(HOURLY), NOON - 9000 * HOUR)
+    restored = limited.instance(owner, limited.plan(HOURLY), NOON - 300 * HOUR)
     assert limited.bill(NOON + HOUR).failures_by_reason == {"backlog": 1}
     assert (limited.reason(listed), limited.reason(sound), limited.reason(restored)) == (None, None, "backlog")
 
