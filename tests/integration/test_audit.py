@@ -75,6 +75,13 @@ PLANTS: dict[str, tuple[str, str]] = {
         "whole_hours",
         "update vps_billing_cycles set billing_period_end = now() + interval '1 hour' where status = 'billed'",
     ),
+    "hours to come": (
+        "whole_hours",
+        (
+            "update vps_billing_cycles set billing_period_start = billing_period_start + interval '999 years',"
+            " billing_period_end = billing_period_end + interval '999 years' where status = 'billed'"
+        ),
+    ),
     "a charge without its payment": (
         "transactions",
         "update vps_billing_cycles set payment_transaction_id = null where status = 'billed'",
@@ -148,6 +155,32 @@ def test_planted_violation_is_found(billed: World, plant: str) -> None:
     assert invariant in found
     assert len(found[invariant].examples) == min(found[invariant].violations, 5)
     assert found[invariant].meaning == INVARIANTS[invariant]
+
+
+def test_debt_of_one_instance_is_no_reason_for_another(world: World) -> None:
+    plan = world.plan("7.30")
+    owing, unrecorded = (world.instance(world.organization("0.00"), plan, NOON - 2 * HOUR) for _ in range(2))
+    world.bill(NOON)
+    world.run("update vps_instances set last_billed_at = created_at where id = %s", unrecorded)
+    world.run("delete from vps_billing_cycles where vps_instance_id = %s", unrecorded)
+    (example,) = world.violations()["overdue"]
+    assert example.startswith(f"instance {unrecorded}: ")
+    assert world.open_row(owing) is not None
+
+
+@pytest.mark.parametrize(("earlier", "exempt"), [("1 hour", True), ("0 hours", False)])
+def test_overlap_of_another_program_is_exempt_only_if_its_period_began_before_ours(
+    world: World, earlier: str, *, exempt: bool
+) -> None:
+    world.instance(world.organization(), world.plan("7.30"), NOON - 2 * HOUR)
+    world.bill(NOON)
+    world.run(
+        "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start, billing_period_end,"
+        " hourly_rate, total_amount, status) select vps_instance_id, organization_id,"
+        " billing_period_start - %s::interval, billing_period_end, 0, 0, 'billed' from vps_billing_cycles",
+        earlier,
+    )
+    assert ("periods" not in world.violations()) is exempt
 
 
 def test_every_invariant_has_a_planted_violation() -> None:

@@ -123,6 +123,26 @@ def test_hour_costs_what_it_cost_when_it_began(world: World) -> None:
     assert world.violations() == {}
 
 
+def test_refunded_hours_are_not_charged_again(world: World) -> None:
+    instance = world.instance(world.organization("5.00"), world.plan("7.30"), NOON - 5 * HOUR)
+    world.bill(NOON)
+    world.run("update vps_billing_cycles set status = 'refunded'")
+    world.run("update vps_instances set last_billed_at = null")
+    assert world.bill(NOON + HOUR).totals.hours == 1
+    assert world.billed(instance) == [(NOON, 1, D("0.01"))]
+
+
+def test_price_change_counts_from_the_plan_update_that_made_it(world: World) -> None:
+    plan = world.plan("7.30")
+    world.instance(world.organization("5.00"), plan, NOON)
+    world.bill()
+    world.run("update vps_plans set base_price = 14.60, updated_at = clock_timestamp()")
+    changed_at = world.one("select updated_at from vps_plans")
+    assert world.rows("select valid_from, monthly_price from billing_price_changes() where key = %s", str(plan)) == [
+        {"valid_from": changed_at, "monthly_price": D("14.60")}
+    ]
+
+
 def test_charge_never_spans_a_price_change(world: World) -> None:
     """Hours begin at half past. The hour in which a cycle first sees the change began before it."""
     start = NOON - 30 * HOUR - HOUR / 2

@@ -45,6 +45,25 @@ def debts(world: World, *instances: UUID) -> list[tuple[int, Decimal] | None]:
     return [(row["hours"], row["owed"]) if row else None for row in rows]
 
 
+def test_free_hours_after_a_debt_wait_for_it(world: World) -> None:
+    instance = world.instance(organization := world.organization("0.00"), world.plan("7.30"), NOON - 5 * HOUR)
+    world.bill(NOON)
+    world.run("update vps_plans set base_price = 0")
+    world.bill(NOON + HOUR)  # first sees the new price, which counts from here
+    world.top_up(organization, "0.02")
+    world.bill(NOON + 2 * HOUR)
+    assert world.billed(instance) == [(NOON - 5 * HOUR, 2, D("0.02"))]
+    assert world.open_segments(instance) == [(NOON - 3 * HOUR, 4, D("7.30")), (NOON + HOUR, 1, D(0))]
+
+
+def test_hours_that_another_program_has_billed_are_cut_off_the_debt(world: World) -> None:
+    instance = world.instance(world.organization("0.00"), world.plan("7.30"), NOON - 5 * HOUR)
+    world.bill(NOON)
+    world.run("update vps_instances set last_billed_at = %s", NOON - 2 * HOUR)
+    world.bill(NOON)
+    assert world.open_segments(instance) == [(NOON - 2 * HOUR, 2, D("7.30"))]
+
+
 @pytest.mark.parametrize(
     ("balance", "first", "second"),
     [

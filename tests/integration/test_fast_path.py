@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg import errors
+from structlog.testing import capture_logs
 
 from controller import sql
 from controller.billing.values import Totals
@@ -60,6 +61,16 @@ def tenants(database: str) -> Iterator[Tenants]:
         world.bill(NOON - HOUR)
         Own.names.clear()
         yield Tenants(world, Own, organizations, instances)
+
+
+def test_new_wallet_beside_adopted_ones_costs_no_second_try(world: World) -> None:
+    plan = world.plan("7.30")
+    world.instance(world.organization("5.00"), plan, NOON - 2 * HOUR)
+    world.bill(NOON)
+    world.instance(world.organization("5.00"), plan, NOON)
+    with capture_logs() as logs:
+        assert world.bill(NOON + HOUR).totals.instances == 2
+    assert [line for line in logs if line["event"] in {"batch.retried", "batch.split"}] == []
 
 
 def test_adopted_wallets_that_cover_everything_take_the_fast_path(tenants: Tenants) -> None:

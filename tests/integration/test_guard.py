@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
+from controller import sql
 from controller.billing import guard as guards
 from controller.billing.audit import audit
 from controller.billing.guard import Guard
@@ -33,6 +34,32 @@ DAMAGE = {
     "terms": "update vps_billing_cycles set metadata = metadata || '{\"term\": 0}' where vps_instance_id = %s",
     "wallet_state": "update wallets set balance = -1"
     " where organization_id = (select organization_id from vps_instances where id = %s)",
+}
+
+
+#: More statements that break an invariant.
+MORE_DAMAGE = {
+    "payment not completed": "update payment_transactions set status = 'pending'"
+    " where organization_id = (select organization_id from vps_instances where id = %s)",
+    "payment of two periods": "insert into vps_billing_cycles (vps_instance_id, organization_id, billing_period_start,"
+    " billing_period_end, hourly_rate, total_amount, status, payment_transaction_id, metadata)"
+    " select vps_instance_id, organization_id, billing_period_start - interval '5 hours', billing_period_start,"
+    " hourly_rate, total_amount, status, payment_transaction_id, metadata"
+    " from vps_billing_cycles where vps_instance_id = %s",
+    "hours to come": "with moved as (update vps_billing_cycles set"
+    " billing_period_start = billing_period_start + interval '999 years',"
+    " billing_period_end = billing_period_end + interval '999 years' where vps_instance_id = %s"
+    " returning vps_instance_id as id, billing_period_end as period_end)"
+    " update vps_instances i set last_billed_at = period_end from moved where i.id = moved.id",
+    "second wallet": "insert into wallets (organization_id, balance)"
+    " select organization_id, 5 from vps_instances where id = %s",
+}
+#: The invariants that they break.
+BROKEN = {
+    "payment not completed": "transactions",
+    "payment of two periods": "transactions",
+    "hours to come": "whole_hours",
+    "second wallet": "wallet_state",
 }
 
 
@@ -69,14 +96,20 @@ def test_sound_charges_are_checked_once_and_suspend_no_organization(world: World
     assert suspended(world) == {}
 
 
-@pytest.mark.parametrize("invariant", DAMAGE)
-def test_charge_that_breaks_an_invariant_suspends_its_organization_alone(world: World, invariant: str) -> None:
+@pytest.mark.parametrize("damage", [*DAMAGE, *MORE_DAMAGE])
+def test_charge_that_breaks_an_invariant_suspends_its_organization_alone(world: World, damage: str) -> None:
     broken, *_ = three_charged(world)
-    world.run(DAMAGE[invariant], broken)
+    world.run((DAMAGE | MORE_DAMAGE)[damage], broken)
     with capture_logs() as logs:
         guard(world).check(world.term())
-    assert suspended(world) == {organization_of(world, broken): invariant}
+    assert suspended(world) == {organization_of(world, broken): BROKEN.get(damage, damage)}
     assert [line["event"] for line in logs] == ["organization.suspended", "guard.passed"]
+
+
+def test_end_of_an_older_check_does_not_move_the_guard_back(world: World) -> None:
+    checked_until = world.one("select checked_until from billing_guard")
+    sql.run(world.conn, "guard_end", checked_until=NOON)
+    assert world.one("select checked_until from billing_guard") == checked_until > NOON
 
 
 def test_organization_that_paid_for_the_hours_of_another_one_is_suspended(world: World) -> None:

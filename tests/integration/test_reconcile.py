@@ -110,6 +110,15 @@ def test_overwritten_debit_is_found_at_the_next_charge_and_reported_once(world: 
     assert finding.exempt_examples[0].endswith("overwritten_debit 10.00")
 
 
+def test_difference_that_is_gone_is_forgotten(world: World, overwritten: UUID) -> None:
+    world.bill(NOON)
+    check(world)
+    world.run("update wallets set balance = balance - 10 where organization_id = %s", overwritten)
+    world.bill(NOON + HOUR)
+    check(world)
+    assert world.rows("select * from billing_wallet_differences") == []
+
+
 def test_wallet_that_only_we_changed_is_never_compared(world: World, charged: UUID) -> None:
     world.bill(NOON)
     assert world.rows("select * from billing_wallet_baselines where changed_at is not null or left_balance <> 80") == []
