@@ -5,9 +5,10 @@
 alter table billing_accepted_backlogs
     add column if not exists instance_id uuid,
     add column if not exists accepted_from timestamptz,
-    drop column if exists instances;
+    alter column instances drop not null;
 drop index if exists billing_accepted_backlogs_organization;
 create index if not exists billing_accepted_backlogs_instance on billing_accepted_backlogs (instance_id, accepted_until);
+comment on column billing_accepted_backlogs.instances is 'how many were accepted at once; null in a row that names its instance';
 comment on column billing_accepted_backlogs.accepted_from is 'the start of the instance''s oldest open row; earlier hours are not accepted';
 comment on column billing_accepted_backlogs.owed is 'what its open rows said it cost';
 

@@ -1362,10 +1362,13 @@ CREATE TABLE billing_accepted_backlogs (
     accepted_by text NOT NULL,
     reason text NOT NULL,
     organization_id uuid,
+    instances bigint,
     owed numeric NOT NULL,
     instance_id uuid,
     accepted_from timestamp with time zone
 );
+
+COMMENT ON COLUMN billing_accepted_backlogs.instances IS 'how many were accepted at once; null in a row that names its instance';
 
 COMMENT ON COLUMN billing_accepted_backlogs.owed IS 'what its open rows said it cost';
 

@@ -30,7 +30,7 @@ AT_ONCE: Final = 2
 SESSIONS: Final = ("elector", "worker", "guard", "cycle", "biller", "heartbeat", "")
 HOLD_SECONDS: Final = 2.0
 #: The statements of a worker's transaction.
-STATEMENTS: Final = ("BEGIN", "select term, pg_current_xact_id", "with due as materialized", "COMMIT")
+STATEMENTS: Final = ("BEGIN", "select term, pg_current_xact_id", "with costed as materialized", "COMMIT")
 _OPTIONS: Final = "-c lock_timeout=2s -c statement_timeout=20s -c idle_in_transaction_session_timeout=20s"
 #: Lock rows of organizations with debts, because these are due in every cycle.
 _ROWS: Final[tuple[LiteralString, ...]] = (

@@ -96,7 +96,7 @@ def test_leader_frozen_inside_a_batch_is_evicted_and_its_batch_never_commits(
     leader.wait_for("cycle.completed")
     for _ in range(runs):
         standby = stand_by(url, start, ledger, **BUSY, **PATIENT)
-        with proxy.hold(f"worker {leader.instance}", starts_with("with due as materialized"), "after") as hold:
+        with proxy.hold(f"worker {leader.instance}", starts_with("with costed as materialized"), "after") as hold:
             ledger.add(organizations=3)
             hold.wait()
             frozen_at = freeze(leader)

@@ -25,7 +25,7 @@ LOW_BOUND_SECONDS: Final = 7.0
 DEFAULT_BOUND_SECONDS: Final = 12.0
 
 
-@pytest.mark.parametrize("statement", ["with due as materialized", pytest.param("COMMIT", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("statement", ["with costed as materialized", pytest.param("COMMIT", marks=pytest.mark.slow)])
 def test_leader_frozen_inside_a_batch_is_replaced_and_cannot_commit_when_it_thaws(
     *,
     database: str,
@@ -68,7 +68,7 @@ def test_leader_frozen_inside_a_batch_with_the_default_bounds_is_replaced_in_twe
         eventually(lambda: ledger.all_billed, "its first cycle")
         standby = start(database, **BUSY, **UNEVICTED)
         wait_until_standing_by(ledger, standby)
-        with proxy.hold(f"worker {leader.instance}", starts_with("with due as materialized"), "after") as hold:
+        with proxy.hold(f"worker {leader.instance}", starts_with("with costed as materialized"), "after") as hold:
             ledger.add(organizations=3)
             hold.wait()
             frozen_at = freeze(leader)

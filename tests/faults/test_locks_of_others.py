@@ -157,7 +157,7 @@ def _bill_during(
     for change in changes:
         failures: list[BaseException] = []
         changing = threading.Thread(target=_caught, args=(change, failures))
-        with proxy.hold(" worker ", starts_with("with due as"), "after") as hold:
+        with proxy.hold(" worker ", starts_with("with costed as"), "after") as hold:
             ledger.add(organizations=3)
             hold.wait()
             changing.start()

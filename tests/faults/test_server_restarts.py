@@ -81,7 +81,7 @@ def test_cycle_cut_short_by_a_restart_is_finished_after_it(
 ) -> None:
     replica = start(through(own_database, own_proxy.port), **BUSY)
     elected = replica.wait_for("leader.elected")
-    for statement in islice(cycle(["COMMIT", "with due as materialized"]), runs):
+    for statement in islice(cycle(["COMMIT", "with costed as materialized"]), runs):
         replica.wait_for("cycle.completed", after=elected)
         with own_proxy.hold(" worker ", starts_with(statement), "after") as hold:
             with reconnected(own_ledger, own_database):
@@ -114,7 +114,7 @@ def test_server_away_for_a_minute_in_the_middle_of_a_cycle_and_as_another_replic
     leader = start(url, **BUSY)
     leader.wait_for("cycle.completed")
     for seconds_away in [*[2.0] * (runs - 1), 60.0]:
-        with own_proxy.hold(f"worker {leader.instance}", starts_with("with due as"), "after") as hold:
+        with own_proxy.hold(f"worker {leader.instance}", starts_with("with costed as"), "after") as hold:
             with reconnected(own_ledger, own_database):
                 own_ledger.add(organizations=3)
             hold.wait()

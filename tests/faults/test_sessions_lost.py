@@ -26,7 +26,7 @@ BOUND_SECONDS: Final = 2.0
 #: The distinct moments of a batch, as server and client see them.
 IN_A_BATCH: Final[list[tuple[str, When]]] = [
     ("COMMIT", "after"),
-    ("with due as materialized", "after"),
+    ("with costed as materialized", "after"),
     ("insert into billing_wallet_baselines", "before"),
     ("COMMIT", "before"),
     ("BEGIN", "after"),

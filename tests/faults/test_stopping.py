@@ -28,7 +28,7 @@ DRAINING: Final[list[tuple[str, When]]] = [
     (CHARGE, "before"),
     ("COMMIT", "before"),
     ("COMMIT", "after"),
-    ("with due as materialized", "after"),
+    ("with costed as materialized", "after"),
 ]
 
 

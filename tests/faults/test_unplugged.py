@@ -75,7 +75,7 @@ def test_leader_unplugged_with_the_default_bounds_is_replaced_in_twelve_seconds(
             replica.remove()
 
 
-@pytest.mark.parametrize("statement", [pytest.param("with due as materialized", marks=pytest.mark.slow), "COMMIT"])
+@pytest.mark.parametrize("statement", [pytest.param("with costed as materialized", marks=pytest.mark.slow), "COMMIT"])
 def test_leader_unplugged_inside_a_batch_loses_and_doubles_nothing(
     *, database: str, proxy: Proxy, start: StartReplica, ledger: LedgerProbe, timings: Timings, statement: str
 ) -> None:
