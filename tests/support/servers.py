@@ -117,7 +117,7 @@ def shared_server(installation: Installation) -> Server:
     """A server for many tests. It is in memory if there is room: on a disk, most tests wait for their database's files.
 
     Its default is not to compile queries: the controller's sessions state `jit = off` themselves, and the sessions of
-    tests would spend two thirds of their time on it.
+    tests would spend much of their time on it.
 
     Tests that crash a server, fill its disk or restart it have their own servers on the disk.
     """
