@@ -297,9 +297,9 @@ class Biller:
         result = self._cycle.run(leadership, looked=True, on_quiet=lambda: self._while_quiet(leadership))
         _log_result(result)
         self._on_cycle_ended(result)
-        if self._stop.may_start_cycle():
+        if self._stop.may_start_cycle():  # a drain leaves the check to the next leader
             self._heartbeat.beat()
-        self._guard.check(leadership)
+            self._guard.check(leadership)
         return result
 
     def _step_down_refused(self, leadership: ElectedLeadership, outcome: Outcome) -> None:

@@ -78,7 +78,8 @@ select billing_next_run() as id, clock_timestamp() as started_at, null::float8 a
 -- Returns the batches: ranges of organizations with about batch_size due instances each, in the one global order. An
 -- organization larger than a batch gets a separate batch, which is charged in several transactions. These batches come first,
 -- because only one worker can charge each. An organization that an earlier cycle could not charge also gets a separate batch.
--- These batches come last, so that they delay no others. The result has one short row for each batch.
+-- These batches come last, so that they delay no others. The first of the other batches has about 100 instances, so that the first
+-- charge after a failover doesn't wait for a full batch. The result has one short row for each batch.
 with due as (
     select organization_id, count(*) as instances
     from vps_instances
@@ -102,7 +103,9 @@ select
     large,
     failed_before
 from placed
-group by large, failed_before, alone_so_far, case when not large and not failed_before then div(small_before, %(batch_size)s) end
+group by large, failed_before, alone_so_far,
+    case when large or failed_before then null when small_before < least(100, %(batch_size)s) then -1
+        else div(small_before, %(batch_size)s) end
 order by failed_before, large desc, 1
 
 -- name: record_plan
