@@ -245,11 +245,15 @@ class Ledger:
         step: dict[str, Any] = {"as_of": run.as_of, "batch_size": limit, **_after(after), **self._backlog()}
         if lock_first:
             return self._charge_ordered(run, step, self.due_organizations(run, batch), lock_first=True)
-        covered, left_over = self._charge_covered(run, step, batch)
-        return covered + self._charge_ordered(run, step, left_over, lock_first=False) if left_over else covered
+        covered = self._charge_covered(run, step, batch)
+        result = replace(_result(covered), last=_resume_point(covered))
+        if left_over := covered["left_over"]:
+            result += self._charge_ordered(run, step, left_over, lock_first=False)
+        self._charge_wallets(covered)
+        return result
 
-    def _charge_covered(self, run: Run, step: Mapping[str, Any], batch: Batch) -> tuple[BatchResult, list[UUID]]:
-        row = sql.row(
+    def _charge_covered(self, run: Run, step: Mapping[str, Any], batch: Batch) -> sql.Row:
+        return sql.row(
             self.connection,
             "charge_covered",
             **step,
@@ -258,15 +262,17 @@ class Ledger:
             last_organization=batch.last_organization,
             currency=self._pricing.currency,
         )
-        wallets: list[UUID] = row["wallets"]
-        if wallets:
-            taken = {"wallets": wallets, "amounts": row["amounts"], "balances": row["balances"]}
-            paid = sql.row(self.connection, "charge_wallets", **taken)
-            if paid["charged"] != len(wallets):
-                raise InconsistentError("a wallet was spent while its batch was being charged")
-            if paid["moved"]:
-                self._correct_balances(paid["moved"], paid["moved_wallets"], paid["differences"])
-        return replace(_result(row), last=_resume_point(row)), row["left_over"]
+
+    def _charge_wallets(self, covered: sql.Row) -> None:
+        """Takes the money for what `charge_covered` has written. It comes last, because it locks most wallets."""
+        if not covered["wallets"]:
+            return
+        taken = {name: covered[name] for name in ("wallets", "amounts", "balances")}
+        paid = sql.row(self.connection, "charge_wallets", **taken)
+        if paid["charged"] != len(taken["wallets"]):
+            raise InconsistentError("a wallet was spent while its batch was being charged")
+        if paid["moved"]:
+            self._correct_balances(paid["moved"], paid["moved_wallets"], paid["differences"])
 
     def _correct_balances(self, organizations: list[UUID], wallets: list[UUID], differences: list[Decimal]) -> None:
         """Corrects the balances recorded with a charge, after a top-up during its batch."""

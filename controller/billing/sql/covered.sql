@@ -1,6 +1,6 @@
--- The fast path of a batch: fence, charge_covered and charge_wallets, in one transaction. The other organizations take the
--- ordered path (ordered.sql) in the same transaction. Only the last statement locks wallets, so a top-up waits for a commit
--- and not for a batch.
+-- The fast path of a batch: fence, charge_covered and charge_wallets, in one transaction. In between, the organizations that
+-- charge_covered leaves over take the ordered path (ordered.sql). charge_wallets comes last, because it locks the wallets of all the
+-- others: a top-up waits for a commit and not for a batch.
 
 -- name: charge_covered
 -- Charges the organizations that plainly can pay: exactly one wallet with a valid balance that covers everything, and every
