@@ -73,7 +73,7 @@ def accept_backlog(
     *,
     everyone: Annotated[bool, typer.Option("--all", help="Accept the backlog of every organization.")] = False,
     instances: Annotated[
-        int | None, typer.Option(help="How many instances this command lists. --all needs it.", min=0)
+        int | None, typer.Option(help="How many instances you have seen in the list. Refuses any other number.", min=0)
     ] = None,
     reason: Reason = None,
     by: By = None,
@@ -85,20 +85,20 @@ def accept_backlog(
     wanted = organization is not None or everyone
     if wanted and not (reason and reason.strip()):
         raise typer.BadParameter("accept-backlog needs --reason")
-    if everyone and instances is None:
-        raise typer.BadParameter("--all needs --instances, the number of instances that accept-backlog lists")
     if not wanted and (reason or by or instances is not None):
         raise typer.BadParameter("--instances, --reason and --by need an organization or --all")
     built = application()
     with built.connect() as connection:
         migrations.check(connection)
         if not wanted or not reason:
-            rows = read_backlogs(connection, None)
+            rows = read_backlogs(connection, None, built.pricing)
         else:
             subject = find(connection, organization, organizations_only=True) if organization else None
             accepted_by = built.operator(by)
             whom = subject.organization_id if subject else None
-            done = accept(connection, whom, accepted_by, reason.strip(), instances)
+            done = accept(
+                connection, whom, built.pricing, accepted_by=accepted_by, reason=reason.strip(), expected=instances
+            )
             whose = subject.slug if subject else "every organization"
             output.json_line(asdict(done)) if as_json else output.line(money_report.accepted(done, whose))
             return

@@ -128,12 +128,12 @@ def backlogs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         ],
         numbers=(0, 1),
     )  # fmt: skip
-    yield f"Charge them after `accept-backlog ORG|--all --instances {len(rows)} --reason TEXT`, or `waive` them."
+    yield f"To charge them: `accept-backlog ORG|--all --reason TEXT` (`--instances {len(rows)}` accepts no others). Or `waive` them."
 
 
 def accepted(done: Accepted, whose: str) -> str:
     """The result of `accept-backlog`."""
     if not done.instances:
-        return f"nothing to accept: no cycle has found an instance of {whose} in backlog"
+        return f"nothing to accept: no instance of {whose} is in backlog"
     recorded = f"{counted(done.instances, 'instance')} in backlog with {done.owed}"
     return f"accepted: hours of {whose} until {time(done.accepted_until)}, {recorded}; the next cycle charges them"

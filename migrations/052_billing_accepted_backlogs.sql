@@ -54,4 +54,26 @@ $$
     order by open.since, i.id
 $$;
 
+-- The instances whose hours an operator can accept now, the longest backlog first: those that cycles have recorded, and those that the
+-- next cycle would record. starts_at is where an acceptance has to begin, because debts may come before the backlog.
+create or replace function billing_acceptable_backlogs(of_organization uuid, max_backlog_hours integer, default_monthly_price numeric)
+returns table (
+    organization_id uuid, instance_id uuid, label text, hours bigint, owed numeric, since timestamptz, starts_at timestamptz
+)
+language sql stable as
+$$
+    select b.*, coalesce((
+        select min(c.billing_period_start) from vps_billing_cycles c
+        where c.vps_instance_id = b.instance_id and c.status = 'failed' and billing_is_ours(c.metadata)), b.since)
+    from (
+        select * from billing_backlogs(of_organization)
+        union all
+        select u.organization_id, u.instance_id, u.label, u.hours, coalesce(u.amount, 0.00), u.since
+        from billing_unrecorded(now(), max_backlog_hours, max_backlog_hours, default_monthly_price, null) u
+        where u.in_backlog and (of_organization is null or u.organization_id = of_organization)
+            and not exists (select from billing_backlogs(u.organization_id) r where r.instance_id = u.instance_id)
+    ) b
+    order by b.since, b.instance_id
+$$;
+
 insert into billing_schema_migrations (name) values ('052_billing_accepted_backlogs') on conflict do nothing;

@@ -54,23 +54,35 @@ def read_unrecorded(connection: sql.Connection, pricing: Pricing) -> list[dict[s
     )
 
 
-def read_backlogs(connection: sql.Connection, organization: UUID | None) -> list[dict[str, Any]]:
-    """Reads the instances in backlog that the last cycle recorded, longest first; of one organization or of all.
+def read_backlogs(connection: sql.Connection, organization: UUID | None, pricing: Pricing) -> list[dict[str, Any]]:
+    """Reads the instances in backlog, longest first: those that cycles have recorded, and those that the next one would.
+
+    Args:
+        connection: a session in autocommit mode.
+        organization: None for all.
+        pricing: its limit and default price apply to hours that no cycle has recorded.
 
     Raises:
         psycopg.Error: the database can't be reached, or is not migrated.
     """
-    return sql.rows(connection, "backlogs", organization=organization)
+    return sql.rows(connection, "backlogs", **_subject(organization, pricing))
 
 
 def accept_backlog(
-    connection: sql.Connection, organization: UUID | None, accepted_by: str, reason: str, expected: int | None = None
+    connection: sql.Connection,
+    organization: UUID | None,
+    pricing: Pricing,
+    *,
+    accepted_by: str,
+    reason: str,
+    expected: int | None = None,
 ) -> Accepted:
-    """Accepts the hours of the listed instances of an organization, or of all, up to now. The next cycle charges them.
+    """Accepts the hours of the instances that `read_backlogs` lists, up to now. The next cycle charges them.
 
     Args:
         connection: a session in autocommit mode; the command takes no lock.
         organization: None for all.
+        pricing: its limit and default price apply to hours that no cycle has recorded.
         accepted_by: the operator, for the record.
         reason: the operator's reason, for the record.
         expected: how many instances the operator has seen; None for any number.
@@ -80,10 +92,18 @@ def accept_backlog(
         psycopg.Error: the database can't be reached, or refuses.
     """
     who = {"accepted_by": accepted_by, "reason": reason}
-    row = sql.row(connection, "accept_backlog", organization=organization, expected=expected, **who)
+    row = sql.row(connection, "accept_backlog", expected=expected, **who, **_subject(organization, pricing))
     found = row.pop("found")
     if expected not in {None, found}:
         raise OtherBacklogError(
             f"{found} instances are in backlog, not {expected}; look again: `containerstacks-billing accept-backlog`"
         )
     return Accepted(**row)
+
+
+def _subject(organization: UUID | None, pricing: Pricing) -> dict[str, Any]:
+    return {
+        "organization": organization,
+        "max_backlog_hours": pricing.max_backlog_hours,
+        "default_monthly_price": pricing.default_monthly_price,
+    }

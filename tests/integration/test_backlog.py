@@ -40,7 +40,7 @@ def instance(world: World, hours: int, balance: str = "1000.00") -> tuple[UUID, 
 
 
 def accept(world: World, organization: UUID | None) -> None:
-    accept_backlog(world.conn, organization, "tester", "cut-over")
+    accept_backlog(world.conn, organization, world.pricing, accepted_by="tester", reason="cut-over")
 
 
 def accept_until(world: World, organization: UUID | None, moment: object) -> None:
@@ -83,12 +83,12 @@ def test_backlog_grows_until_it_is_accepted_and_is_then_charged_once(limited: Wo
     row = limited.open_row(owing)
     assert row is not None
     assert row["hours"] == 202
-    (listed,) = read_backlogs(limited.conn, organization)
+    (listed,) = read_backlogs(limited.conn, organization, limited.pricing)
     assert (listed["instance_id"], listed["hours"], listed["owed"]) == (owing, 202, D(202))
     accept_until(limited, organization, NOON + 2 * HOUR)
     assert limited.bill(NOON + 3 * HOUR).totals.amount == D(204)
     assert [(hours, amount) for _, hours, amount in limited.billed(owing)] == [(203, D(203))]
-    assert read_backlogs(limited.conn, None) == []
+    assert read_backlogs(limited.conn, None, limited.pricing) == []
     assert limited.violations() == {}
 
 
@@ -127,7 +127,7 @@ def test_acceptance_covers_no_earlier_hours_than_the_listed_ones(limited: World)
     accept_until(limited, None, NOON)
     limited.run("update vps_instances set last_billed_at = %s", NOON - 9000 * HOUR)
     assert limited.bill(NOON + HOUR).failures_by_reason == {"backlog": 1}
-    assert len(read_backlogs(limited.conn, None)) == 1
+    assert len(read_backlogs(limited.conn, None, limited.pricing)) == 1
     assert limited.billed(owing) == []
 
 
@@ -135,9 +135,23 @@ def test_nothing_is_accepted_if_other_instances_are_in_backlog_than_the_operator
     instance(limited, 400)
     limited.bill(NOON)
     with pytest.raises(OtherBacklogError, match="1 instances are in backlog, not 2"):
-        accept_backlog(limited.conn, None, "tester", "x", 2)
+        accept_backlog(limited.conn, None, limited.pricing, accepted_by="tester", reason="x", expected=2)
     assert limited.rows("select from billing_accepted_backlogs") == []
-    assert accept_backlog(limited.conn, None, "tester", "x", 1).instances == 1
+    done = accept_backlog(limited.conn, None, limited.pricing, accepted_by="tester", reason="x", expected=1)
+    assert done.instances == 1
+
+
+def test_backlog_can_be_accepted_before_a_first_cycle(limited: World) -> None:
+    now = limited.one("select now()")
+    listed = limited.instance(limited.organization("9999.00"), limited.plan(HOURLY), now - 400 * HOUR)
+    limited.instance(limited.organization("9999.00"), limited.plan(HOURLY), now - 2 * HOUR)
+    (row,) = read_backlogs(limited.conn, None, limited.pricing)
+    assert (row["instance_id"], row["hours"], row["owed"]) == (listed, 400, D(400))
+    accept(limited, None)
+    assert read_backlogs(limited.conn, None, limited.pricing) == []
+    restored = limited.instance(limited.organization("9999.00"), limited.plan(HOURLY), now - 900 * HOUR)
+    assert limited.bill().totals == Totals(instances=2, hours=402, amount=D(402), failures=1)
+    assert limited.reason(restored) == "backlog"
 
 
 def test_accepted_backlog_that_the_wallet_cannot_pay_is_a_debt_from_then_on(limited: World) -> None:

@@ -101,7 +101,7 @@ class Company:
         console, organization = Console(monkeypatch), str(self.organization)
         assert console("migrate") == "up to date\n"
         assert console("migrate", "--check") == "up to date\n"
-        console("accept-backlog", "--all", "--instances", "0", "--reason", "x")
+        console("accept-backlog", "--all", "--reason", "x")
         words: tuple[str, ...]
         for words in ("bill", "--dry-run"), ("bill",):
             billed = console.json(*words)

@@ -32,20 +32,16 @@ join organizations o on o.id = u.organization_id
 order by u.hours desc, u.instance_id
 
 -- name: backlogs
-select b.*, o.slug
-from billing_backlogs(%(organization)s::uuid) b
+select b.organization_id, b.instance_id, b.label, b.hours, b.owed, b.since, o.slug
+from billing_acceptable_backlogs(%(organization)s::uuid, %(max_backlog_hours)s, %(default_monthly_price)s) b
 join organizations o on o.id = b.organization_id
 order by b.since, b.instance_id
 
 -- name: accept_backlog
 -- Accepts nothing if the number of instances in backlog is another one than expected: the operator has not seen the others.
 with backlog as materialized (
-    select b.*, count(*) over () as instances, (
-            -- debts may come before the backlog
-            select min(c.billing_period_start) from vps_billing_cycles c
-            where c.vps_instance_id = b.instance_id and c.status = 'failed' and billing_is_ours(c.metadata)
-        ) as starts_at
-    from billing_backlogs(%(organization)s::uuid) b
+    select b.*, count(*) over () as instances
+    from billing_acceptable_backlogs(%(organization)s::uuid, %(max_backlog_hours)s, %(default_monthly_price)s) b
 ), accepted as (
     insert into billing_accepted_backlogs
         (accepted_until, accepted_by, reason, organization_id, instance_id, accepted_from, owed)
