@@ -128,7 +128,10 @@ def backlogs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         ],
         numbers=(0, 1),
     )  # fmt: skip
-    yield f"To charge them: `accept-backlog ORG|--all --reason TEXT` (`--instances {len(rows)}` accepts no others). Or `waive` them."
+    yield (
+        f"To charge them: `accept-backlog ORG|--all --reason TEXT` (`--instances {len(rows)}` accepts no others). Or"
+        " `waive` them."
+    )
 
 
 def accepted(done: Accepted, whose: str) -> str:

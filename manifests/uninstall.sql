@@ -63,9 +63,9 @@ begin
         'billing_suspensions', 'billing_terms', 'billing_wallet_baselines', 'billing_wallet_differences'
     ];
     functions := array[
-        'billing_accepted_since', 'billing_affordable_segments', 'billing_alert_facts', 'billing_backlog_edge',
-        'billing_backlogs', 'billing_beats_until', 'billing_charge', 'billing_charge_description', 'billing_contend',
-        'billing_debts', 'billing_difference_candidates', 'billing_due', 'billing_epoch_microseconds',
+        'billing_acceptable_backlogs', 'billing_accepted_since', 'billing_affordable_segments', 'billing_alert_facts',
+        'billing_backlog_edge', 'billing_backlogs', 'billing_beats_until', 'billing_charge', 'billing_charge_description',
+        'billing_contend', 'billing_debts', 'billing_difference_candidates', 'billing_due', 'billing_epoch_microseconds',
         'billing_explain_difference', 'billing_failed_before', 'billing_failure_reason', 'billing_failures', 'billing_find',
         'billing_gap_is_lawful', 'billing_got_through', 'billing_hours_until', 'billing_in_backlog',
         'billing_instance_debts', 'billing_instances', 'billing_is_lawful_gap', 'billing_is_moment', 'billing_is_of_wallet',

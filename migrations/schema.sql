@@ -1,5 +1,22 @@
 -- The controller's own tables, functions and indexes after all migrations. Written by `make schema`; never applied.
 
+CREATE FUNCTION billing_acceptable_backlogs(of_organization uuid, max_backlog_hours integer, default_monthly_price numeric) RETURNS TABLE(organization_id uuid, instance_id uuid, label text, hours bigint, owed numeric, since timestamp with time zone, starts_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    select b.*, coalesce((
+        select min(c.billing_period_start) from vps_billing_cycles c
+        where c.vps_instance_id = b.instance_id and c.status = 'failed' and billing_is_ours(c.metadata)), b.since)
+    from (
+        select * from billing_backlogs(of_organization)
+        union all
+        select u.organization_id, u.instance_id, u.label, u.hours, coalesce(u.amount, 0.00), u.since
+        from billing_unrecorded(now(), max_backlog_hours, max_backlog_hours, default_monthly_price, null) u
+        where u.in_backlog and (of_organization is null or u.organization_id = of_organization)
+            and not exists (select from billing_backlogs(u.organization_id) r where r.instance_id = u.instance_id)
+    ) b
+    order by b.since, b.instance_id
+$$;
+
 CREATE FUNCTION billing_accepted_since(of_organization uuid, since timestamp with time zone) RETURNS numeric
     LANGUAGE sql STABLE
     AS $$
