@@ -55,7 +55,7 @@ def read_unrecorded(connection: sql.Connection, pricing: Pricing) -> list[dict[s
 
 
 def read_backlogs(connection: sql.Connection, organization: UUID | None, pricing: Pricing) -> list[dict[str, Any]]:
-    """Reads the instances in backlog, longest first: those that cycles have recorded, and those that the next one would.
+    """Reads the instances in backlog, longest first: those that cycles have recorded, and those that the next would.
 
     Args:
         connection: a session in autocommit mode.
