@@ -12,20 +12,18 @@ create table if not exists billing_wallet_baselines (
 );
 
 insert into billing_wallet_baselines (wallet_id, organization_id, baseline, adopted_balance)
-select w.id, w.organization_id, w.balance - coalesce(t.completed, 0), w.balance
-from wallets w
-left join (
-    select organization_id, sum(amount) as completed
-    from payment_transactions
-    where status = 'completed' and abs(amount) < 'infinity' and (metadata ->> 'wallet_type') is null  -- billing_is_of_wallet
-    group by organization_id
-) t on t.organization_id = w.organization_id
-where abs(w.balance) < 'infinity'
-    and not exists (
-        select from wallets other where other.organization_id = w.organization_id and other.id <> w.id
-    )
+select w.id, w.organization_id, w.balance - coalesce(sum(t.amount), 0), w.balance
+from (
+    -- counted rather than compared with each other: the planner expects one row of such a comparison, and would then read all
+    -- transactions for each wallet
+    select id, organization_id, balance, count(*) over (partition by organization_id) as wallets from wallets
+) w
+left join payment_transactions t on t.organization_id = w.organization_id
+    and t.status = 'completed' and abs(t.amount) < 'infinity' and (t.metadata ->> 'wallet_type') is null  -- billing_is_of_wallet
+where w.wallets = 1 and abs(w.balance) < 'infinity'
     -- adopt only once: applying this file again by hand must not move a baseline
     and not exists (select from billing_schema_migrations where name = '015_billing_wallet_baselines')
+group by w.id, w.organization_id, w.balance
 on conflict do nothing;
 
 insert into billing_schema_migrations (name) values ('015_billing_wallet_baselines') on conflict do nothing;

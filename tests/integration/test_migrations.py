@@ -196,6 +196,24 @@ def test_baseline_is_the_balance_minus_completed_transactions(unmigrated: str) -
         assert (str(row["baseline"]), str(row["adopted_balance"])) == ("12.50", "16.50")
 
 
+@pytest.mark.timeout(60)  # reading all transactions for each wallet takes minutes
+def test_adoption_reads_the_transactions_once_and_not_for_each_wallet(unmigrated: str) -> None:
+    with connected(unmigrated) as conn:
+        conn.execute(
+            "with owner as (insert into users (email, password_hash) values ('a@example.test', '-') returning id),"
+            " organization as (insert into organizations (name, slug, owner_id)"
+            " select 'o', gen_random_uuid()::text, owner.id from generate_series(1, 30000), owner returning id),"
+            " wallet as (insert into wallets (organization_id, balance) select id, 5 from organization)"
+            " insert into payment_transactions (organization_id, amount, status)"
+            " select id, 3, 'completed' from organization"
+        )
+        conn.execute("analyze")
+    migrate_url(unmigrated)
+    with connected(unmigrated) as conn:
+        found = conn.execute("select count(*), min(baseline), max(baseline) from billing_wallet_baselines").fetchone()
+    assert found == {"count": 30000, "min": 2, "max": 2}
+
+
 def test_adoption_applied_again_moves_no_baseline(database: str) -> None:
     with World(database) as world:
         organization = world.organization("10.00")
