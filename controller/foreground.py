@@ -102,11 +102,17 @@ def _leading(application: Application, cycle: Cycle, stop: StopToken) -> Iterato
             with ledger.fenced(leadership.term):
                 start = ledger.begin_term(application.settings.interval_minutes, application.settings.other_billers)
             refuse_if_halted(look(ledger, leadership.term))
-            if start.silent and (reason := cycle.prove(leadership)) is not None:
-                raise UnprovenError(f"billing would fail, so no organization was charged: {reason}")
+            if start.silent:
+                if (reason := cycle.prove(leadership)) is not None:
+                    raise UnprovenError(f"billing would fail, so no organization was charged: {reason}")
+                log.warning(
+                    "takeover.undelayed",
+                    remedy="there has been no heartbeat for 90 minutes: make sure that the application's own billing"
+                    " is not running",
+                )
             if start.silent or start.after_other:
                 with ledger.fenced(leadership.term):
-                    ledger.begin_takeover(application.settings.takeover_delay_seconds if start.silent else 0)
+                    ledger.begin_takeover(delay_seconds=0)  # the operator decides when `bill` runs
         heartbeat.start(leadership)
         _wait_for_takeover(application, leadership, stop)
         yield leadership
@@ -117,7 +123,7 @@ def _leading(application: Application, cycle: Cycle, stop: StopToken) -> Iterato
 
 
 def _wait_for_takeover(application: Application, leadership: Leadership, stop: StopToken) -> None:
-    """Waits like a replica until no run of the application's own billing can be in progress.
+    """Waits for the end of a takeover that an earlier leader has begun.
 
     Raises:
         StoppedError: a signal ended the wait.
@@ -133,7 +139,7 @@ def _wait_for_takeover(application: Application, leadership: Leadership, stop: S
             return
         if told != (told := wait.until):
             log.warning(
-                "takeover.waiting",
+                "takeover.awaited",
                 until=wait.until.isoformat(timespec="seconds"),
                 reason="the application's own billing may be in the middle of a run",
             )

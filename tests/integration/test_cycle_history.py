@@ -304,7 +304,7 @@ def test_old_batches_are_pruned_and_runs_are_kept(world: World) -> None:
 
 
 def bill_in_foreground(
-    world: World, monkeypatch: pytest.MonkeyPatch, during_wait: Callable[[StopToken], None], delay_seconds: float
+    world: World, monkeypatch: pytest.MonkeyPatch, during_wait: Callable[[StopToken], None]
 ) -> tuple[int, str]:
     """Runs `bill`, and calls the test in place of each wait. Returns the exit status and what `bill` said."""
 
@@ -314,33 +314,45 @@ def bill_in_foreground(
 
     monkeypatch.setattr(foreground, "StopToken", Stop)
     monkeypatch.setenv("DATABASE_URL", world.url)
-    monkeypatch.setenv("BILLING_TAKEOVER_DELAY_SECONDS", str(delay_seconds))
     status, _, said = Console(monkeypatch).run("bill")
     return status, said
 
 
-@pytest.mark.parametrize("began", ["earlier leader", "bill"])
-def test_bill_waits_for_the_end_of_a_takeover(world: World, monkeypatch: pytest.MonkeyPatch, began: str) -> None:
-    organization = world.organization()
-    world.instance(organization, world.plan("7300"), world.one("select now() - interval '2.5 hours'"))
-    if began == "earlier leader":
-        leader = world.lead()
-        with (ledger := world.ledger()).connection, ledger.fenced(leader.term):
-            ledger.begin_term(60)
-            ledger.begin_takeover(300)
-    waits: list[Decimal] = []
+@pytest.fixture
+def taken_over(owing: World) -> World:
+    """A database with due hours, whose leader has begun a takeover of five minutes and is gone."""
+    leader = owing.lead()
+    with (ledger := owing.ledger()).connection, ledger.fenced(leader.term):
+        ledger.begin_term(60)
+        ledger.begin_takeover(300)
+    return owing
+
+
+def test_bill_waits_for_the_end_of_a_takeover_that_a_leader_has_begun(
+    taken_over: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
 
     def end_wait(_stop: StopToken) -> None:
-        waits.append(world.balance(organization))
+        waits.append(taken_over.one("select count(*) from billing_runs"))
         if len(waits) == 2:
-            world.run("update billing_leadership set bill_after = now()")
+            taken_over.run("update billing_leadership set bill_after = now()")
 
-    status, said = bill_in_foreground(world, monkeypatch, end_wait, 0 if began == "earlier leader" else 300)
-    assert (status, waits, world.balance(organization)) == (0, [Decimal(1000), Decimal(1000)], Decimal(980)), said
-    assert said.count("takeover.waiting") == 1
+    status, said = bill_in_foreground(taken_over, monkeypatch, end_wait)
+    assert (status, waits, taken_over.one("select count(*) from billing_runs")) == (0, [0, 0], 1), said
+    assert said.count("takeover.awaited") == 1
 
 
-def test_signal_ends_the_wait_of_bill_without_a_charge(owing: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, said = bill_in_foreground(owing, monkeypatch, StopToken.stop_batches, 300)
-    assert (status, owing.one("select count(*) from billing_runs")) == (1, 0)
+def test_signal_ends_the_wait_of_bill_without_a_charge(taken_over: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, said = bill_in_foreground(taken_over, monkeypatch, StopToken.stop_batches)
+    assert (status, taken_over.one("select count(*) from billing_runs")) == (1, 0)
     assert "stopped before the takeover delay had passed" in said
+
+
+def test_bill_on_a_database_without_a_heartbeat_charges_at_once_and_warns(
+    owing: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[StopToken] = []
+    status, said = bill_in_foreground(owing, monkeypatch, waits.append)
+    assert (status, waits, owing.one("select count(*) from billing_runs")) == (0, [], 1), said
+    assert "takeover.undelayed" in said
