@@ -40,7 +40,7 @@ def _inlined() -> Edit:
     body, statement = text.split("$$")[1], sql.load()["charge_covered"]
     call = statement[statement.index("select * from billing_reckon_covered(") :].split("\n),", 1)[0]
     for parameter in _PARAMETERS:
-        body = re.sub(rf"\b(?<!%\(){parameter}\b(?!\))", f"%({parameter})s::{_PARAMETERS[parameter]}", body)
+        body = re.sub(rf"(?<!%\()\b{parameter}\b", f"%({parameter})s::{_PARAMETERS[parameter]}", body)
     return "charge_covered", call, body
 
 
