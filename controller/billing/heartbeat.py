@@ -90,8 +90,9 @@ class Heartbeat:
                 "retention_days": self._retention_days,
             }
             try:
-                # the server may end a session that is idle until the next heartbeat
-                with self._connect() as connection, sql.transaction(connection):
+                # The server may end a session that is idle until the next heartbeat. Each statement is a transaction,
+                # so that old rows that can't be deleted don't cost the heartbeat.
+                with self._connect() as connection:
                     for name in statements:
                         if name != "heartbeat":
                             sql.run(connection, name, **parameters)
