@@ -292,6 +292,14 @@ def test_plan_covers_every_organization_once_in_bounded_batches(world: World, ba
     )
 
 
+def test_first_batch_is_small_so_that_the_first_charge_comes_soon(world: World) -> None:
+    plan = world.plan()
+    for _ in range(150):
+        world.instance(world.organization(), plan, NOON - HOUR)
+    with (ledger := world.ledger()).connection:
+        assert [batch.instances for batch in ledger.plan(Run(1, 1, NOON), 120)] == [100, 20, 30]
+
+
 def test_old_batches_are_pruned_and_runs_are_kept(world: World) -> None:
     create_debtors(world)
     world.bill(NOON)

@@ -53,6 +53,53 @@ def test_top_up_does_not_wait_for_a_batch_on_the_fast_path(scripted_world: World
     assert world.one("select sum(balance) from wallets") == 8 - D("0.20")
 
 
+def test_top_up_does_not_wait_for_the_ordered_path_of_another_organization(scripted_world: World) -> None:
+    world = scripted_world
+    world.bill(NOON - HOUR)  # adopts the wallets
+    short = world.one("select min(organization_id::text)::uuid from wallets")
+    world.run("update wallets set balance = 0 where organization_id = %s", short)
+
+    def top_up(_ledger: ScriptedLedger) -> None:
+        with psycopg.connect(world.url, options="-c lock_timeout=1ms") as application:
+            application.execute("update wallets set balance = balance + 1 where organization_id <> %s", [short])
+
+    script_of(world).act_before("settle_wallets", top_up)
+    before = world.one("select sum(balance) from wallets")
+    assert world.bill(NOON).totals == Totals(instances=3, hours=3, amount=D("0.03"), debts=1)
+    assert world.one("select sum(balance) from wallets") - before == 3 - D("0.03")
+
+
+def test_transaction_of_the_application_over_two_wallets_wins_against_a_batch(scripted_world: World) -> None:
+    """The batch holds the short wallet and waits for the other one, the application the other way round."""
+    world = scripted_world
+    world.bill(NOON - HOUR)  # adopts the wallets
+    short, other = (
+        row["organization_id"] for row in world.rows("select * from wallets order by organization_id limit 2")
+    )
+    world.run("update wallets set balance = 0 where organization_id = %s", short)
+    update, failures = "update wallets set balance = balance + 1 where organization_id = %s", list[psycopg.Error]()
+    application = psycopg.connect(world.url)
+
+    def take_short() -> None:
+        try:
+            with application:
+                application.execute(update.encode(), [short])
+        except psycopg.Error as error:
+            failures.append(error)
+
+    taking = threading.Thread(target=take_short)
+
+    def take_both(_ledger: ScriptedLedger) -> None:
+        application.execute(update.encode(), [other])
+        taking.start()
+        world.wait_for_lock(application.info.backend_pid)
+
+    script_of(world).act_before("charge_wallets", take_both)
+    assert world.bill(NOON).totals == Totals(instances=4, hours=4, amount=D("0.04"))
+    taking.join()
+    assert failures == []
+
+
 def test_wallet_created_after_the_locks_is_not_overdrawn(scripted_world: World) -> None:
     world = scripted_world
     organization = world.one("select min(id::text)::uuid from organizations")
