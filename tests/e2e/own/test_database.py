@@ -64,7 +64,7 @@ def test_successor_finishes_the_cycle_of_a_drain_that_timed_out(
 ) -> None:
     """The scenario of test_drain.py without a cluster."""
     first = start_controller()
-    eventually(lambda: leads(database, first), "the first leads", 30)
+    first.wait_for("cycle.completed")  # it has charged the sample, and would take some of the work into that cycle
     second = start_controller()
     with paced(database, "drained", 0.5) as work:
         work.wait_until_under_way()
@@ -84,7 +84,7 @@ def test_work_of_a_killed_leader_is_charged_exactly_once(
     database: Database, start_controller: Callable[[], ControllerProcess]
 ) -> None:
     first = start_controller()
-    eventually(lambda: leads(database, first), "the first leads", 30)
+    first.wait_for("cycle.completed")  # it has charged the sample, and would take some of the work into that cycle
     start_controller()
     with paced(database, "killed", 0.5) as work:
         work.wait_until_under_way()
