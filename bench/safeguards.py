@@ -44,87 +44,91 @@ def _inlined() -> Edit:
     return "charge_covered", call, body
 
 
-_EACH: Final = (
-    Variant(
-        "the ledger outranks last_billed_at",
-        edits=(
-            _inlined(),
-            (
-                "charge_covered",
-                "cross join lateral billing_position(due.id, due.last_billed_at, due.created_at) position",
-                "cross join (select null::timestamptz as ledger_end) position",
+def _each() -> tuple[Variant, ...]:
+    return (
+        Variant(
+            "the ledger outranks last_billed_at",
+            edits=(
+                _inlined(),
+                (
+                    "charge_covered",
+                    "cross join lateral billing_position(due.id, due.last_billed_at, due.created_at) position",
+                    "cross join (select null::timestamptz as ledger_end) position",
+                ),
             ),
         ),
-    ),
-    Variant(
-        "open rows are looked for",
-        edits=(_inlined(), ("charge_covered", "any (array(select id from due)) and", "null and")),
-    ),
-    Variant(
-        "prices have a history",
-        edits=(
-            _inlined(),
-            (
-                "charge_covered",
-                "source, valid_from from billing_price_history() where valid_to = 'infinity'",
-                "source, '-infinity'::timestamptz as valid_from from billing_plan_lookup()",
+        Variant(
+            "open rows are looked for",
+            edits=(_inlined(), ("charge_covered", "any (array(select id from due)) and", "null and")),
+        ),
+        Variant(
+            "prices have a history",
+            edits=(
+                _inlined(),
+                (
+                    "charge_covered",
+                    "source, valid_from from billing_price_history() where valid_to = 'infinity'",
+                    "source, '-infinity'::timestamptz as valid_from from billing_plan_lookup()",
+                ),
             ),
         ),
-    ),
-    Variant(
-        "wallets are adopted, single and not suspended",
-        edits=(
-            (
-                "charge_covered",
-                "billing_sound_wallets(%(currency)s) w",
-                "(select organization_id, id as wallet_id, balance from wallets) w",
+        Variant(
+            "wallets are adopted, single and not suspended",
+            edits=(
+                (
+                    "charge_covered",
+                    "billing_sound_wallets(%(currency)s) w",
+                    "(select organization_id, id as wallet_id, balance from wallets) w",
+                ),
             ),
         ),
-    ),
-    Variant(
-        "writes are counted and summed",
-        edits=(
-            (
-                "charge_covered",
-                "(count(*), coalesce(sum(amount), 0)) = (t.payments, -t.amount) from paid",
-                "true",
-            ),
-            (
-                "charge_covered",
-                "(count(*), coalesce(sum(total_amount), 0)) = (t.instances, t.amount) from period",
-                "true",
-            ),
-        ),
-    ),
-    Variant(
-        "last_billed_at is compared and swapped",
-        edits=(("charge_covered", " and i.last_billed_at is not distinct from c.last_billed_at", ""),),
-    ),
-    Variant(
-        "the balance that a charge leaves is kept",
-        edits=(
-            ("charge_covered", "where b.wallet_id = c.wallet_id and c.amount > 0", "where false"),
-            (
-                "charge_covered",
-                "(select count(*) from balance_left) = (select count(*) from covered where amount > 0)",
-                "true",
+        Variant(
+            "writes are counted and summed",
+            edits=(
+                (
+                    "charge_covered",
+                    "(count(*), coalesce(sum(amount), 0)) = (t.payments, -t.amount) from paid",
+                    "true",
+                ),
+                (
+                    "charge_covered",
+                    "(count(*), coalesce(sum(total_amount), 0)) = (t.instances, t.amount) from period",
+                    "true",
+                ),
             ),
         ),
-    ),
-    Variant(
-        "missed instances are counted", edits=(("count_missed", "where billing_due", "where false and billing_due"),)
-    ),
-)
-SAFEGUARDS: Final = (
-    *_EACH,
-    Variant("all of them", edits=tuple(dict.fromkeys(edit for each in _EACH for edit in each.edits))),
-)
+        Variant(
+            "last_billed_at is compared and swapped",
+            edits=(("charge_covered", " and i.last_billed_at is not distinct from c.last_billed_at", ""),),
+        ),
+        Variant(
+            "the balance that a charge leaves is kept",
+            edits=(
+                ("charge_covered", "where b.wallet_id = c.wallet_id and c.amount > 0", "where false"),
+                (
+                    "charge_covered",
+                    "(select count(*) from balance_left) = (select count(*) from covered where amount > 0)",
+                    "true",
+                ),
+            ),
+        ),
+        Variant(
+            "missed instances are counted",
+            edits=(("count_missed", "where billing_due", "where false and billing_due"),),
+        ),
+    )
+
+
+def variants() -> tuple[Variant, ...]:
+    """A cycle without each safeguard, and last one without all of them."""
+    each = _each()
+    return *each, Variant("all of them", edits=tuple(dict.fromkeys(edit for one in each for edit in one.edits)))
 
 
 def safeguards(server: Server, instances: int, rounds: int, workers: int, batch_size: int) -> Section:
     """Measures what each safeguard costs: the unchanged cycle relative to one without the safeguard."""
-    template = funded_template(server, instances)
-    microseconds = measure(server, template, (UNCHANGED, *SAFEGUARDS), rounds, workers=workers, batch_size=batch_size)
+    template, without = funded_template(server, instances), variants()
+    microseconds = measure(server, template, (UNCHANGED, *without), rounds, workers=workers, batch_size=batch_size)
     unchanged = microseconds[UNCHANGED.name]
     return Section(
         "safeguards",
@@ -133,8 +137,8 @@ def safeguards(server: Server, instances: int, rounds: int, workers: int, batch_
         f" ({workers} workers, batches of {batch_size:,}). 1.02 means that the safeguard costs 2%.",
         tuple(
             Measurement(
-                each.name, "", ratios(unchanged, microseconds[each.name]), MOST if each is SAFEGUARDS[-1] else None
+                each.name, "", ratios(unchanged, microseconds[each.name]), MOST if each is without[-1] else None
             )
-            for each in SAFEGUARDS
+            for each in without
         ),
     )

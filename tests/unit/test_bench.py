@@ -11,7 +11,7 @@ from bench.check import Bounds, CheckResult, findings
 from bench.fingerprint import differences
 from bench.measurement import Aim, Measurement, Section, percentile, plain, ratios
 from bench.report import as_text, table, write_result
-from bench.safeguards import SAFEGUARDS
+from bench.safeguards import variants
 from controller import sql
 
 BOUNDS = Bounds(
@@ -27,7 +27,7 @@ SECTION = Section("speed", "Speed", "In turn.", (Measurement("fast", "ms", (1.0,
 
 
 def test_edits_of_the_safeguards_fit_the_statements() -> None:
-    for variant in SAFEGUARDS:
+    for variant in variants():
         statements = dict(sql.load())
         for name, old, new in variant.edits:
             assert old in statements[name], variant.name
