@@ -65,21 +65,21 @@ begin
     functions := array[
         'billing_acceptable_backlogs', 'billing_accepted_since', 'billing_affordable_segments', 'billing_alert_facts',
         'billing_backlog_edge', 'billing_backlogs', 'billing_beats_until', 'billing_charge', 'billing_charge_description',
-        'billing_contend', 'billing_debts', 'billing_difference_candidates', 'billing_due', 'billing_epoch_microseconds',
-        'billing_explain_difference', 'billing_failed_before', 'billing_failure_reason', 'billing_failures', 'billing_find',
-        'billing_gap_is_lawful', 'billing_got_through', 'billing_hours_until', 'billing_in_backlog',
-        'billing_instance_debts', 'billing_instances', 'billing_is_lawful_gap', 'billing_is_moment', 'billing_is_of_wallet',
-        'billing_is_our_status', 'billing_is_ours', 'billing_is_price', 'billing_is_successful', 'billing_keep_lost_debts',
-        'billing_keep_lost_periods', 'billing_last_cycle', 'billing_last_day', 'billing_live_daemons', 'billing_lock_key',
-        'billing_metadata_number', 'billing_names', 'billing_next_cycle', 'billing_next_run', 'billing_notices',
-        'billing_organization', 'billing_outlook', 'billing_owed', 'billing_pause', 'billing_pause_ended_at',
-        'billing_period_facts', 'billing_plan_lookup', 'billing_position', 'billing_price_changes', 'billing_price_clock',
-        'billing_price_history', 'billing_reckon_covered', 'billing_refusal', 'billing_refuse_other_generation',
-        'billing_replicas', 'billing_resumed_at', 'billing_run_failures', 'billing_run_totals', 'billing_runway',
-        'billing_segments', 'billing_sound_wallets', 'billing_statement', 'billing_statement_balance',
-        'billing_statement_corrections', 'billing_status', 'billing_suspended', 'billing_time_ordered_uuid',
-        'billing_uncharged', 'billing_unrecorded', 'billing_waived', 'billing_wallet_comparison', 'billing_whole_hours',
-        'billing_without_term'
+        'billing_contend', 'billing_cycle_due_at', 'billing_debts', 'billing_difference_candidates', 'billing_due',
+        'billing_epoch_microseconds', 'billing_explain_difference', 'billing_failed_before', 'billing_failure_reason',
+        'billing_failures', 'billing_find', 'billing_gap_is_lawful', 'billing_got_through', 'billing_hours_until',
+        'billing_in_backlog', 'billing_instance_debts', 'billing_instances', 'billing_is_lawful_gap', 'billing_is_moment',
+        'billing_is_of_wallet', 'billing_is_our_status', 'billing_is_ours', 'billing_is_price', 'billing_is_successful',
+        'billing_keep_lost_debts', 'billing_keep_lost_periods', 'billing_last_cycle', 'billing_last_day',
+        'billing_live_daemons', 'billing_lock_key', 'billing_metadata_number', 'billing_names', 'billing_next_cycle',
+        'billing_next_run', 'billing_notices', 'billing_organization', 'billing_outlook', 'billing_owed', 'billing_pause',
+        'billing_pause_ended_at', 'billing_period_facts', 'billing_plan_lookup', 'billing_position',
+        'billing_price_changes', 'billing_price_clock', 'billing_price_history', 'billing_reckon_covered',
+        'billing_refusal', 'billing_refuse_other_generation', 'billing_replicas', 'billing_resumed_at',
+        'billing_run_failures', 'billing_run_totals', 'billing_runway', 'billing_segments', 'billing_sound_wallets',
+        'billing_statement', 'billing_statement_balance', 'billing_statement_corrections', 'billing_status',
+        'billing_suspended', 'billing_time_ordered_uuid', 'billing_uncharged', 'billing_unrecorded', 'billing_waived',
+        'billing_wallet_comparison', 'billing_whole_hours', 'billing_without_term'
     ];
 
     foreach name in array triggers loop

@@ -183,6 +183,16 @@ begin
 end
 $$;
 
+CREATE FUNCTION billing_cycle_due_at() RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    AS $$
+    select greatest(l.bill_after, least(
+        (select max(r.started_at) from billing_runs r where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause))
+            + coalesce(l.interval_minutes, 60) * interval '1 minute',
+        (select min(c.given_at) from billing_commands c where c.command = 'trigger' and c.finished_at is null)))
+    from billing_leadership l
+$$;
+
 CREATE FUNCTION billing_debts() RETURNS TABLE(organization_id uuid, instances bigint, owed numeric, since timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
@@ -654,23 +664,17 @@ $$;
 CREATE FUNCTION billing_next_cycle() RETURNS TABLE(due_at timestamp with time zone, waiting_for text)
     LANGUAGE sql STABLE
     AS $$
-    select greatest(schedule.due_at, l.bill_after),
+    select scheduled.due_at,
         case
             when not exists (select from billing_replicas() where role = 'leader') then 'leader'
             when exists (select from billing_runs where outcome = 'running' and term = l.term) then 'running'
             when exists (select from billing_notices() n where n.halts) then 'halted'
-            when l.bill_after > clock_timestamp() and l.bill_after >= coalesce(schedule.due_at, '-infinity') then 'takeover'
-            when schedule.due_at > clock_timestamp() then 'interval'
+            when l.bill_after > clock_timestamp() and l.bill_after = scheduled.due_at then 'takeover'
+            when scheduled.due_at > clock_timestamp() then 'interval'
             else 'nothing'
         end
     from billing_leadership l
-    cross join lateral (
-        select least(
-            max(r.started_at) + coalesce(l.interval_minutes, 60) * interval '1 minute',
-            (select min(c.given_at) from billing_commands c where c.command = 'trigger' and c.finished_at is null)) as due_at
-        from billing_runs r
-        where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause)
-    ) schedule
+    cross join lateral (select billing_cycle_due_at() as due_at) scheduled
 $$;
 
 CREATE FUNCTION billing_notices() RETURNS TABLE(kind text, halts boolean, since timestamp with time zone, message text)

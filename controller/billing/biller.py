@@ -270,7 +270,7 @@ class Biller:
             log.info("takeover.begun", delay_seconds=delay_seconds, until=until.isoformat(timespec="seconds"))
         elif start.waits_until is not None:
             log.info("takeover.inherited", until=start.waits_until.isoformat(timespec="seconds"))
-        self._heartbeat.start(leadership)
+        self._heartbeat.start_soon(leadership)
         return True
 
     def _report(self, notices: Sequence[Notice]) -> bool:

@@ -46,6 +46,7 @@ class Heartbeat:
         self._started_at = datetime.now(UTC)  # this process's clock: shown to people, never used in a computation
         self._leadership: Leadership | None = None
         self._lock = threading.Lock()
+        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._failures = WarnOnce(log, "heartbeat.failed")
         self._withheld = WarnOnce(log, "heartbeat.withheld")
@@ -53,7 +54,15 @@ class Heartbeat:
     def start(self, leadership: Leadership) -> None:
         """Writes the first heartbeat of a term, closes the rows of earlier leaders, and deletes old rows."""
         self._leadership = leadership
-        self._write(["close_other_statuses", "heartbeat", "prune_statuses"])
+        self._write_first()
+
+    def start_soon(self, leadership: Leadership) -> None:
+        """Does the same on the thread in `run`.
+
+        The first charge needn't wait for it, because the transaction that begins a run writes a heartbeat too.
+        """
+        self._leadership = leadership
+        self._wake.set()
 
     def beat(self) -> bool:
         """Writes a heartbeat now if this replica leads and billing is less than 90 minutes overdue. Any thread.
@@ -70,12 +79,23 @@ class Heartbeat:
 
     def run(self) -> None:
         """Writes heartbeats until `stop` is called."""
-        while not self._stopping.wait(self._interval_seconds):
-            self.beat()
+        while True:
+            woken = self._wake.wait(self._interval_seconds)
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
+            if woken:
+                self._write_first()
+            else:
+                self.beat()
 
     def stop(self) -> None:
         """Ends the loop. Any thread."""
         self._stopping.set()
+        self._wake.set()
+
+    def _write_first(self) -> None:
+        self._write(["close_other_statuses", "heartbeat", "prune_statuses"])
 
     def _write(self, statements: list[str]) -> bool:
         with self._lock:

@@ -1,5 +1,6 @@
 """`billing_daemon_status`, which the application reads, and the query of its health page."""
 
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,6 +12,7 @@ from controller import sql
 from controller.billing.heartbeat import Heartbeat
 from tests.integration.world import Term, World
 from tests.model import HOUR, NOON
+from tests.support.waiting import eventually
 
 #: The application's query.
 HEALTH = "select * from billing_daemon_status order by heartbeat_at desc nulls last, updated_at desc limit 1"
@@ -49,6 +51,21 @@ def status(world: World) -> dict[str, Any]:
 def bill_five_cents(world: World) -> None:
     world.instance(world.organization("1.00"), world.plan("7.30"), NOON - 5 * HOUR)
     world.bill(NOON, world.term())
+
+
+def test_start_soon_writes_the_first_heartbeat_on_the_heartbeats_thread(
+    world: World, make_heartbeat: MakeHeartbeat
+) -> None:
+    heartbeat = make_heartbeat()
+    heartbeat.start_soon(world.lead())
+    assert world.rows(HEALTH) == []
+    thread = threading.Thread(target=heartbeat.run)
+    thread.start()
+    try:
+        eventually(lambda: bool(world.rows(HEALTH)), "the first heartbeat")
+    finally:
+        heartbeat.stop()
+        thread.join()
 
 
 def test_start_of_a_term_writes_the_first_heartbeat_before_any_cycle(

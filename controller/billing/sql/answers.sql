@@ -25,7 +25,7 @@ limit %(limit)s
 
 -- name: next_cycle_at
 -- If the cycle is overdue or waits for something, its outlook is shown as if it ran now.
-select greatest(coalesce((select due_at from billing_next_cycle()), now()), now()) as as_of
+select greatest(billing_cycle_due_at(), now()) as as_of
 
 -- name: outlook
 select * from billing_outlook(%(organization)s, %(as_of)s, %(default_monthly_price)s, %(currency)s, %(max_backlog_hours)s)

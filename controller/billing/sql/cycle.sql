@@ -38,8 +38,7 @@ where bill_after > clock_timestamp()
 
 -- name: seconds_until_due
 -- By the database's clock, and independent of the replica that led the last cycle. Negative once the cycle is due.
-select coalesce(extract(epoch from due_at - clock_timestamp()), -1)::float8 as seconds
-from billing_next_cycle()
+select coalesce(extract(epoch from billing_cycle_due_at() - clock_timestamp()), -1)::float8 as seconds
 
 -- name: close_abandoned_runs
 -- Runs whose leader has not recorded their end, usually because it was lost. Their figures are what their batches committed. A
