@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -288,9 +288,10 @@ class BatchWorker:
             self._pause()
             context.check()
             after = _resume_point(batch, results)
-            began = time.monotonic()
-            result = self._commit_once(ledger, unanswered, partial(charge_step, after))
-            seconds = time.monotonic() - began
+            with context.pace.turn() if context.pace is not None else nullcontext():
+                began = time.monotonic()
+                result = self._commit_once(ledger, unanswered, partial(charge_step, after))
+                seconds = time.monotonic() - began
             if batch.first_organization != batch.last_organization:
                 context.sharing.observe(seconds, result.due)
             if context.pace is not None:

@@ -1,13 +1,15 @@
 """The pace of a cycle: workers pause between transactions, so that the application hardly notices a cycle.
 
 A worker that works a share `s` of its time pauses for `(1 - s) / s` seconds after each second of work. It holds no lock
-and no transaction while it pauses. A cycle is paced only if it began on time and can end within half of the interval at
-this pace. The second condition is checked again after each transaction. A drain ends every pause, and the rest of the
-cycle runs at full speed.
+and no transaction while it pauses. Workers take turns, so that they never take two of the server's cores at once.
+
+A cycle is paced only if it began on time and can end within half of the interval at this pace. The second condition is
+checked again after each transaction. A drain ends every pause, and the rest of the cycle runs at full speed.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Final
 
@@ -51,7 +53,18 @@ class Pace:
         self._ends_at = clock() + seconds
         self._worked = 0.0
         self._done = 0
+        self._full_speed = False
         self._lock = Lock()
+        self._turn = Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits until no other worker of the cycle is in a transaction, unless the cycle runs at full speed."""
+        if self._full_speed or not self._stop.may_start_cycle():
+            yield
+        else:
+            with self._turn:
+                yield
 
     def pause_after(self, worked: float, instances: int) -> float:
         """Returns how many seconds a worker should pause before its next transaction.
@@ -66,9 +79,9 @@ class Pace:
             self._left -= instances
             if not self._stop.may_start_cycle() or not self._done:
                 return 0.0
-            paced_seconds = self._left * self._worked / self._done / self._share / self._workers
-            late = self._clock() + paced_seconds > self._ends_at
-        return 0.0 if late else min(worked * (1 / self._share - 1), MOST_SECONDS)
+            paced_seconds = self._left * self._worked / self._done / min(self._share * self._workers, 1)
+            self._full_speed = self._clock() + paced_seconds > self._ends_at
+            return 0.0 if self._full_speed else min(worked * (1 / self._share - 1), MOST_SECONDS)
 
 
 def may_be_paced(late_seconds: float | None) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from controller.billing.pace import Pace, may_be_paced
@@ -48,6 +51,35 @@ def test_drain_ends_the_pace() -> None:
     paced = Pace(0.25, workers=1, instances=1000, seconds=60, stop=stop, clock=Clock())
     stop.stop_cycles()
     assert paced.pause_after(0.5, 100) == 0
+
+
+def meet(paced: Pace) -> bool:
+    """Returns True if two workers can be in a transaction at the same time."""
+    barrier = threading.Barrier(2)
+
+    def work() -> bool:
+        with paced.turn():
+            try:
+                barrier.wait(0.2)
+            except threading.BrokenBarrierError:
+                return False
+            return True
+
+    with ThreadPoolExecutor(2) as pool:
+        return all(each.result() for each in [pool.submit(work), pool.submit(work)])
+
+
+def test_workers_of_a_paced_cycle_take_turns() -> None:
+    assert not meet(pace(Clock()))
+
+
+def test_workers_work_at_the_same_time_once_the_cycle_is_late_or_drained() -> None:
+    late = pace(Clock(), seconds=1)
+    assert late.pause_after(0.5, 100) == 0
+    assert meet(late)
+    stop = StopToken()
+    stop.stop_cycles()
+    assert meet(Pace(0.25, workers=2, instances=1000, seconds=60, stop=stop))
 
 
 @pytest.mark.parametrize(
