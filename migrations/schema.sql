@@ -590,13 +590,13 @@ COMMENT ON COLUMN billing_runs.failures IS 'instances that could not be charged 
 
 COMMENT ON COLUMN billing_runs.kind IS 'cycle: charges everything due; collection: collects debts between two cycles; waiver: writes off hours on an operator''s command';
 
-COMMENT ON COLUMN billing_runs.cause IS 'of a failed cycle. controller: it is tried again at once; organizations: none of them could be charged, for reasons of their own. Of a stopped cycle. drain: its replica was told to stop and could not finish in time; halt: billing was halted';
+COMMENT ON COLUMN billing_runs.cause IS 'why a cycle failed: controller (it is retried at once) or organizations (none of them could be charged). Why a cycle was stopped: drain (the replica was stopped before the cycle ended) or halt (billing was halted)';
 
-COMMENT ON COLUMN billing_runs.planned IS 'instances due at the start, with those that the plan missed; null if the cycle ended before it had a plan';
+COMMENT ON COLUMN billing_runs.planned IS 'instances that were due when the cycle started, including those that the plan missed; null if the cycle ended before it had a plan';
 
-COMMENT ON COLUMN billing_runs.charged_in_part IS 'counted both in instances and in debts';
+COMMENT ON COLUMN billing_runs.charged_in_part IS 'instances that paid only some of their hours; counted in both instances and debts';
 
-COMMENT ON COLUMN billing_runs.vanished IS 'planned, and no longer due when their turn came: deleted, or charged by another program. Negative if more instances became due after the plan; null if the cycle did not get through its plan';
+COMMENT ON COLUMN billing_runs.vanished IS 'planned instances that were no longer due when the cycle reached them, because they were deleted or another program had charged them. Negative if more instances became due after the plan was made; null if the cycle did not finish its plan';
 
 CREATE FUNCTION billing_last_cycle() RETURNS SETOF billing_runs
     LANGUAGE sql STABLE
@@ -1389,9 +1389,9 @@ CREATE TABLE billing_accepted_backlogs (
     accepted_from timestamp with time zone
 );
 
-COMMENT ON COLUMN billing_accepted_backlogs.instances IS 'how many were accepted at once; null in a row that names its instance';
+COMMENT ON COLUMN billing_accepted_backlogs.instances IS 'number of instances accepted together; null in a row that names its instance';
 
-COMMENT ON COLUMN billing_accepted_backlogs.owed IS 'what its open rows said it cost';
+COMMENT ON COLUMN billing_accepted_backlogs.owed IS 'the price of the accepted hours according to their open rows';
 
 COMMENT ON COLUMN billing_accepted_backlogs.accepted_from IS 'the start of the instance''s oldest open row; earlier hours are not accepted';
 
@@ -1453,15 +1453,15 @@ CREATE TABLE billing_commands (
 
 COMMENT ON COLUMN billing_commands.term IS 'the newest term when the command was given';
 
-COMMENT ON COLUMN billing_commands.until IS 'of a pause or a suspension: when it ends; null: indefinitely. Of a waiver: the end of the hours';
+COMMENT ON COLUMN billing_commands.until IS 'pause, suspend: when it ends, null for indefinitely. waive: the end of the waived hours';
 
 COMMENT ON COLUMN billing_commands.acknowledged_at IS 'when a leader first read the command';
 
-COMMENT ON COLUMN billing_commands.finished_at IS 'when the leader had nothing left to do for the command. A pause: no batch is in hand any more';
+COMMENT ON COLUMN billing_commands.finished_at IS 'when the leader had carried the command out. A pause is finished once no batch is in progress';
 
 COMMENT ON COLUMN billing_commands.run_id IS 'the run that carried the command out';
 
-COMMENT ON COLUMN billing_commands.refusal IS 'why the leader did not obey';
+COMMENT ON COLUMN billing_commands.refusal IS 'why the leader refused the command';
 
 ALTER TABLE billing_commands ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_commands_id_seq
@@ -1483,7 +1483,7 @@ CREATE TABLE billing_corrections (
 
 COMMENT ON COLUMN billing_corrections.kind IS 'correct: the wallet moved by amount; accept: the baseline moved by amount';
 
-COMMENT ON COLUMN billing_corrections.difference IS 'before the correction';
+COMMENT ON COLUMN billing_corrections.difference IS 'the difference before the correction';
 
 ALTER TABLE billing_corrections ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME billing_corrections_id_seq
@@ -1496,7 +1496,7 @@ CREATE TABLE billing_daemon_sightings (
     since timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
-COMMENT ON COLUMN billing_daemon_sightings.changed IS 'a later reading found another heartbeat, so the daemon was alive';
+COMMENT ON COLUMN billing_daemon_sightings.changed IS 'true if the heartbeat has changed since the first reading, so the daemon is alive';
 
 COMMENT ON COLUMN billing_daemon_sightings.since IS 'when a leader first read this heartbeat';
 
@@ -1629,7 +1629,7 @@ CREATE TABLE billing_leadership (
     CONSTRAINT billing_leadership_other_billers_check CHECK ((other_billers = ANY (ARRAY['stop'::text, 'warn'::text])))
 );
 
-COMMENT ON COLUMN billing_leadership.bill_after IS 'no cycle starts before this time: the application''s own billing may still have been running at takeover';
+COMMENT ON COLUMN billing_leadership.bill_after IS 'no cycle starts before this time, because the application''s own billing may have been running when this controller took over';
 
 COMMENT ON COLUMN billing_leadership.interval_minutes IS 'BILLING_INTERVAL_MINUTES of the leader of this term';
 
@@ -1639,11 +1639,11 @@ COMMENT ON COLUMN billing_leadership.generation IS 'the rules of billing that th
 
 COMMENT ON COLUMN billing_leadership.needs_version IS 'the oldest version of containerstacks-billing that follows these rules';
 
-COMMENT ON COLUMN billing_leadership.takeover_delay_seconds IS 'while a takeover waits: the time that must have passed since the newest period of another program; else null';
+COMMENT ON COLUMN billing_leadership.takeover_delay_seconds IS 'the takeover delay while a takeover waits, counted from the newest period of another program; otherwise null';
 
 COMMENT ON COLUMN billing_leadership.other_billers IS 'BILLING_OTHER_BILLERS of the leader of this term';
 
-COMMENT ON COLUMN billing_leadership.resigned_term IS 'the newest term whose leader resigned; a lost leader leaves an older one';
+COMMENT ON COLUMN billing_leadership.resigned_term IS 'the newest term whose leader resigned. If a leader is lost, this is older than its term';
 
 CREATE TABLE billing_lost_debts (
     id bigint NOT NULL,
@@ -1671,7 +1671,7 @@ CREATE TABLE billing_lost_periods (
     lost_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
-COMMENT ON TABLE billing_lost_periods IS 'billed periods that were deleted with an organization, of instances that exist';
+COMMENT ON TABLE billing_lost_periods IS 'billed periods that were deleted with an organization although their instances still exist';
 
 CREATE VIEW billing_notices AS
  SELECT kind,
@@ -1736,11 +1736,11 @@ CREATE TABLE billing_suspensions (
     CONSTRAINT billing_suspensions_kind_check CHECK ((kind = ANY (ARRAY['guard'::text, 'operator'::text])))
 );
 
-COMMENT ON COLUMN billing_suspensions.reason IS 'of the guard: the invariant that was violated, as `containerstacks-billing audit` names it; of an operator: the operator''s words';
+COMMENT ON COLUMN billing_suspensions.reason IS 'guard: the violated invariant, by its name in `containerstacks-billing audit`. operator: the operator''s reason';
 
-COMMENT ON COLUMN billing_suspensions.kind IS 'guard: a clean audit ends it; operator: `unsuspend` or the time in `until` ends it';
+COMMENT ON COLUMN billing_suspensions.kind IS 'guard: ends when an audit is clean. operator: ends with `unsuspend`, or at the time in until';
 
-COMMENT ON COLUMN billing_suspensions.until IS 'when an operator''s suspension ends; null: not before `unsuspend`';
+COMMENT ON COLUMN billing_suspensions.until IS 'when an operator''s suspension ends; null if only `unsuspend` ends it';
 
 CREATE TABLE billing_terms (
     term bigint NOT NULL,
@@ -1779,11 +1779,11 @@ CREATE TABLE billing_wallet_baselines (
 )
 WITH (fillfactor='70');
 
-COMMENT ON COLUMN billing_wallet_baselines.left_balance IS 'the balance as the controller''s last charge left it; null before the first';
+COMMENT ON COLUMN billing_wallet_baselines.left_balance IS 'the balance after the controller''s last charge; null before the first charge';
 
-COMMENT ON COLUMN billing_wallet_baselines.changed_at IS 'when a charge found another balance; null once the wallet has been compared';
+COMMENT ON COLUMN billing_wallet_baselines.changed_at IS 'when a charge found a balance other than left_balance; null once the wallet has been compared with its transactions';
 
-COMMENT ON COLUMN billing_wallet_baselines.checked_at IS 'when the wallet last equalled baseline and transactions';
+COMMENT ON COLUMN billing_wallet_baselines.checked_at IS 'when the wallet last equalled its baseline plus its transactions';
 
 COMMENT ON COLUMN billing_wallet_baselines.checked_completed IS 'the sum of the completed transactions at checked_at';
 
