@@ -22,6 +22,7 @@ from bench.failover import failover
 from bench.idle import idle
 from bench.machine import describe
 from bench.measurement import Section
+from bench.record import Record
 from bench.roofline import roofline
 from bench.safeguards import safeguards
 from bench.server import durable_server, durable_servers
@@ -50,6 +51,7 @@ SMALL, MEDIUM = 10_000, 100_000
 
 def main() -> int:
     """Runs a suite. Returns 1 if `check` or `compare` finds a regression."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a suite starts compiles all its modules
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
     arguments = _arguments()
     if arguments.suite == "check":
@@ -85,7 +87,7 @@ def _sections(server: Server, arguments: argparse.Namespace) -> Iterator[Section
     if everything or suite == "catchup":
         yield catchup(server, [each for each in sizes if each >= min(size, MEDIUM)], rounds, max(workers), batch_size)
     if everything or suite == "failover":
-        yield failover(server, arguments.runs)
+        yield failover(server, arguments.runs, Record(arguments.resume, server.installation.title))
     if everything or suite == "idle":
         yield idle(server, rounds, arguments.window)
     alone: dict[str, Callable[[], Section]] = {
@@ -128,6 +130,7 @@ def _arguments() -> argparse.Namespace:
         suite.add_argument("--instances", type=int, nargs="+", default=[scale], help="default: SCALE, or 100000")
         suite.add_argument("--rounds", type=int, default=5, help="after a warm-up; default: 5")
         suite.add_argument("--runs", type=int, default=20, help="kills and handovers; default: 20")
+        suite.add_argument("--resume", type=Path, metavar="FILE", help="keep the runs of failover there, and continue")
         suite.add_argument("--window", type=float, default=30.0, help="seconds of an idle window; default: 30")
         suite.add_argument("--workers", type=int, nargs="+", default=[1, 2])
         suite.add_argument("--batch-size", type=int, default=CycleSettings.batch_size)

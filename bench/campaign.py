@@ -2,7 +2,7 @@
 
 Nothing else should run on the machine meanwhile. Each step writes its tables to bench/results as it ends.
 `.cache/campaign/COMMIT` keeps the output of each step and a mark for each step that has ended. Another run of the same
-commit skips the marked steps.
+commit skips the marked steps. Failover, the longest, also keeps its runs there, and continues after the last ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Step:
     """One command.
 
     Attributes:
-        command: the command line without the interpreter.
+        command: the command line. `{folder}` in it stands for the folder of the campaign.
         environment: variables on top of this process's.
     """
 
@@ -40,7 +40,7 @@ def _bench(suite: str, *options: str) -> Step:
 MILLION: Final = "1000000"
 #: Failover comes first, because it is the most sensitive to what an earlier step leaves in the caches.
 STEPS: Final = (
-    _bench("failover", "--runs", "500"),
+    _bench("failover", "--runs", "500", "--resume", "{folder}/failover.jsonl"),
     _bench("throughput", "--instances", "10000", "100000", MILLION),
     _bench("topup_latency"),
     _bench("catchup", "--instances", "100000", MILLION),
@@ -69,7 +69,12 @@ def run(step: Step, folder: Path) -> bool:
     began = time.monotonic()
     with (folder / f"{step.name}.log").open("w", encoding="utf-8") as log:
         done = subprocess.run(
-            step.command, cwd=ROOT, env={**os.environ, **step.environment}, stdout=log, stderr=log, check=False
+            [each.replace("{folder}", str(folder)) for each in step.command],
+            cwd=ROOT,
+            env={**os.environ, **step.environment},
+            stdout=log,
+            stderr=log,
+            check=False,
         )
     print(f"{step.name}: status {done.returncode} after {time.monotonic() - began:.0f} s", flush=True)
     if done.returncode == 0:

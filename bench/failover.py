@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Final
 
 import psycopg
 
 from bench.measurement import Aim, Measurement, Section
+from bench.record import Record, Values
 from controller.demo.process import ControllerProcess
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import freeze
-from tests.support.servers import Server, migrated_database
+from tests.support.servers import TEMPLATE, Server, create_template, temporary_database
 from tests.support.sessions import wait_until_ready_to_lead
 from tests.support.timings import handover_seconds, seconds_to_next_charge, seconds_to_next_term
 from tests.support.waiting import eventually
@@ -25,73 +26,107 @@ HANDOVER_AIM: Final = Aim(50.0, judged_by="worst")
 ALWAYS_DUE: Final = {"BILLING_INTERVAL_MINUTES": "0.003"}
 #: Organizations of three instances that make one full batch.
 FULL_BATCH: Final = 1000
-#: Kills inside a full batch in one database. Each one adds 3,000 instances, and every run checks all of them.
+#: Runs in one database. At its end, all charges of these runs are checked.
 RUNS_A_DATABASE: Final = 10
 #: A worker's session that is executing a batch.
 BATCH: Final = """
 select from pg_stat_activity
 where application_name = %s and state = 'active' and query like '-- Charges the organizations that plainly can pay%%'
 """
+CHARGED: Final = "select from billing_batches where term > %s limit 1"
+RUNNING: Final = "select from billing_runs where outcome = 'running'"
+CYCLE_IS_DUE: Final = "select from billing_next_cycle() where due_at < clock_timestamp()"
 
 
-def failover(server: Server, runs: int) -> Section:
+def failover(server: Server, runs: int, record: Record) -> Section:
     """Measures `runs` kills at rest, `runs` kills inside a batch, and `runs` handovers.
 
     Raises:
-        AssertionError: after a run, an hour or an amount is wrong, or the stopped leader failed.
+        AssertionError: an hour or an amount is wrong, or the stopped leader failed.
         ExpectationError: a process did not log what it should have.
     """
-    with migrated_database(server) as url:
-        idle = _kill(url, runs, _add_at_rest)
-    busy: list[tuple[float, float]] = []
-    while len(busy) < runs:
-        with migrated_database(server) as url:
-            busy += _kill(url, min(RUNS_A_DATABASE, runs - len(busy)), _begin_full_batch)
-    with migrated_database(server) as url:
-        handovers = _stop(url, runs)
+    create_template(server)
+    idle = _runs(server, record, "killed at rest", runs, kills_at_rest)
+    busy = _runs(server, record, "killed inside a batch", runs, lambda url: _kills(url, _begin_full_batch))
+    handovers = _runs(server, record, "stopped", runs, _handovers)
     return Section(
         "failover",
         "Failover and handover",
         f"{runs} runs each, with real processes and default settings, except that a cycle starts whenever something is"
-        " due. Killed at rest: `kill -9` of a leader that does nothing, with six organizations due. Killed inside a"
-        " batch: while the server executes a batch of 3,000 instances; the time to the next term contains the mint's"
-        " wait for that batch. Stopped: SIGTERM to a leader that has just begun a cycle, from its last commit to the"
-        " next term. Every run checks all charges to the cent.",
+        " due. Killed at rest: `kill -9` of a leader between two cycles, with six organizations due and the next cycle"
+        " due. Killed inside a batch: while the server executes a batch of 3,000 instances; the time to the next term"
+        " contains the mint's wait for that batch. Stopped: SIGTERM to a leader that has just begun a cycle, from its"
+        f" last commit to the next term. A database serves {RUNS_A_DATABASE} runs. All of their charges are then"
+        " checked to the cent.",
         (
             Measurement("killed at rest, to the next leader's term", "s", tuple(term for term, _ in idle)),
             Measurement("killed at rest, to its first charge", "s", tuple(charge for _, charge in idle), IDLE_AIM),
             Measurement("killed inside a batch, to the next leader's term", "s", tuple(term for term, _ in busy)),
             Measurement("killed inside a batch, to its first charge", "s", tuple(c for _, c in busy), BUSY_AIM),
-            Measurement("stopped, from the last commit to the next term", "ms", handovers, HANDOVER_AIM),
+            Measurement("stopped, from the last commit to the next term", "ms", sum(handovers, ()), HANDOVER_AIM),
         ),
     )
 
 
-def _kill(url: str, runs: int, arrange: Callable[[LedgerProbe, ControllerProcess], None]) -> list[tuple[float, float]]:
-    """Seconds to the next term and to the next charge, for each run. `arrange` brings the leader to the kill."""
-    seconds = []
+def _runs(
+    server: Server, record: Record, kind: str, runs: int, measure: Callable[[str], Iterator[Values]]
+) -> list[Values]:
+    """The values of each run. Skips the runs that the record has."""
+    made = record.read(kind)
+    while len(made) < runs:
+        with temporary_database(server, TEMPLATE) as url:
+            group = list(measure(url))
+        record.add(kind, group)
+        made += group
+        print(f"  {kind}: {len(made)} runs", flush=True)
+    return made[:runs]
+
+
+def kills_at_rest(url: str) -> Iterator[Values]:
+    """Seconds to the next term and to the next charge of each kill of a leader that does nothing."""
+    return _kills(url, _add_at_rest)
+
+
+def _kills(url: str, arrange: Callable[[LedgerProbe, ControllerProcess], None]) -> Iterator[Values]:
+    """Seconds to the next term and to the next charge of each kill. `arrange` brings the leader to the kill."""
     with ExitStack() as stack, psycopg.connect(url, autocommit=True) as connection:
         ledger = LedgerProbe(connection)
         leader = _start(stack, url)
-        leader.wait_for("cycle.completed")
-        for _ in range(runs):
-            term = leader.wait_for("leader.elected")["term"]
+        for _ in range(RUNS_A_DATABASE):
             standby = _start(stack, url)
+            term = leader.wait_for("leader.elected")["term"]
+            _wait_until_at_rest(ledger, leader)
             wait_until_ready_to_lead(ledger, standby)
             arrange(ledger, leader)
             killed_at = leader.kill()
-            eventually(lambda: ledger.all_billed, "everything is billed")
             standby.wait_for("leader.elected")
-            ledger.judge()
-            seconds.append((seconds_to_next_term(ledger, killed_at), seconds_to_next_charge(ledger, killed_at, term)))
+            _wait_for_charge(ledger, term)
+            yield seconds_to_next_term(ledger, killed_at), seconds_to_next_charge(ledger, killed_at, term)
             leader = standby
-    return seconds
+        _wait_until_at_rest(ledger, leader)
+        ledger.judge()
+
+
+def _wait_for_charge(ledger: LedgerProbe, term: int) -> None:
+    eventually(lambda: bool(ledger.rows(CHARGED, term)), "the next leader's first charge")
+
+
+def _wait_until_at_rest(ledger: LedgerProbe, leader: ControllerProcess) -> None:
+    """Blocks until everything is billed, then brings the planner's statistics up to date, as autovacuum would."""
+    leader.wait_for("cycle.completed")
+    eventually(lambda: ledger.all_billed, "everything is billed")
+    ledger.conn.execute("analyze")
 
 
 def _add_at_rest(ledger: LedgerProbe, leader: ControllerProcess) -> None:
-    """Adds something due while the leader is frozen, so that the next leader charges it and this one doesn't."""
+    """Freezes the leader between two cycles and adds something due, which only the next leader can charge.
+
+    Then waits until the next cycle is due. The next leader would wait for that too, which is no part of a failover.
+    """
+    eventually(lambda: not ledger.rows(RUNNING), "no cycle runs", every=0.001)
     freeze(leader)
     ledger.add()
+    eventually(lambda: bool(ledger.rows(CYCLE_IS_DUE)), "the next cycle is due")
 
 
 def _begin_full_batch(ledger: LedgerProbe, leader: ControllerProcess) -> None:
@@ -100,35 +135,31 @@ def _begin_full_batch(ledger: LedgerProbe, leader: ControllerProcess) -> None:
     eventually(lambda: bool(ledger.rows(BATCH, f"billing worker {leader.instance}")), "a batch", every=0.001)
 
 
-def _stop(url: str, runs: int) -> tuple[float, ...]:
-    """Milliseconds from the last commit to the next term."""
-    milliseconds = []
+def _handovers(url: str) -> Iterator[Values]:
+    """Milliseconds from the last commit to the next term, for each stop of a leader that has just begun a cycle."""
     with ExitStack() as stack, psycopg.connect(url, autocommit=True) as connection:
         ledger = LedgerProbe(connection)
-        leader = _start(stack, url)
-        leader.wait_for("cycle.completed")
-        for _ in range(runs):
-            standby = _standby_during_a_cycle(stack, url, leader, ledger)
+        leader, stopped = _start(stack, url), None
+        for _ in range(RUNS_A_DATABASE):
+            standby = _start(stack, url)
+            _require_success(stopped)
+            _wait_until_at_rest(ledger, leader)
+            wait_until_ready_to_lead(ledger, standby)
+            ledger.add()
+            leader.wait_for("cycle.started", after=leader.events()[-1])
             leader.signal(signal.SIGTERM)
             standby.wait_for("leader.elected")
-            if leader.wait() != 0:
-                raise AssertionError(f"the stopped leader failed:\n{leader.tail()}")
-            milliseconds.append(1000 * handover_seconds(ledger))
-            standby.wait_for("cycle.completed")
-            ledger.judge()
-            leader = standby
-    return tuple(milliseconds)
+            yield (1000 * handover_seconds(ledger),)
+            leader, stopped = standby, leader
+        _require_success(stopped)
+        _wait_until_at_rest(ledger, leader)
+        ledger.judge()
 
 
-def _standby_during_a_cycle(
-    stack: ExitStack, url: str, leader: ControllerProcess, ledger: LedgerProbe
-) -> ControllerProcess:
-    """Starts a standby, and returns it when the leader has just begun a cycle with something to charge."""
-    standby = _start(stack, url)
-    wait_until_ready_to_lead(ledger, standby)
-    ledger.add()
-    leader.wait_for("cycle.started", after=leader.events()[-1])
-    return standby
+def _require_success(stopped: ControllerProcess | None) -> None:
+    """Waits until the process has ended. Raises: AssertionError if it failed."""
+    if stopped is not None and stopped.wait() != 0:
+        raise AssertionError(f"the stopped leader failed:\n{stopped.tail()}")
 
 
 def _start(stack: ExitStack, url: str) -> ControllerProcess:

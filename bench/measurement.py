@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-_JUDGED: Final = {"worst": " every time", "p99": " at p99", "median": ""}
+from tests.support.timings import RUNS_FOR_P99
+
+Rule = Literal["worst", "p99", "median"]
+_JUDGED: Final[Mapping[Rule, str]] = {"worst": " every time", "p99": " at p99", "median": ""}
 
 
 @dataclass(frozen=True)
@@ -17,25 +20,30 @@ class Aim:
 
     Attributes:
         at_least: True for a lower bound, False for an upper one.
-        judged_by: the value to compare with the bound. Promises are judged by the worst round, costs by the median. The
-            99th percentile of fewer than 100 rounds is the worst one.
+        judged_by: the value to compare with the bound. Promises are judged by the worst round, costs by the median. A
+            99th percentile needs at least 100 rounds; fewer are judged by the worst.
     """
 
     bound: float
     at_least: bool = False
-    judged_by: Literal["worst", "p99", "median"] = "median"
+    judged_by: Rule = "median"
 
     def reached(self, values: Sequence[float]) -> bool:
         """True if these rounds meet the bound."""
-        share = {"worst": 1.0, "p99": 0.99, "median": 0.5}[self.judged_by]
+        rule = self._rule(len(values))
+        share = {"worst": 1.0, "p99": 0.99, "median": 0.5}[rule]
         value = percentile(values, 1 - share if self.at_least else share)
-        if self.judged_by == "median":
+        if rule == "median":
             value = statistics.median(values)
         return value >= self.bound if self.at_least else value <= self.bound
 
-    def __str__(self) -> str:
+    def text(self, rounds: int) -> str:
+        """The bound, and the value that is compared with it after this many rounds."""
         sign = "≥" if self.at_least else "≤"
-        return f"{sign} {plain(self.bound)}{_JUDGED[self.judged_by]}"
+        return f"{sign} {plain(self.bound)}{_JUDGED[self._rule(rounds)]}"
+
+    def _rule(self, rounds: int) -> Rule:
+        return "worst" if self.judged_by == "p99" and rounds < RUNS_FOR_P99 else self.judged_by
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,16 @@ class Measurement:
         return statistics.median(self.values)
 
     @property
+    def p99(self) -> float | None:
+        """The 99th percentile, None of fewer than 100 values."""
+        return percentile(self.values, 0.99) if len(self.values) >= RUNS_FOR_P99 else None
+
+    @property
+    def aim_text(self) -> str:
+        """The aim, empty without one."""
+        return "" if self.aim is None else self.aim.text(len(self.values))
+
+    @property
     def reached(self) -> bool | None:
         """True if the values meet the aim, None without an aim."""
         return None if self.aim is None else self.aim.reached(self.values)
@@ -71,9 +89,10 @@ class Measurement:
             "unit": self.unit,
             "min": min(self.values),
             "median": self.median,
+            "p99": self.p99,
             "max": max(self.values),
             "values": list(self.values),
-            "aim": str(self.aim) if self.aim else None,
+            "aim": self.aim_text or None,
             "reached": self.reached,
         }
 

@@ -23,25 +23,26 @@ def table(sections: SideBySide) -> list[tuple[str, ...]]:
     for name in names:
         found = [{each.label: each for each in section.measurements}.get(name) for section in sections.values()]
         made = [each for each in found if each is not None]
-        aim = next((each.aim for each in made if each.aim is not None), None)
+        aims = dict.fromkeys(each.aim_text for each in made if each.aim is not None)
         missed = any(each.reached is False for each in made)
         rows.append(
             (
                 name,
                 *("" if each is None else values(each) for each in found),
                 "/".join(sorted({str(len(each.values)) for each in made})),
-                str(aim or ""),
-                "" if aim is None else "MISSED" if missed else "reached",
+                " / ".join(aims),
+                "" if not aims else "MISSED" if missed else "reached",
             )
         )
     return rows
 
 
 def values(measurement: Measurement) -> str:
-    """The median of all rounds, and in parentheses the least and the greatest value."""
+    """The median of all rounds, in parentheses the least and the greatest value, then the p99 if there is one."""
     if len(measurement.values) == 1:
         return plain(measurement.median)
-    return f"{plain(measurement.median)} ({plain(min(measurement.values))} to {plain(max(measurement.values))})"
+    spread = f"{plain(measurement.median)} ({plain(min(measurement.values))} to {plain(max(measurement.values))})"
+    return spread if measurement.p99 is None else f"{spread}, p99 {plain(measurement.p99)}"
 
 
 def as_text(sections: SideBySide) -> str:
@@ -64,10 +65,12 @@ def as_markdown(sections: SideBySide, machine: Mapping[str, str]) -> str:
     """A whole document with one table; says which command writes it and on which machine it ran."""
     section = next(iter(sections.values()))
     headings, *rows = table(sections)
+    has_p99 = any(each.p99 is not None for found in sections.values() for each in found.measurements)
+    then = ", then the 99th percentile of at least 100 rounds" if has_p99 else ""
     lines = [
         f"# {section.title}",
         "",
-        f"{section.how} Values are medians, with the least and the greatest of all rounds in parentheses.",
+        f"{section.how} Values are medians, with the least and the greatest of all rounds in parentheses{then}.",
         "",
         f"| {' | '.join(headings)} |",
         f"|---|{'---:|' * (len(headings) - 2)}---|",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 from psycopg.rows import dict_row
@@ -64,22 +64,24 @@ class LedgerProbe:
             plans = self._plans(cursor)
             added = cursor.execute(_ORGANIZATIONS, [organizations, WALLET]).fetchall()
             now = datetime.now(UTC)
+            rows = []
             for row in added:
                 organization = row["organization_id"]
                 amount = Decimal(0)
                 for number in range(instances):
+                    instance = uuid4()
                     start = now - hours * HOUR - timedelta(minutes=30, seconds=number, microseconds=number * 7)
                     price = PRICES[number % len(PRICES)]
-                    made = cursor.execute(
-                        "insert into vps_instances (organization_id, plan_id, label, created_at)"
-                        " values (%s, %s, %s, %s) returning id",
-                        [organization, str(plans[price]), f"vps {number}", start],
-                    ).fetchone()
-                    assert made is not None
-                    self.starts[made["id"]] = start
-                    self.expected_hours[made["id"]] = hours
+                    rows.append((instance, organization, str(plans[price]), f"vps {number}", start))
+                    self.starts[instance] = start
+                    self.expected_hours[instance] = hours
                     amount += price_clock(price, start + hours * HOUR) - price_clock(price, start)
                 self.expected_amount[organization] = amount
+            cursor.executemany(
+                "insert into vps_instances (id, organization_id, plan_id, label, created_at)"
+                " values (%s, %s, %s, %s, %s)",
+                rows,
+            )
 
     @property
     def all_billed(self) -> bool:

@@ -10,7 +10,8 @@ import pytest
 from bench.check import Bounds, CheckResult, findings
 from bench.fingerprint import differences
 from bench.measurement import Aim, Measurement, Section, percentile, plain, ratios
-from bench.report import as_text, table, write_result
+from bench.record import Record
+from bench.report import as_text, table, values, write_result
 from bench.safeguards import variants
 from controller import sql
 
@@ -45,6 +46,14 @@ def test_worst_round_of_a_lower_bound_is_the_lowest() -> None:
     assert not Aim(1.4, at_least=True, judged_by="worst").reached((1.2, 1.4, 1.5))
 
 
+def test_p99_of_fewer_than_100_rounds_is_neither_judged_nor_shown() -> None:
+    rounds = (*(float(each) for each in range(1, 100)), 500.0)
+    many = Measurement("slow", "ms", rounds, Aim(99.0, judged_by="p99"))
+    few = replace(many, values=rounds[1:])
+    assert (many.reached, many.aim_text, values(many)) == (True, "≤ 99.0 at p99", "50.5 (1.00 to 500), p99 99.0")
+    assert (few.reached, few.aim_text, values(few)) == (False, "≤ 99.0 every time", "51.0 (2.00 to 500)")
+
+
 def test_measurement_without_an_aim_is_neither_reached_nor_missed() -> None:
     assert Measurement("cost", "µs", (1.0,)).reached is None
 
@@ -56,8 +65,8 @@ def test_ratios_compare_values_of_the_same_round() -> None:
 
 
 def test_percentile_is_a_measured_value() -> None:
-    values = [float(each) for each in range(1, 101)]
-    assert (percentile(values, 0.5), percentile(values, 0.99), percentile(values, 1.0)) == (50.0, 99.0, 100.0)
+    rounds = [float(each) for each in range(1, 101)]
+    assert (percentile(rounds, 0.5), percentile(rounds, 0.99), percentile(rounds, 1.0)) == (50.0, 99.0, 100.0)
     assert percentile([7.0], 0.99) == 7.0
 
 
@@ -112,6 +121,23 @@ def test_servers_stand_side_by_side_and_one_missed_aim_shows() -> None:
         ("fast, ms", "2.00 (1.00 to 3.00)", "4.00", "1/3", "≤ 2.50", "MISSED"),
         ("other", "", "1.00", "1", "", ""),
     ]
+
+
+def test_recorded_runs_are_read_again_by_kind_and_server(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "runs.jsonl"
+    Record(file, "15").add("killed", [(0.01, 0.1), (0.02, 0.2)])
+    Record(file, "18").add("killed", [(0.03, 0.3)])
+    record = Record(file, "15")
+    record.add("stopped", [(14.0,)])
+    record.add("killed", [(0.04, 0.4)])
+    assert record.read("killed") == [(0.01, 0.1), (0.02, 0.2), (0.04, 0.4)]
+    assert record.read("stopped") == [(14.0,)]
+
+
+def test_runs_are_not_recorded_without_a_file() -> None:
+    record = Record(None, "15")
+    record.add("killed", [(0.01, 0.1)])
+    assert record.read("killed") == []
 
 
 def test_result_file_is_replaced_by_the_next_run(tmp_path: Path) -> None:
