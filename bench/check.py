@@ -1,8 +1,9 @@
-"""The regression check behind `make bench-check`: a short throughput run that fails if the cycle has become slow.
+"""The regression check behind `make bench-check`: a short run that fails if a cycle or a failover has become slow.
 
 Times depend on the machine, so cycle times are compared with the floor's in the same round. Reads are counted, not
-timed: the server's row counts reveal a plan that reads the whole history, on any machine. The bounds in
-bench/bounds.json leave room for noise.
+timed: the server's row counts reveal a plan that reads the whole history, on any machine. A failover is compared with
+the time that the same server needs to grant a lock whose holder was killed. The bounds in bench/bounds.json leave room
+for noise.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any, Final, Self
 import psycopg
 
 from bench.cycle import CycleSpec, run_cycles
+from bench.failover import kills_at_rest
 from bench.floor import run_floor
+from bench.grant import grant_seconds
 from bench.template import Template, fresh_copy, funded_template
-from tests.support.servers import Server
+from tests.support.servers import Server, migrated_database
 from tests.support.waiting import eventually
 
 BOUNDS: Final = Path(__file__).with_name("bounds.json")
@@ -54,6 +57,9 @@ class Bounds:
         ratio_to_floor: lowest allowed rate relative to the floor, by number of workers.
         nothing_due_seconds: longest allowed cycle with nothing due.
         rows_read_per_instance: most rows to read for a charged instance, by table.
+        kills: of a leader at rest, each beside one of a process that holds nothing but a lock.
+        first_charge_to_grant: highest allowed time from the first kill to the next leader's first charge, relative to
+            that from the second kill to the grant of the lock.
     """
 
     instances: int
@@ -62,6 +68,8 @@ class Bounds:
     ratio_to_floor: Mapping[str, float]
     nothing_due_seconds: float
     rows_read_per_instance: Mapping[str, float]
+    kills: int
+    first_charge_to_grant: float
 
     @classmethod
     def load(cls) -> Self:
@@ -75,6 +83,7 @@ class CheckResult:
     ratio_to_floor: Mapping[str, float]
     nothing_due_seconds: float
     rows_read_per_instance: Mapping[str, float]
+    first_charge_to_grant: float
 
 
 def findings(result: CheckResult, bounds: Bounds) -> list[str]:
@@ -87,6 +96,11 @@ def findings(result: CheckResult, bounds: Bounds) -> list[str]:
     if result.nothing_due_seconds > bounds.nothing_due_seconds:
         found.append(
             f"a cycle with nothing due: {result.nothing_due_seconds:.2f} s, bound {bounds.nothing_due_seconds:.2f} s"
+        )
+    if result.first_charge_to_grant > bounds.first_charge_to_grant:
+        found.append(
+            f"kill -9 to the next leader's first charge: {result.first_charge_to_grant:.1f} times the server's own"
+            f" grant, bound {bounds.first_charge_to_grant:g}"
         )
     return found + [
         f"{rows:.1f} rows of {table} read per instance, bound {bounds.rows_read_per_instance[table]:g}"
@@ -102,6 +116,7 @@ def measure(server: Server, bounds: Bounds, batch_size: int) -> CheckResult:
         TooSlowError: a cycle takes `TIMEOUT_FACTOR` times as long as its bound allows.
     """
     template = funded_template(server, bounds.instances, bounds.history_rows_per_instance)
+    first_charge_to_grant = _first_charge_to_grant(server, bounds.kills)
     workers = ["1"] if os.cpu_count() == 1 else list(bounds.ratio_to_floor)
     rounds: list[CheckResult] = []
     for _ in range(bounds.rounds + 1):
@@ -116,6 +131,7 @@ def measure(server: Server, bounds: Bounds, batch_size: int) -> CheckResult:
                 {each: rate * floor.seconds / floor.instances for each, (rate, _, _) in made.items()},
                 max(nothing_due for _, nothing_due, _ in made.values()),
                 {table: max(read[table] for _, _, read in made.values()) for table in bounds.rows_read_per_instance},
+                first_charge_to_grant,
             )
         )
     del rounds[0]  # the warm-up
@@ -123,7 +139,19 @@ def measure(server: Server, bounds: Bounds, batch_size: int) -> CheckResult:
         {each: statistics.median(one.ratio_to_floor[each] for one in rounds) for each in workers},
         statistics.median(one.nothing_due_seconds for one in rounds),
         rounds[-1].rows_read_per_instance,
+        first_charge_to_grant,
     )
+
+
+def _first_charge_to_grant(server: Server, kills: int) -> float:
+    """The ratio of the medians of both times. Each pair is measured within a second."""
+    charges, grants = [], []
+    with migrated_database(server) as url:
+        for _, charge in kills_at_rest(url, kills):
+            charges.append(charge)
+            grants.append(grant_seconds(url))
+    print(f"  first charge {statistics.median(charges):.3f} s, grant {statistics.median(grants):.4f} s")
+    return statistics.median(charges) / statistics.median(grants)
 
 
 def _cycle(

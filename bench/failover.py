@@ -47,7 +47,7 @@ def failover(server: Server, runs: int, record: Record) -> Section:
     """
     create_template(server)
     idle = _runs(server, record, "killed at rest", runs, kills_at_rest)
-    busy = _runs(server, record, "killed inside a batch", runs, lambda url: _kills(url, _begin_full_batch))
+    busy = _runs(server, record, "killed inside a batch", runs, _kills_inside_a_batch)
     handovers = _runs(server, record, "stopped", runs, _handovers)
     return Section(
         "failover",
@@ -69,32 +69,36 @@ def failover(server: Server, runs: int, record: Record) -> Section:
 
 
 def _runs(
-    server: Server, record: Record, kind: str, runs: int, measure: Callable[[str], Iterator[Values]]
+    server: Server, record: Record, kind: str, runs: int, measure: Callable[[str, int], Iterator[Values]]
 ) -> list[Values]:
     """The values of each run. Skips the runs that the record has."""
     made = record.read(kind)
     while len(made) < runs:
         with temporary_database(server, TEMPLATE) as url:
-            group = list(measure(url))
+            group = list(measure(url, min(RUNS_A_DATABASE, runs - len(made))))
         record.add(kind, group)
         made += group
         print(f"  {kind}: {len(made)} runs", flush=True)
-    return made[:runs]
+    return made[:runs]  # the record may have more
 
 
-def kills_at_rest(url: str) -> Iterator[Values]:
+def kills_at_rest(url: str, runs: int) -> Iterator[Values]:
     """Seconds to the next term and to the next charge of each kill of a leader that does nothing."""
-    return _kills(url, _add_at_rest)
+    return _kills(url, runs, _add_at_rest)
 
 
-def _kills(url: str, arrange: Callable[[LedgerProbe, ControllerProcess], None]) -> Iterator[Values]:
+def _kills_inside_a_batch(url: str, runs: int) -> Iterator[Values]:
+    return _kills(url, runs, _begin_full_batch)
+
+
+def _kills(url: str, runs: int, arrange: Callable[[LedgerProbe, ControllerProcess], None]) -> Iterator[Values]:
     """Seconds to the next term and to the next charge of each kill. `arrange` brings the leader to the kill."""
     with ExitStack() as stack, psycopg.connect(url, autocommit=True) as connection:
         ledger = LedgerProbe(connection)
         leader = _start(stack, url)
-        for _ in range(RUNS_A_DATABASE):
-            standby = _start(stack, url)
+        for _ in range(runs):
             term = leader.wait_for("leader.elected")["term"]
+            standby = _start(stack, url)
             _wait_until_at_rest(ledger, leader)
             wait_until_ready_to_lead(ledger, standby)
             arrange(ledger, leader)
@@ -135,12 +139,13 @@ def _begin_full_batch(ledger: LedgerProbe, leader: ControllerProcess) -> None:
     eventually(lambda: bool(ledger.rows(BATCH, f"billing worker {leader.instance}")), "a batch", every=0.001)
 
 
-def _handovers(url: str) -> Iterator[Values]:
+def _handovers(url: str, runs: int) -> Iterator[Values]:
     """Milliseconds from the last commit to the next term, for each stop of a leader that has just begun a cycle."""
     with ExitStack() as stack, psycopg.connect(url, autocommit=True) as connection:
         ledger = LedgerProbe(connection)
         leader, stopped = _start(stack, url), None
-        for _ in range(RUNS_A_DATABASE):
+        leader.wait_for("leader.elected")
+        for _ in range(runs):
             standby = _start(stack, url)
             _require_success(stopped)
             _wait_until_at_rest(ledger, leader)

@@ -22,8 +22,10 @@ BOUNDS = Bounds(
     ratio_to_floor={"1": 0.9, "2": 1.2},
     nothing_due_seconds=0.25,
     rows_read_per_instance={"vps_billing_cycles": 3},
+    kills=10,
+    first_charge_to_grant=30,
 )
-GOOD = CheckResult({"1": 1.0, "2": 1.4}, 0.02, {"vps_billing_cycles": 2.0})
+GOOD = CheckResult({"1": 1.0, "2": 1.4}, 0.02, {"vps_billing_cycles": 2.0}, 25.0)
 SECTION = Section("speed", "Speed", "In turn.", (Measurement("fast", "ms", (1.0, 3.0, 2.0), Aim(2.5)),))
 
 
@@ -89,6 +91,7 @@ def test_check_finds_nothing_within_the_bounds() -> None:
         (replace(GOOD, ratio_to_floor={"1": 0.8, "2": 1.4}), "1 worker(s): 0.80 of the floor's rate"),
         (replace(GOOD, nothing_due_seconds=0.3), "nothing due: 0.30 s"),
         (replace(GOOD, rows_read_per_instance={"vps_billing_cycles": 40.0}), "40.0 rows of vps_billing_cycles"),
+        (replace(GOOD, first_charge_to_grant=31.0), "first charge: 31.0 times the server's own grant, bound 30"),
     ],
 )
 def test_check_names_each_broken_bound(worse: CheckResult, message: str) -> None:
