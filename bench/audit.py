@@ -45,7 +45,7 @@ def run_guard_and_audit(url: str) -> AuditRun:
 
 
 def require_clean_audit(url: str) -> float:
-    """Audits the whole database and returns the seconds that took.
+    """Audits the whole database and returns how many seconds that took.
 
     Raises:
         SystemExit: the audit found a violation.

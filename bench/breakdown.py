@@ -46,7 +46,7 @@ class Step:
 
 
 def steps(milliseconds: float, plan: Mapping[str, Any]) -> Iterator[Step]:
-    """Splits a statement's time into writes (without their input), foreign keys, and the rest; they add up to it."""
+    """Splits a statement's time into steps that add up to it: writes (without their input), foreign keys, the rest."""
     left = milliseconds
     for trigger in plan.get("Triggers", []):
         if "Constraint Name" in trigger:  # other triggers run inside the writing nodes

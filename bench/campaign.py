@@ -1,4 +1,4 @@
-"""Every measurement, one after the other: `python -m bench.campaign`. Takes hours; an interrupted one continues.
+"""Every measurement, one after the other: `python -m bench.campaign`. It takes hours, and continues if interrupted.
 
 Nothing else should run on the machine meanwhile. Each step writes its tables to bench/results as it ends.
 `.cache/campaign/COMMIT` keeps the output of each step and a mark for each step that has ended. Another run of the same

@@ -120,7 +120,7 @@ def _each() -> tuple[Variant, ...]:
 
 
 def variants() -> tuple[Variant, ...]:
-    """A cycle without each safeguard, and last one without all of them."""
+    """For each safeguard, a variant without it; and a last variant without any of them."""
     each = _each()
     return *each, Variant("all of them", edits=tuple(dict.fromkeys(edit for one in each for edit in one.edits)))
 

@@ -27,7 +27,7 @@ _FUND_EVERY_WALLET: Final = (
     where not exists (select from vps_plans p where i.plan_id in (p.id::text, p.provider_plan_id))
     """,
 )
-#: Makes every instance another week behind.
+#: Puts every instance another week behind.
 _ADD_BACKLOG: Final = (
     """
     update vps_instances
@@ -75,7 +75,7 @@ def funded_template(server: Server, instances: int, history_rows: int = 0) -> Te
 
 
 def mixed_template(server: Server, instances: int, *, backlog: bool = False) -> Template:
-    """One organization in twelve is short of money, and one has no wallet. `backlog` makes all a week behind."""
+    """One organization in twelve is short of money, and one has no wallet. `backlog` puts all a week behind."""
     name = f"mixed_{instances}{'_backlog' if backlog else ''}"
     template = _seed(server, name, instances, _ADD_BACKLOG if backlog else ())
     migrate_url(server.url(template.name))

@@ -21,7 +21,7 @@ EVERY_MS = 5.0
 P99_AIM = Aim(150.0, judged_by="worst")
 WORST_AIM = Aim(1000.0, judged_by="worst")
 TRANSACTION_AIM = Aim(1000.0, judged_by="worst")
-#: The default of BILLING_PACE, and what it should leave the application.
+#: The default of BILLING_PACE. The two aims below say what it should leave to the application.
 PACE: float = Settings.model_fields["pace"].default
 RATE_AIM = Aim(0.9, at_least=True)
 PACED_P99_AIM = Aim(2.0)

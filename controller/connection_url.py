@@ -15,7 +15,7 @@ def check_url(url: str, setting: str) -> None:
         SettingsError: names `setting` and the remedy, never the value.
     """
     if not url.isprintable():  # line breaks, NUL, and bytes that are not text
-        raise SettingsError(f"{setting} holds characters that can't be part of a URL; is it the right value?")
+        raise SettingsError(f"{setting} holds characters that can't be part of a URL; check that it holds the URL")
     if "://" in url:
         _check_parts(url, setting)
     try:
@@ -27,7 +27,7 @@ def check_url(url: str, setting: str) -> None:
                 + (" (options=-csearch_path%3Dname chooses a schema)" if unknown == "schema" else "")
             ) from None
         raise SettingsError(
-            f"{setting} can't be read as a PostgreSQL URL or connection string:"
+            f"{setting} can't be read as a PostgreSQL URL or connection string; write"
             " postgresql://user:password@host:5432/database, with the password percent-encoded"
         ) from None
 
@@ -59,4 +59,4 @@ def _check_parts(url: str, setting: str) -> None:
             " password (@ is %40, # is %23, / is %2F)"
         )
     if not hosts and "host" not in path.partition("?")[2]:
-        raise SettingsError(f"{setting} names no host: postgresql://user:password@host:5432/database")
+        raise SettingsError(f"{setting} names no host; write postgresql://user:password@host:5432/database")

@@ -169,7 +169,7 @@ class _AtScrape(Collector):
         )
         kinds = {notice.kind for notice in status.notices}
         others = GaugeMetricFamily(
-            f"{PREFIX}other_biller", "1 if another program seems to bill, else 0, by evidence.", labels=["kind"]
+            f"{PREFIX}other_biller", "1 if another program seems to bill, else 0, by kind of evidence.", labels=["kind"]
         )
         for kind in ("daemon", "periods"):
             others.add_metric([kind], float(f"other_{kind}" in kinds))

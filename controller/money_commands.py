@@ -73,7 +73,7 @@ def accept_backlog(
     *,
     everyone: Annotated[bool, typer.Option("--all", help="Accept the backlog of every organization.")] = False,
     instances: Annotated[
-        int | None, typer.Option(help="How many instances the list shows. Accepts nothing if there are others.", min=0)
+        int | None, typer.Option(help="How many instances the list shows. If that has changed, accepts nothing.", min=0)
     ] = None,
     reason: Reason = None,
     by: By = None,

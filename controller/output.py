@@ -30,7 +30,7 @@ __all__ = ["Progress", "audit", "clear", "cycle", "history", "json_line", "line"
 
 
 def line(text: str) -> None:
-    """Prints a line on standard output. On a terminal, a long one continues below the value that it begins with."""
+    """Prints a line on standard output. On a terminal, a long line wraps, and is indented below its first value."""
     shown, columns = printable(text), width(sys.stdout)
     if columns is not None and len(shown) > columns:
         name = _NAME.match(shown)

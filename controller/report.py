@@ -310,7 +310,7 @@ def statement(shown: Statement) -> Iterator[str]:
     elif shown.difference == 0:
         yield "It adds up."
     else:
-        yield f"It does not add up: the wallet holds {shown.difference:+} more than its transactions."
+        yield f"It does not add up: the wallet differs from its transactions by {shown.difference:+}."
 
 
 def _balance_line(name: str, amount: Decimal | None, currency: str) -> tuple[str, ...]:

@@ -167,8 +167,8 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_PACE",
             BILLING,
-            "The share of its time that each session works, in a cycle that began on time. It pauses for the rest,"
-            " between transactions. `1` never pauses. A cycle that is late or long runs at full speed.",
+            "Share of the time that a session works, in a cycle that began on time. The session pauses between"
+            " transactions for the rest. `1` never pauses. A cycle that begins late or takes long runs at full speed.",
         ),
         Field(ge=0.01, le=1),
     ] = 0.15
@@ -197,8 +197,8 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_ACCEPT_COLUMNS",
             BILLING,
-            "Columns that look like prices and may be ignored. Separate several by commas. Billing refuses a database"
-            " whose `vps_plans` or `vps_instances` has another column with such a name.",
+            "Columns that look like prices and may be ignored, separated by commas. The controller refuses to bill if"
+            " `vps_plans` or `vps_instances` has any other unknown column that looks like a price.",
             default="none",
         ),
     ] = None
@@ -226,7 +226,7 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_STATUS_RETENTION_DAYS",
             BILLING,
-            "Days that batches of old runs and status rows of dead replicas are kept.",
+            "Days to keep batches, and status rows of replicas that no longer run.",
         ),
         Field(ge=1, le=3650),
     ] = 30
@@ -275,8 +275,8 @@ class Settings(BaseSettings):
         _setting(
             "BILLING_EVICTION",
             LEADERSHIP,
-            "Lets a standby end the session of a leader that is silent past its deadline. `off` leaves it to the"
-            " session timeout. See [eviction](leadership.md#eviction).",
+            "Lets a standby end the session of a leader that is silent past its deadline. With `off`, only the"
+            " session timeout ends it. See [eviction](leadership.md#eviction).",
         ),
     ] = "on"
 
@@ -296,7 +296,7 @@ class Settings(BaseSettings):
             "BILLING_TAKEOVER_DELAY_SECONDS",
             HEARTBEAT,
             "Seconds to wait before the first cycle if the heartbeat had lapsed. The application's own billing may"
-            " still be running then, so the wait lasts until it has billed nothing for that time.",
+            " still be running then, so the wait lasts until no other program has billed anything for that long.",
         ),
         Field(ge=0, le=86400),
     ] = 300.0
@@ -502,7 +502,7 @@ class Settings(BaseSettings):
         return "DATABASE_DIRECT_URL" if direct else "DATABASE_URL"
 
     def for_sample(self, url: str, control_socket: Path) -> Self:
-        """A copy for the sample at `url`. Unless they are set, a cycle runs every minute, and the first one at once."""
+        """A copy for the sample at `url`. Unless set otherwise, a cycle runs at once and then every minute."""
         defaults = {"interval_minutes": 1.0, "takeover_delay_seconds": 0.0, "control_socket": control_socket}
         unset = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
         elsewhere = dict.fromkeys(name for name in type(self).model_fields if name.startswith("database_"))

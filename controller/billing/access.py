@@ -11,7 +11,7 @@ from typing import Final
 from controller import sql
 from controller.errors import BillingError
 
-#: The rights that billing needs: table, then right, then columns where a right on those is enough.
+#: The rights that billing needs, by table. Where columns are listed, a right on those columns is enough.
 RIGHTS: Final = {
     "organizations": {"select": "", "update": "id"},  # row locks need an update right
     "wallets": {"select": "", "update": "balance, updated_at"},

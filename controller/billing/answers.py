@@ -38,7 +38,7 @@ REMEDIES: Final = {
     "audit_violation": "run `containerstacks-billing audit --organization ID`; a clean audit ends the suspension",
     "suspended": "run `containerstacks-billing unsuspend ORG`; the hours are then charged at their recorded prices",
     "locked": "find the transaction that keeps the organization's rows locked; the next cycle tries again",
-    "error": "the database refused the rows: see the error",
+    "error": "the database refused the rows; correct the rows, the constraint or the trigger that the error names",
 }
 
 

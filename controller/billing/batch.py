@@ -48,7 +48,7 @@ class CycleContext:
     Attributes:
         connect: opens a worker's session.
         stop: ends the waits between two tries.
-        check: called before each transaction; raises if no further one may start.
+        check: called before each transaction; raises if no further transaction may start.
         on_result: called with the result of each transaction, on the worker's thread.
         sharing: how many instances may share a transaction.
         evidence: decides whether an organization or the controller is at fault for a failure.
@@ -272,7 +272,7 @@ class BatchWorker:
     ) -> None:
         """Charges a batch in steps of at most `limit` rows, each in its own transaction.
 
-        It ends early if another session has locked rows of a large organization, because the later rows must not be
+        Stops early if another session has locked rows of a large organization, because the later rows must not be
         charged before the locked ones.
         """
         context = self._context

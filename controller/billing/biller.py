@@ -228,7 +228,7 @@ class Biller:
             return True, min(seconds, LOOK_SECONDS)
 
     def _while_quiet(self, leadership: Leadership) -> None:
-        """Checks what a paced cycle has charged so far, and collects debts. Otherwise a top-up waits until it ends."""
+        """Checks what a paced cycle has charged so far, and collects debts, which needn't wait for the cycle's end."""
         self._guard.check(leadership)
         try:
             ledger = self._connect()

@@ -2,7 +2,7 @@
 
 A command adds a row to `billing_commands` and takes no lock, so it works while a replica leads. Migration 042
 creates the table, and decides which commands apply. The leader learns of a new row with its ping, reads the table
-between two batches, and records that in the row.
+between two batches, and writes its answer into the row.
 """
 
 import time
@@ -17,7 +17,7 @@ from controller.billing import access
 
 #: How long a command waits for the leader's answer.
 ANSWER_SECONDS: Final = 10.0
-#: How long it waits for a replica to become leader. A failover takes about a second.
+#: How long a command waits for a replica to become leader. A failover takes about a second.
 LEADER_SECONDS: Final = 3.0
 POLL_SECONDS: Final = 0.2
 #: The rights that every command needs.
@@ -171,7 +171,7 @@ def answer(connection: sql.Connection, *, between_cycles: bool) -> None:
     """Records that the leader has read every command, and which ones it refuses. Needs the fence.
 
     Args:
-        connection: the leader's.
+        connection: a session of the leader.
         between_cycles: True if no batch is in hand, which is what a pause waits for.
     """
     sql.run(connection, "answer_commands", between_cycles=between_cycles)

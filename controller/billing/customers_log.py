@@ -14,7 +14,7 @@ import structlog
 
 from controller.billing.values import BatchResult
 
-#: Customers that a line names.
+#: The most customers that a line names.
 NAMED: Final = 5
 
 log = structlog.get_logger(part="billing")

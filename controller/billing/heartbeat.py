@@ -57,9 +57,9 @@ class Heartbeat:
         self._write_first()
 
     def start_soon(self, leadership: Leadership) -> None:
-        """Does the same on the thread in `run`.
+        """Makes the thread in `run` do what `start` does, and returns at once.
 
-        The first charge needn't wait for it, because the transaction that begins a run writes a heartbeat too.
+        The first charge needn't wait for this heartbeat, because the transaction that begins a run writes one too.
         """
         self._leadership = leadership
         self._wake.set()

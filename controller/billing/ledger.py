@@ -80,7 +80,7 @@ class Ledger:
         """A transaction that commits only if `term` is still the newest and this replica minted it.
 
         Args:
-            term: the writer's.
+            term: the term that the caller writes under.
             keep: False rolls everything back at the end, and needs no term unless `enforce` is True.
             enforce: True or False overrides whether the term is checked. If it isn't, no lock delays the next mint.
             needs_heartbeat: True also requires that this leader has written a heartbeat in the last 60 minutes.

@@ -27,7 +27,7 @@ def prove(connect: Callable[[], Ledger], leadership: Leadership, stop: StopToken
     be with a higher balance, is enough.
 
     An organization in backlog proves nothing: a rule keeps it from being charged, not a fault in its rows. If only such
-    organizations are due, billing works as long as other instances exist.
+    organizations are due, billing works as long as an instance exists that is not in backlog.
 
     Returns:
         None if billing would work or nothing is due; otherwise why the first organization can't be charged.

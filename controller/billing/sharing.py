@@ -1,8 +1,8 @@
 """How many instances share a transaction.
 
-Organizations that share a transaction wait for each other: while it charges one whose rows are slow, perhaps because
-of a trigger, it holds the wallets of the others. So once a transaction of several organizations has been slow, fewer
-share one. When all transactions are fast again, more do.
+Organizations that share a transaction wait for each other. While it charges an organization with slow rows, perhaps
+because of a trigger, it keeps rows of the others locked. So after a slow transaction of several organizations, the next
+ones hold fewer instances. Once all transactions are fast again, the number grows.
 """
 
 from threading import Lock
@@ -10,7 +10,7 @@ from typing import Final
 
 #: The longest that a transaction of several organizations should take.
 SLOW_SECONDS: Final = 1.0
-#: After a slow transaction, only this fraction of the instances may share one.
+#: After a slow transaction, its number of instances divided by this is the new limit.
 FEWER: Final = 4
 
 
@@ -28,7 +28,7 @@ class Sharing:
         self._lock = Lock()
 
     def begin_cycle(self) -> int:
-        """Returns the limit for a new cycle. It doubles if every transaction of the last cycle was fast."""
+        """Returns the limit for a new cycle. It doubles if the last cycle's slowest transaction was fast."""
         with self._lock:
             if self._slowest < SLOW_SECONDS / 2:
                 self._instances = min(self._most, 2 * self._instances)

@@ -28,13 +28,13 @@ def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":  # n
 
 
 def end_with_us(child: int | Path) -> None:
-    """Once this process is gone, the companion ends this process or removes this folder."""
+    """Registers a process to end, or a folder to remove, once this process is gone."""
     with suppress(OSError):
         os.write(_companion(), f"{child}\n".encode())  # one write, so threads don't mix their lines
 
 
 def has_ended(pid: int) -> None:
-    """Call this promptly: the system may give the process id to another process."""
+    """Forgets a process. Call this promptly, because the system may give its id to another process."""
     end_with_us(-pid)
 
 

@@ -35,7 +35,10 @@ class Size:
 
 
 def seed(conn: Connection[Any], size: Size) -> bool:
-    """Makes schema and data once, however many replicas ask for it at the same time. True if this call made them.
+    """Creates the schema and the data once, even if several processes call it at the same time.
+
+    Returns:
+        True if this call created them.
 
     Raises:
         SampleError: the database has tables of an application.

@@ -69,7 +69,7 @@ class Story:
         self._term = 0
 
     def tell(self) -> None:
-        """Runs every chapter. Raises: ExpectationError."""
+        """Runs every part of the demo. Raises: ExpectationError."""
         show(f"containerstacks-billing {__version__}: three replicas, one PostgreSQL, one leader\n")
         with ExitStack() as stack:
             self._prepare(stack)

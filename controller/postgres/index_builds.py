@@ -16,8 +16,8 @@ from controller import sql
 from controller.postgres.bounded_connection import BoundedConnection
 from controller.postgres.connections import state
 
-#: A statement that waits for a strong lock blocks every later statement on that table: wait briefly, then retry. It is
-#: shorter than a batch's own `lock_timeout` (`ledger.TRANSACTION_BOUNDS`): a batch that queues behind it doesn't fail.
+#: A statement that waits for a strong lock blocks every later statement on that table: wait briefly, then retry. This
+#: is less than a batch's `lock_timeout` (`ledger.TRANSACTION_BOUNDS`), so a batch that queues behind it doesn't fail.
 LOCK_TIMEOUT: Final = "300ms"
 #: A concurrent build blocks no other session while it waits for older transactions, and giving up wastes its work.
 CONCURRENT_LOCK_TIMEOUT: Final = "10min"

@@ -1,7 +1,7 @@
 """The frame and the parts that every page shares: style, cards, tables. No script, nothing from outside.
 
 Tables become cards on a telephone. The style sheet then changes how rows are displayed, and browsers no longer report
-them as rows. Their roles keep them rows for a screen reader.
+them as rows. Explicit ARIA roles keep them rows for a screen reader.
 """
 
 from collections.abc import Iterable, Sequence

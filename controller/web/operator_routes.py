@@ -138,8 +138,8 @@ def is_expected_host(header: str, listening_on: str) -> bool:
 
     Args:
         header: the value of `Host`. Its port may differ from the server's, because a port-forward may change it.
-        listening_on: the server's host. If that is every interface, any literal address is accepted too: a website's
-            name is needed to deceive a browser.
+        listening_on: the server's host. If that is every interface, any literal address is accepted too, because DNS
+            rebinding needs a name.
     """
     host, bracket, _ = header.removeprefix("[").partition("]") if header.startswith("[") else header.partition(":")
     host = host.lower().removesuffix(".")

@@ -1,4 +1,4 @@
--- Find what keeps this role from seeing or writing what billing needs. They read only catalogs.
+-- What keeps this role from seeing or writing what billing needs. These statements read only catalogs.
 
 -- name: missing_rights
 -- If columns are listed, a right on those columns is enough. An insert also needs the sequences of its columns' defaults.
@@ -58,7 +58,7 @@ where (case when t.typtype = 'd' then t.typbasetype else a.atttypid end) <> to_r
 order by 1, 2
 
 -- name: unknown_price_columns
--- Numeric columns that look like a part of the price but that this version does not charge.
+-- Numeric columns that look like part of a price and that this version does not charge.
 select c.relname || '.' || a.attname as name
 from pg_class c
 join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped

@@ -1,4 +1,4 @@
--- The report at the end of the first migration: what the database held when the controller adopted it. They only read.
+-- The report at the end of the first migration: what the database held when the controller adopted it. These statements only read.
 
 -- name: adoption_wallets
 -- Wallets by state: adopted, adopted with a difference as baseline, or left out with the reason.

@@ -38,7 +38,7 @@ join organizations o on o.id = b.organization_id
 order by b.since, b.instance_id
 
 -- name: accept_backlog
--- Accepts nothing if the number of instances in backlog is another one than expected: the operator has not seen the others.
+-- Accepts nothing unless the number of instances in backlog is the expected one, because the operator has seen no others.
 with backlog as materialized (
     select b.*, count(*) over () as instances
     from billing_acceptable_backlogs(%(organization)s::uuid, %(max_backlog_hours)s, %(default_monthly_price)s) b

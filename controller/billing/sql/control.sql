@@ -48,7 +48,7 @@ from answered a
 where c.id = a.id and (c.acknowledged_at is null or a.done or a.refusal is not null)
 
 -- name: take_triggers
--- Needs the fence. This run is what they asked for. The leader may not have read the newest of them yet.
+-- Needs the fence. This run answers every open trigger, even one that the leader has not read yet.
 update billing_commands c
 set run_id = %(run_id)s, finished_at = clock_timestamp(), acknowledged_at = coalesce(c.acknowledged_at, clock_timestamp()),
     acknowledged_by = l.holder
@@ -57,7 +57,7 @@ where c.command = 'trigger' and c.finished_at is null
 
 -- name: take_step_down
 -- Needs the fence. answer_commands has refused those that this leader doesn't carry out. A command of this term that is finished
--- already counts too: if the answer to the COMMIT was lost, the leader leads on and must still step down.
+-- already counts too: if the answer to the COMMIT was lost, this replica still leads and must still step down.
 update billing_commands c set finished_at = coalesce(c.finished_at, clock_timestamp())
 from billing_leadership l
 where c.command = 'step-down' and c.term = l.term and c.acknowledged_at is not null and c.refusal is null

@@ -49,7 +49,8 @@ with costed as materialized (
     where i.id = c.id and i.last_billed_at is not distinct from c.last_billed_at
     returning i.last_billed_at = c.period_end as written
 ), balance_left as (
-    -- before the wallets are locked; correct_balances corrects it too. A balance that the last charge did not leave is noted
+    -- Runs before the wallets are locked, so correct_balances may have to correct left_balance. If the wallet doesn't hold what
+    -- the last charge left, another program has changed it: changed_at marks it for the comparison after the cycle.
     update billing_wallet_baselines b
     set left_balance = c.balance - c.amount,
         changed_at = case when b.left_balance <> c.balance then coalesce(b.changed_at, now()) else b.changed_at end

@@ -69,8 +69,8 @@ returning id, started_at, (
 ) as late_seconds
 
 -- name: preview_run
--- The run that a dry run pretends to be. It adds no row: a row with the next number, even one that is rolled back later, would
--- block the leader's next cycle for as long as it is there.
+-- The run that a dry run pretends to be. It adds no row: a row with the next number would block the
+-- leader's next cycle until this transaction has been rolled back.
 select billing_next_run() as id, clock_timestamp() as started_at, null::float8 as late_seconds
 
 -- name: plan_cycle

@@ -128,8 +128,9 @@ with failed as (
 select failures from failed
 
 -- name: count_missed
--- Instances that were due at the cycle's start, are still due, and have no open row with a reason. The organizations whose
--- failures could not be recorded are known. If the ledger is ahead of last_billed_at, it decides whether a whole hour is unbilled.
+-- Instances that were due at the cycle's start, are still due, and have no open row with a reason. Leaves out the
+-- organizations whose failures are counted already but could not be recorded. If the ledger is ahead of last_billed_at, it decides
+-- whether a whole hour is unbilled.
 select count(*) as missed
 from vps_instances i
 where billing_due(i.last_billed_at, i.created_at, %(as_of)s)
@@ -142,7 +143,7 @@ where billing_due(i.last_billed_at, i.created_at, %(as_of)s)
         where billing_due(p.starts_at, null, %(as_of)s))
 
 -- name: record_missed
--- They belong to the plan, which did not find them.
+-- The plan did not find these instances. They are added to it, so that the counts of the run add up.
 with planned as (
     update billing_runs set planned = planned + %(missed)s where id = %(run_id)s and term = %(term)s
 )

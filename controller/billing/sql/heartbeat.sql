@@ -34,7 +34,7 @@ from billing_leadership l
 -- The first heartbeat of a cycle, in the transaction that begins its run. If billing has been overdue for too long, the leader
 -- must show that it can write its row, but doesn't refresh the heartbeat. The application's own billing must be able to start
 -- if this cycle fails too.
--- A row of another daemon with the same name is never written to.
+-- Never writes to a row of another daemon with the same name.
 insert into billing_daemon_status as s (daemon_instance_id, status, started_at, heartbeat_at, metadata, updated_at)
 select %(instance_id)s::text, 'running', clock_timestamp(),
     case when clock_timestamp() < billing_beats_until() then clock_timestamp()
@@ -60,8 +60,8 @@ where s.daemon_instance_id = %(instance_id)s::text and l.term = %(term)s and l.h
     and billing_is_our_status(s.metadata)
 
 -- name: close_other_statuses
--- A new leader knows that no other replica leads. Rows of replicas that still say `running` belong to replicas that are gone.
--- Rows of other daemons belong to their programs.
+-- A new leader knows that no other replica leads, so a replica's row that still says `running` is out of date. Leaves the rows of
+-- other daemons alone.
 update billing_daemon_status
 set status = 'stopped', updated_at = clock_timestamp()
 where daemon_instance_id <> %(instance_id)s::text and status <> 'stopped' and billing_is_our_status(metadata)

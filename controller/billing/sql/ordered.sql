@@ -264,7 +264,7 @@ with charge as materialized (
     where w.id = o.wallet_id and o.amount > 0 and w.balance >= o.amount
     returning w.balance = o.balance - o.amount as exact
 ), balance_left as (
-    -- a balance that the last charge did not leave is noted, even if the wallet pays nothing
+    -- if the wallet doesn't hold what the last charge left, changed_at marks it for comparison, even if it pays nothing now
     update billing_wallet_baselines b
     set left_balance = o.balance - o.amount,
         changed_at = case when b.left_balance <> o.balance then coalesce(b.changed_at, now()) else b.changed_at end

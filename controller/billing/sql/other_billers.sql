@@ -33,7 +33,8 @@ where l.takeover_delay_seconds is not null and (n.bill_after <= clock_timestamp(
 
 -- name: record_foreign_periods
 -- Stores the newest periods that another program has billed since the takeover and since the last `resume`. A period counts
--- only if last_billed_at equals its end: a program moves last_billed_at, a correction by hand or an import of old rows doesn't.
+-- only if last_billed_at equals its end: a program that bills moves last_billed_at, but a correction by hand or an import of old
+-- rows doesn't.
 -- If an open row begins at that end, billing had already reached it, so the period doesn't count.
 with newest as (
     select c.id, c.vps_instance_id, c.billing_period_end, c.created_at

@@ -61,8 +61,8 @@ with postponed as (
 update billing_wallet_baselines set changed_at = clock_timestamp() where organization_id = %(organization)s and changed_at is not null
 
 -- name: begin_correction
--- Corrections of one organization run one after the other, because one of them moves the wallet, another the baseline. The batches
--- lock these two in either order, so a lock on both could be a deadlock.
+-- Corrections of one organization run one after the other, because one may change the wallet and another the baseline. So each locks
+-- the organization first, and then only the row that it changes. Batches lock these two in either order, so locking both could deadlock.
 select id from organizations where id = %(organization)s for no key update
 
 -- name: lock_wallet

@@ -95,7 +95,7 @@ with begun as (
 select id, started_at from begun
 
 -- name: finish_command
--- The leader may not have read it before.
+-- Also acknowledges the command, because the leader may carry it out before answer_commands has done so.
 update billing_commands c
 set finished_at = clock_timestamp(), refusal = %(refusal)s, acknowledged_at = coalesce(c.acknowledged_at, clock_timestamp()),
     acknowledged_by = l.holder

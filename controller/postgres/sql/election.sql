@@ -8,8 +8,8 @@ select locked, in_recovery, pid, backend_start, application_name, idle, state_ch
 from billing_contend(%(lock_key)s, %(wait_milliseconds)s, %(watched_pid)s)
 
 -- name: wait_limits
--- Settings that write a wait to the server's log, with the longest wait that they leave out. deadlock_timeout is when
--- log_lock_waits writes.
+-- Settings that make the server log a wait, each with the longest wait that it doesn't log. log_lock_waits logs a wait after
+-- deadlock_timeout.
 select name, 0.0008 * setting::float8 as seconds from pg_settings
 where (name = 'deadlock_timeout' and current_setting('log_lock_waits')::boolean)
     or (name in ('log_min_duration_statement', 'log_min_duration_sample', 'auto_explain.log_min_duration')
@@ -18,8 +18,8 @@ order by seconds
 
 -- name: end_orphaned_batches
 -- Ends the former leader's sessions that are inside a batch. They are useless now, and the mint would wait for them, because
--- a server is slow to notice that the client of a running statement was killed. It ends only sessions of our role that bear
--- the former leader's name and hold the table as a fence does.
+-- a server is slow to notice that the client of a running statement was killed. It ends only worker sessions of our role that
+-- bear the former leader's name and hold the lock that a fence takes on the table.
 select count(pg_terminate_backend(a.pid)) as ended
 from pg_locks l
 join pg_stat_activity a using (pid)
@@ -120,8 +120,8 @@ where term = %(term)s and holder = %(holder)s and generation = %(generation)s
 
 -- name: transaction_status
 -- 'committed', 'aborted', or 'in progress' while the server is still committing, for example because it waits for a synchronous
--- standby. pg_xact_status refuses an id that the server has not assigned yet. After a failover, an id of the former server can
--- be one; its transaction is lost. Every id below this transaction's own has been assigned.
+-- standby. pg_xact_status refuses an id that the server has not assigned yet. After a failover, the id may
+-- come from the former server; its transaction is then lost. Every id below this transaction's own has been assigned.
 select case when %(transaction_id)s::xid8 < pg_current_xact_id() then pg_xact_status(%(transaction_id)s::xid8) end as status
 
 -- name: current_term
