@@ -28,8 +28,8 @@ MINT: Final[list[tuple[str, When]]] = [
     ("BEGIN", "before"),
     ("BEGIN", "after"),
     ("lock table", "before"),
-    ("with minted", "before"),
-    ("with minted", "after"),
+    ("with former", "before"),
+    ("with former", "after"),
     ("COMMIT", "before"),
 ]
 #: Two processes start on two cores, and one of them is elected and bills.
@@ -157,8 +157,9 @@ def test_winner_killed_inside_its_mint_does_not_block_the_next(
 ) -> None:
     url = through(database, proxy.port)
     leader: ControllerProcess | None = None
-    for step, when in islice(cycle(MINT), runs):
-        with proxy.hold(" elector ", starts_with(step), when) as hold:
+    steps = [(starts_with(step), when) for step, when in MINT]
+    for step, when in islice(cycle(steps), runs):
+        with proxy.hold(" elector ", step, when) as hold:
             winner = start(url)
             if leader is not None:
                 leader.kill()

@@ -82,15 +82,16 @@ class ClientStream:
 
     def _note(self, kind: bytes, message: bytes) -> None:
         if kind == b"Q":
-            self._sql = _one_line(message[5:].rstrip(b"\0"))
+            self._sql = one_line(message[5:].rstrip(b"\0").decode(errors="replace"))
         elif kind == b"P":
             name, sql, _ = message[5:].split(b"\0", 2)
-            self._sql = self._prepared[name] = _one_line(sql)
+            self._sql = self._prepared[name] = one_line(sql.decode(errors="replace"))
         elif kind == b"B":
             _, name, _ = message[5:].split(b"\0", 2)
             self._sql = self._prepared.get(name, self._sql)
 
 
-def _one_line(sql: bytes) -> str:
-    lines = [line.split("--", 1)[0] for line in sql.decode(errors="replace").splitlines()]
+def one_line(sql: str) -> str:
+    """Joins the lines of a statement and leaves its comments out."""
+    lines = [line.split("--", 1)[0] for line in sql.splitlines()]
     return " ".join(" ".join(lines).split())
