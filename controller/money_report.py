@@ -107,7 +107,7 @@ def forecast(largest: Sequence[dict[str, Any]], unrecorded: Sequence[dict[str, A
         if found > len(unrecorded):
             yield f"and {found - len(unrecorded)} more"
     if any(each["in_backlog"] for each in unrecorded):
-        yield "A cycle lists a backlog and doesn't charge it before you `containerstacks-billing accept-backlog` it."
+        yield "A cycle records a backlog, and charges it only after `containerstacks-billing accept-backlog`."
 
 
 def backlogs(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -393,4 +393,4 @@ def run(shown: Row, failures: Sequence[Row]) -> Iterator[str]:
         yield from table(("instance", "organization", "since", "hours", "reason"), lines, numbers=(3,))
     if shown["failures"] > len(failures):
         yield ""
-        yield f"{shown['failures'] - len(failures)} more have since been charged, or tried again by a later run."
+        yield f"{shown['failures'] - len(failures)} more failed; they have since been charged, or count in a later run."

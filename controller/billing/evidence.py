@@ -54,7 +54,7 @@ class Evidence:
 
 
 def signature(error: Exception) -> tuple[str | None, ...]:
-    """Returns the SQLSTATE and the object of an error. Two errors with the same signature have the same cause."""
+    """Returns the SQLSTATE and the object of an error. Two errors with the same signature count as one cause."""
     if not isinstance(error, psycopg.Error):
         return type(error).__name__, str(error)
     diagnostics, sqlstate = error.diag, error.sqlstate or type(error).__name__

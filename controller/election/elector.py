@@ -157,7 +157,7 @@ class Elector:
         return None
 
     def _sit_out(self, session: LockSession) -> None:
-        """Doesn't contend for as long as the last leadership asked for. The session stays ready."""
+        """Waits out the last leadership's back-off without contending. The session stays ready."""
         session.ping()  # the server ends a session that stays silent
         self._joined()
         session.wait(min(BACK_OFF_PING_SECONDS, self._contend_again_at - self.alive_at))

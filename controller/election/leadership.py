@@ -12,7 +12,7 @@ class Leadership:
     Args:
         term: the term that was minted for it.
         clock: monotonic seconds.
-        deadline_seconds: how long it may be believed after its last good ping was sent.
+        deadline_seconds: how long after sending its last good ping this replica may believe that it leads.
         since: when the statement that took the lock was sent, on that clock.
         wake: ends the elector's wait between two pings.
     """
@@ -26,7 +26,7 @@ class Leadership:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.term = term
-        #: Until when it may be believed without another ping; monotonic seconds.
+        #: Until when this replica may believe that it leads without another good ping; monotonic seconds.
         self.deadline = since + deadline_seconds
         #: How long this replica must not contend after the end.
         self.back_off_seconds = 0.0
@@ -38,7 +38,7 @@ class Leadership:
         self._lock = threading.Lock()
 
     def still_leads(self) -> bool:
-        """True until the deadline passes or the leadership ends; then False from there on.
+        """True until the deadline passes or the leadership ends; False forever after.
 
         It turns False at the deadline even while the elector's thread is blocked.
         """

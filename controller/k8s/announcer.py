@@ -30,7 +30,7 @@ CYCLE_EVENT_SECONDS: Final = 600.0
 #: The time between attempts doubles from the first to the longest, with jitter.
 FIRST_BACK_OFF_SECONDS: Final = 1.0
 LONGEST_BACK_OFF_SECONDS: Final = 60.0
-#: After a failure that a person has to end, by granting a permission for example.
+#: The time between attempts after a failure that only a person can fix, such as a missing permission.
 PERMANENT_BACK_OFF_SECONDS: Final = 300.0
 
 #: Stands for the resource if the API server itself is the problem.
@@ -141,7 +141,7 @@ class Announcer:
     def billing_halted(self, message: str | None) -> None:
         """Reports that this leader bills nothing, and why. None means that it bills again, or no longer leads."""
         if message is None:
-            self._announce(Reason.BILLING_CONTINUED, f"{self._name} no longer halts billing")
+            self._announce(Reason.BILLING_CONTINUED, f"{self._name} bills again, or no longer leads")
         else:
             self._announce(Reason.BILLING_HALTED, f"{self._name} bills nothing: {message}", warning=True)
 

@@ -17,7 +17,7 @@ from controller.listener import SETTING, listen
 
 #: More than `status_cache.MAX_WAITING`: the others answer the probes.
 THREADS: Final = 4
-#: At this many connections, the oldest one without a complete request is closed for the next.
+#: At this many connections, the oldest one without a complete request is closed to make room for the next.
 MAX_CONNECTIONS: Final = 64
 #: How long a connection lasts, from being accepted to the end of its answer.
 CONNECTION_SECONDS: Final = 10.0

@@ -29,8 +29,8 @@ from billing_commands c
 where c.id = %(id)s
 
 -- name: answer_commands
--- Needs the fence, so the holder is this replica. Commands that take effect when they are given are finished once the leader has
--- read them; a pause, once no batch is in hand. begin_run and take_step_down finish others.
+-- Needs the fence, so the holder is this replica. A command that takes effect when it is given is finished once the leader has read
+-- it; a pause, once no batch is in hand. take_triggers, take_step_down and finish_command finish the others.
 with answered as (
     select c.id, l.holder, refused.reason as refusal,
         c.command in ('resume', 'suspend', 'unsuspend') or (c.command = 'pause' and %(between_cycles)s) as done
