@@ -57,7 +57,7 @@ class Rounds:
         return tuple(1000 * percentile(each, share) for each in self.latencies)
 
     def run_round(self, server: Server, template: Template, workers: int, batch_size: int) -> None:
-        """Raises: SystemExit: the audit after the cycle found a violation."""
+        """Runs one round and keeps its samples. Raises: SystemExit: the audit after the cycle found a violation."""
         with fresh_copy(server, template.name) as url:
             log = LogTail(server)
             with topping_up(Load(url, CONNECTIONS, self.every_ms)) as top_ups:

@@ -167,7 +167,7 @@ class Application:
         )
 
     def open_lock_session(self) -> LockSession:
-        """Opens a lock session.
+        """Opens a lock session, and checks that this replica could bill.
 
         Raises:
             LockSessionError: PostgreSQL can't be reached, or is not ready for billing yet; try again.

@@ -84,7 +84,7 @@ def main(signals: Signals) -> int:
 
 
 def explain(error: psycopg.Error) -> tuple[str, int]:
-    """Returns what happened to the command, and its exit status. A canceled statement doesn't lose the connection."""
+    """Returns what happened to the command, and its exit status. A cancelled statement loses no connection."""
     lost = error.sqlstate.startswith(LOST) if error.sqlstate else isinstance(error, psycopg.OperationalError)
     if lost:
         return "the connection to the database was lost", 3

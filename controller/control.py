@@ -29,7 +29,7 @@ NOTE_SECONDS: Final = 3.0
 def _said(reason: str | None) -> str | None:
     """Returns a reason as PostgreSQL can store it. A blank one is refused."""
     if reason is not None and not reason.strip():
-        raise typer.BadParameter("give a reason; it is blank", param_hint="--reason")
+        raise typer.BadParameter("the reason is blank; say why", param_hint="--reason")
     return None if reason is None else storable(reason)
 
 
@@ -63,7 +63,7 @@ def pause(
         raise typer.BadParameter("choose one of --for and --indefinitely")
     seconds = None if indefinitely else parse_age(for_time or "4h", "--for").total_seconds()
     if seconds == 0:
-        raise typer.BadParameter("a pause of no time pauses nothing; give a time such as 30m", param_hint="--for")
+        raise typer.BadParameter("the pause would end at once; give a time such as 30m", param_hint="--for")
     with _session() as (connection, built):
         wish = Wish("pause", built.operator(by), reason, for_seconds=seconds)
         given = control.wait(connection, control.give(connection, wish), _finished)

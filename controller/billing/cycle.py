@@ -69,7 +69,7 @@ class CycleSettings:
 
 
 class Cycle:
-    """Runs cycles.
+    """Runs one cycle at a time: plans it, charges its batches on workers, and records how it ended.
 
     Args:
         connect: opens a session in autocommit mode, for the plan and the history.

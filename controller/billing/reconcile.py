@@ -232,5 +232,5 @@ def _accept(connection: sql.Connection, found: _Settled) -> Decimal:
 
 
 def _explanation(comparison: Comparison) -> Jsonb:
-    """Returns the explanation as it is stored: amounts are text."""
+    """Returns the explanation for its column, with amounts as text, because JSON numbers would round them."""
     return Jsonb({kind: str(amount) for kind, amount in comparison.explanation.items()})

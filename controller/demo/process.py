@@ -108,7 +108,7 @@ class ControllerProcess:
     def wait_until(
         self, wanted: Callable[[LogLine], bool], what: str, after: LogLine | None = None, within: float = WAIT_SECONDS
     ) -> LogLine:
-        """Blocks until the log has such a line, after another one if given, and returns the first.
+        """Blocks until the log has a wanted line, later than `after` if given, and returns the first.
 
         Raises:
             ExpectationError: the process ended first, or `within` seconds passed.

@@ -102,7 +102,7 @@ def micro_time(moment: datetime) -> str:
 
 
 def event_body(event: Event, pod: Pod, deployment_uid: str | None) -> dict[str, Any]:
-    """Returns the object to create.
+    """Returns an Event as the object that the API server expects.
 
     Args:
         event: what happened.

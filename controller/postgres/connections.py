@@ -40,7 +40,7 @@ class SessionSettings:
 
     Attributes:
         purpose: part of the session's name in `pg_stat_activity`.
-        server: what this kind of session states on top of, or instead of, what every session states.
+        server: the settings that only this kind of session states, and those that it states differently.
         reply_timeout_seconds: the connection is closed if an answer takes longer.
         direct: True states the settings once, for the whole session. A pooler must not share its backend, because the
             next user would inherit them. False states them in each transaction.

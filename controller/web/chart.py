@@ -26,12 +26,12 @@ Cycle = Mapping[str, Any]
 
 
 def day_chart(day: Sequence[Cycle], now: datetime, interval_minutes: float, currency: str) -> Markup:
-    """Returns the chart.
+    """Returns the bars, the axis and the table.
 
     Args:
         day: rows of `billing_last_day`.
         now: the end of the axis, by the database's clock.
-        interval_minutes: time between two cycles; the width of a bar.
+        interval_minutes: time between two cycles, from which the width of a bar follows.
         currency: the currency of the amounts.
     """
     if not day:

@@ -13,7 +13,7 @@ from controller.web.style import STYLE
 
 
 def page(title: str, top: Iterable[Child], main: Iterable[Child], foot: Iterable[Child]) -> str:
-    """Returns a document.
+    """Returns a page as an HTML document.
 
     Args:
         title: the title of the browser's tab.

@@ -35,7 +35,7 @@ def render(
     *,
     refresh_seconds: int | None,
 ) -> str:
-    """Returns the document.
+    """Returns the operator's overview as HTML.
 
     Args:
         identity: this replica's identity.

@@ -20,7 +20,7 @@ from controller.web.wsgi import Identity
 
 
 def render(identity: Identity, vitals: Vitals, failed_checks: Sequence[str], snapshot: Snapshot[PublicFacts]) -> str:
-    """Returns the document.
+    """Returns the public status page as HTML.
 
     Args:
         identity: this replica's identity.

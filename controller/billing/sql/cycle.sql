@@ -41,8 +41,8 @@ where bill_after > clock_timestamp()
 select coalesce(extract(epoch from billing_cycle_due_at() - clock_timestamp()), -1)::float8 as seconds
 
 -- name: close_abandoned_runs
--- Runs whose leader has not recorded their end, usually because it was lost. Their figures are what their batches committed. A
--- `trigger` command that such a run had taken is open again, so another cycle carries it out.
+-- Closes runs whose leader has not recorded their end, usually because it was lost. Their figures are what their batches committed.
+-- Reopens a `trigger` command that such a run had taken, so that another cycle carries it out.
 with closed as (
     update billing_runs r
     set outcome = 'abandoned', finished_at = clock_timestamp(),

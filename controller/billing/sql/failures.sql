@@ -11,8 +11,8 @@ order by organization_id
 -- name: sample_organizations
 -- Due organizations to try alone: a random one from each of `number` equal parts of the plan. The parts alternate between odd
 -- and even places, so that some sound organizations are tried even if every second one fails. The sample leaves out suspended
--- organizations, and those that an earlier cycle could not charge. It includes the latter only if no organization has failed in
--- this cycle and no other is due.
+-- organizations. It also leaves out those that an earlier cycle could not charge, unless no others are due and no organization has
+-- failed in this cycle.
 with due as materialized (
     select i.organization_id, f.organization_id is not null as failed_before
     from vps_instances i

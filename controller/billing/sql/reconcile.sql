@@ -54,7 +54,7 @@ with gone as (
 update billing_wallet_baselines set changed_at = null where organization_id = %(organization)s and changed_at is not null
 
 -- name: postpone_comparison
--- For a comparison that failed: the others come first.
+-- Runs after a failed comparison. Moves this wallet behind the others, so that it doesn't keep them from being compared.
 with postponed as (
     update billing_wallet_differences set compared_at = clock_timestamp() where organization_id = %(organization)s
 )
