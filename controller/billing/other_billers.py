@@ -65,7 +65,7 @@ def look(ledger: Ledger, term: int, *, keep: bool = True, between_cycles: bool =
 
     Args:
         ledger: a ledger on the leader's session.
-        term: the leader's.
+        term: the leader's term.
         keep: False, for a dry run, stores nothing and accepts any term.
         between_cycles: True if no batch is in hand. A run that still looks unfinished was then lost.
 

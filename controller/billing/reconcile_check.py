@@ -36,7 +36,7 @@ def compare_changed_wallets(
 
     Args:
         ledger: a ledger on the guard's session.
-        term: the leader's.
+        term: the leader's term.
         may_continue: checked before each wallet.
         clock: monotonic seconds.
 

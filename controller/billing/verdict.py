@@ -26,7 +26,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The level, and every reason for it, the most serious first. The reasons name no customer."""
+    """The level, and every reason for it, the most serious first. Only a pause's reason may name a customer."""
 
     level: Level
     reasons: tuple[str, ...]

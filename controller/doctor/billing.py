@@ -44,7 +44,9 @@ def fallback(patient: Patient) -> Iterator[Finding]:
         yield Finding("fallback", Level.FAILURE, message, "find out why no leader bills; see the billing check")
     elif age > verdicts.HEARTBEAT_LATE_SECONDS:
         message = f"the newest heartbeat is {duration(age)} old; built-in billing resumes in {duration(limit - age)}"
-        yield Finding("fallback", Level.WARNING, message, "find out why no leader writes one; see the billing check")
+        yield Finding(
+            "fallback", Level.WARNING, message, "find out why no leader writes a heartbeat; see the billing check"
+        )
     else:
         yield Finding(
             "fallback", Level.OK, f"the application's built-in billing is paused: the heartbeat is {duration(age)} old"
@@ -59,7 +61,7 @@ def verdict(patient: Patient) -> Iterator[Finding]:
         yield Finding("billing", Level.WARNING, "no replica has led on this database yet", remedy)
         return
     for notice in status.notices:
-        if notice.kind == PAUSED:  # an operator wants it
+        if notice.kind == PAUSED:  # deliberate, so not a failure
             yield Finding("billing", Level.WARNING, notice.message, "run `containerstacks-billing resume` to end it")
     judged = verdicts.verdict(replace(status, notices=(), heartbeat_age_seconds=None))
     remedy = "" if judged.level is verdicts.Level.OK else "run `containerstacks-billing status`; see docs/operations.md"
