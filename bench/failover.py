@@ -53,11 +53,11 @@ def failover(server: Server, runs: int, record: Record) -> Section:
         "failover",
         "Failover and handover",
         f"{runs} runs each, with real processes and default settings, except that a cycle starts whenever something is"
-        " due. Killed at rest: `kill -9` of a leader between two cycles, with six organizations due and the next cycle"
-        " due. Killed inside a batch: while the server executes a batch of 3,000 instances; the time to the next term"
-        " contains the mint's wait for that batch. Stopped: SIGTERM to a leader that has just begun a cycle, from its"
-        f" last commit to the next term. A database serves {RUNS_A_DATABASE} runs. All of their charges are then"
-        " checked to the cent.",
+        " due. Killed at rest: `kill -9` of a leader between two cycles, with the next cycle due and new instances in"
+        " six organizations that were billed before. Killed inside a batch: while the server executes a batch of 3,000"
+        " instances; the time to the next term contains the mint's wait for that batch. Stopped: SIGTERM to a leader"
+        " that has just begun a cycle, from its last commit to the next term. A database serves"
+        f" {RUNS_A_DATABASE} runs. All of their charges are then checked to the cent.",
         (
             Measurement("killed at rest, to the next leader's term", "s", tuple(term for term, _ in idle)),
             Measurement("killed at rest, to its first charge", "s", tuple(charge for _, charge in idle), IDLE_AIM),
@@ -95,6 +95,7 @@ def _kills(url: str, runs: int, arrange: Callable[[LedgerProbe, ControllerProces
     """Seconds to the next term and to the next charge of each kill. `arrange` brings the leader to the kill."""
     with ExitStack() as stack, psycopg.connect(url, autocommit=True) as connection:
         ledger = LedgerProbe(connection)
+        ledger.add()
         leader = _start(stack, url)
         for _ in range(runs):
             term = leader.wait_for("leader.elected")["term"]
@@ -129,7 +130,7 @@ def _add_at_rest(ledger: LedgerProbe, leader: ControllerProcess) -> None:
     """
     eventually(lambda: not ledger.rows(RUNNING), "no cycle runs", every=0.001)
     freeze(leader)
-    ledger.add()
+    ledger.add_instances()
     eventually(lambda: bool(ledger.rows(CYCLE_IS_DUE)), "the next cycle is due")
 
 

@@ -74,7 +74,7 @@ class Biller:
         on_idle: called while this replica doesn't lead. It prepares to lead for as long as its argument returns True.
         on_cycle_ended: called with the result of each cycle.
         on_collected: called with what a collection has charged.
-        on_halted: called with the message when billing is halted, and with None when it continues.
+        on_halted: called with the message when billing is halted, and with None when this leader bills again.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Biller:
             try:
                 self._bill_while_leading(leadership)
             finally:
-                self._report(())
+                self._notices = ()  # if billing stays halted, the next leader reports it
             if not self._stop.may_start_cycle() and leadership.still_leads():
                 self._heartbeat.mark_stopped()
 

@@ -139,9 +139,9 @@ class Announcer:
             return True
 
     def billing_halted(self, message: str | None) -> None:
-        """Reports that this leader bills nothing, and why. None means that it bills again, or no longer leads."""
+        """Reports that this leader bills nothing, and why. None means that it bills again."""
         if message is None:
-            self._announce(Reason.BILLING_CONTINUED, f"{self._name} bills again, or no longer leads")
+            self._announce(Reason.BILLING_CONTINUED, f"{self._name} bills again")
         else:
             self._announce(Reason.BILLING_HALTED, f"{self._name} bills nothing: {message}", warning=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -18,7 +19,7 @@ from controller.billing.heartbeat import Heartbeat
 from controller.billing.status import read_status
 from controller.billing.values import Leadership, Totals
 from controller.lifecycle.stop import StopToken
-from tests.integration.world import ScriptedStop, World
+from tests.integration.world import ScriptedStop, Term, World
 from tests.model import HOUR, NOON
 
 
@@ -45,14 +46,22 @@ def kinds(world: World) -> list[str]:
     return [row["kind"] for row in world.rows("select kind from billing_runs order by id")]
 
 
-def made_biller(world: World, collected: list[Totals]) -> Biller:
+def made_biller(
+    world: World,
+    collected: list[Totals],
+    *,
+    on_halted: Callable[[str | None], None] = lambda _message: None,
+) -> Biller:
+    """A biller whose loop ends once it doesn't lead."""
     heartbeat = Heartbeat(
         connect=world.database.connect, instance_id="test-1", metadata={}, interval_seconds=60, retention_days=1
     )
+    stop = StopToken()
     return Biller(
         connect=world.ledger, cycle=world.cycle(), guard=Guard(world.ledger, ScriptedStop()), heartbeat=heartbeat,
-        stop=StopToken(), interval_minutes=60, takeover_delay_seconds=0, other_billers="stop",
-        on_cycle_ended=lambda _result: None, on_collected=collected.append,
+        stop=stop, interval_minutes=60, takeover_delay_seconds=0, other_billers="stop",
+        on_cycle_ended=lambda _result: None, on_collected=collected.append, on_halted=on_halted,
+        on_idle=lambda _wanted: stop.stop_cycles(),
     )  # fmt: skip
 
 
@@ -203,3 +212,21 @@ def test_loop_collects_between_cycles_and_not_during_a_pause(world: World) -> No
     assert seconds is not None
     assert 0 < seconds <= 30
     assert kinds(world) == ["cycle", "collection"]
+
+
+def test_leader_that_ends_while_billing_is_halted_does_not_report_that_it_bills_again(world: World) -> None:
+    control.give(world.conn, Wish("pause", "ann", "x"))
+    reported = list[str | None]()
+
+    class Halted(Term):
+        def step_down(self, back_off_seconds: float) -> None: ...
+
+    def halted(message: str | None) -> None:
+        reported.append(message)
+        biller.leadership_ended()
+
+    biller = made_biller(world, [], on_halted=halted)
+    biller.elected(Halted(world.lead().term, leads=lambda: not reported))
+    biller.run()
+    assert [message is None for message in reported] == [False]
+    assert biller.halted is None

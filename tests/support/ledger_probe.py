@@ -5,7 +5,7 @@ It implements the price clock again, from docs/money.md and not from the migrati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -61,27 +61,35 @@ class LedgerProbe:
     def add(self, organizations: int = 6, instances: int = 3, hours: int = 5) -> None:
         """Adds organizations. Each instance has `hours` whole hours due, and half an hour that is not due yet."""
         with self.conn.transaction(), self.conn.cursor(row_factory=dict_row) as cursor:
-            plans = self._plans(cursor)
             added = cursor.execute(_ORGANIZATIONS, [organizations, WALLET]).fetchall()
-            now = datetime.now(UTC)
-            rows = []
-            for row in added:
-                organization = row["organization_id"]
-                amount = Decimal(0)
-                for number in range(instances):
-                    instance = uuid4()
-                    start = now - hours * HOUR - timedelta(minutes=30, seconds=number, microseconds=number * 7)
-                    price = PRICES[number % len(PRICES)]
-                    rows.append((instance, organization, str(plans[price]), f"vps {number}", start))
-                    self.starts[instance] = start
-                    self.expected_hours[instance] = hours
-                    amount += price_clock(price, start + hours * HOUR) - price_clock(price, start)
-                self.expected_amount[organization] = amount
-            cursor.executemany(
-                "insert into vps_instances (id, organization_id, plan_id, label, created_at)"
-                " values (%s, %s, %s, %s, %s)",
-                rows,
-            )
+            self._add_instances(cursor, [row["organization_id"] for row in added], instances, hours)
+
+    def add_instances(self, instances: int = 3, hours: int = 5) -> None:
+        """Adds instances to every organization that `add` has added. Their hours are as there."""
+        with self.conn.transaction(), self.conn.cursor(row_factory=dict_row) as cursor:
+            self._add_instances(cursor, list(self.expected_amount), instances, hours)
+
+    def _add_instances(
+        self, cursor: psycopg.Cursor[dict[str, Any]], organizations: Sequence[UUID], instances: int, hours: int
+    ) -> None:
+        plans = self._plans(cursor)
+        now = datetime.now(UTC)
+        rows = []
+        for organization in organizations:
+            amount = self.expected_amount.get(organization, Decimal(0))
+            for number in range(instances):
+                instance = uuid4()
+                start = now - hours * HOUR - timedelta(minutes=30, seconds=number, microseconds=number * 7)
+                price = PRICES[number % len(PRICES)]
+                rows.append((instance, organization, str(plans[price]), f"vps {number}", start))
+                self.starts[instance] = start
+                self.expected_hours[instance] = hours
+                amount += price_clock(price, start + hours * HOUR) - price_clock(price, start)
+            self.expected_amount[organization] = amount
+        cursor.executemany(
+            "insert into vps_instances (id, organization_id, plan_id, label, created_at) values (%s, %s, %s, %s, %s)",
+            rows,
+        )
 
     @property
     def all_billed(self) -> bool:
