@@ -15,8 +15,13 @@ END: Final = "<!-- fault matrix: end -->"
 
 
 def write_report(path: Path, timings: Timings) -> None:
-    """Replaces the text between the document's two markers. Raises: ValueError if they are missing."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    """Replaces the text between the document's two markers, or makes a new document.
+
+    Raises:
+        ValueError: the document lacks the markers.
+    """
+    document = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}{END}\n"
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path} has no lines {BEGIN} and {END}")

@@ -157,8 +157,14 @@ def _bill_during(
     for change in changes:
         failures: list[BaseException] = []
         changing = threading.Thread(target=_caught, args=(change, failures))
-        with proxy.hold(" worker ", starts_with("with costed as"), "after") as hold:
+        with (
+            # a cycle that has its plan already would count the new instances as missed
+            proxy.hold(" cycle ", starts_with("with closed as")) as beginning,
+            proxy.hold(" worker ", starts_with("with costed as"), "after") as hold,
+        ):
+            beginning.wait()
             ledger.add(organizations=3)
+            beginning.release()
             hold.wait()
             changing.start()
             eventually(lambda: not changing.is_alive() or _someone_waits(ledger), "it waits for the batch")  # noqa: B023

@@ -78,6 +78,11 @@ def test_document_keeps_the_text_around_the_table(measured: Timings, tmp_path: P
     assert "PostgreSQL 18.1" in text
 
 
+def test_missing_document_is_made(measured: Timings, tmp_path: Path) -> None:
+    write_report(tmp_path / "new.md", measured)
+    assert (tmp_path / "new.md").read_text(encoding="utf-8").count("| leader killed: idle | 100 |") == 1
+
+
 def test_document_of_the_repository_has_the_markers() -> None:
     text = (Path(__file__).parents[2] / "bench" / "results" / "faults.md").read_text(encoding="utf-8")
     assert text.index(BEGIN) < text.index(END)
