@@ -286,9 +286,9 @@ class BatchWorker:
 
         while True:
             self._pause()
-            context.check()
             after = _resume_point(batch, results)
             with context.pace.turn() if context.pace is not None else nullcontext():
+                context.check()  # after the wait for the turn
                 began = time.monotonic()
                 result = self._commit_once(ledger, unanswered, partial(charge_step, after))
                 seconds = time.monotonic() - began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -55,11 +56,11 @@ def due(world: World) -> World:
     return world
 
 
-def cycle(world: World, stop: StopToken, guard_seconds: float = 60.0) -> Cycle:
+def cycle(world: World, stop: StopToken, guard_seconds: float = 60.0, workers: int = 1) -> Cycle:
     return Cycle(
         lambda: world.ledger(FOREGROUND),
         lambda: world.ledger(WORKER),
-        CycleSettings(workers=1, batch_size=1, pace=0.5, guard_seconds=guard_seconds),
+        CycleSettings(workers=workers, batch_size=1, pace=0.5, guard_seconds=guard_seconds),
         stop,
     )
 
@@ -122,3 +123,30 @@ def test_only_workers_charge_in_a_paced_cycle_that_the_guard_interrupts(
     cycle(due, Stop(due), guard_seconds=0.0001).run(due.term())
     assert len(threads) == ORGANIZATIONS
     assert {name.partition("_")[0] for name in threads} == {"worker"}
+
+
+def test_worker_that_waited_for_its_turn_charges_nothing_once_batches_are_stopped(
+    due: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, checked, charged = Counter[str](), threading.Condition(), list[str]()
+    charge = due.ledger_class.charge
+
+    class Counting(StopToken):
+        def may_start_batch(self) -> bool:
+            with checked:
+                checks[threading.current_thread().name] += 1
+                checked.notify_all()
+            return super().may_start_batch()
+
+    def stop_during_the_first(self: Ledger, *arguments: Any, **options: Any) -> BatchResult:  # noqa: ANN401
+        charged.append(threading.current_thread().name)
+        with checked:
+            assert checked.wait_for(lambda: len(checks) == 2, 10), "the other worker has started"
+            checked.wait_for(lambda: min(checks.values()) > 1, 0.2)  # it may check again only in its turn
+        stop.stop_batches()
+        return charge(self, *arguments, **options)
+
+    monkeypatch.setattr(due.ledger_class, "charge", stop_during_the_first)
+    stop = Counting()
+    assert cycle(due, stop, workers=2).run(due.term()).outcome is Outcome.STOPPED
+    assert len(charged) == 1
