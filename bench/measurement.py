@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tests.support.timings import RUNS_FOR_P99
+from tests.support.timings import RUNS_FOR_P99, percentile
 
 Rule = Literal["worst", "p99", "median"]
 _JUDGED: Final[Mapping[Rule, str]] = {"worst": " every time", "p99": " at p99", "median": ""}
@@ -124,12 +124,6 @@ def ratios(values: Sequence[float], to: Sequence[float]) -> tuple[float, ...]:
         ValueError: the two have different numbers of rounds.
     """
     return tuple(value / other for value, other in zip(values, to, strict=True))
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of all values don't exceed."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
 
 
 def plain(value: float) -> str:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from bench.audit import require_clean_audit
 from bench.cycle import CycleRun, CycleSpec, run_cycle
-from bench.measurement import Aim, Measurement, Section, percentile, ratios
+from bench.measurement import Aim, Measurement, Section, ratios
 from bench.server import LogTail, changed_settings
 from bench.template import Template, fresh_copy, mixed_template
 from bench.topup_load import Load, topping_up
 from controller.settings import Settings
 from tests.support.servers import Server
+from tests.support.timings import percentile
 
 CONNECTIONS = 4
 EVERY_MS = 5.0

@@ -9,11 +9,12 @@ import pytest
 
 from bench.check import Bounds, CheckResult, findings
 from bench.fingerprint import differences
-from bench.measurement import Aim, Measurement, Section, percentile, plain, ratios
+from bench.measurement import Aim, Measurement, Section, plain, ratios
 from bench.record import Record
 from bench.report import as_text, table, values, write_result
 from bench.safeguards import variants
 from controller import sql
+from tests.support.timings import percentile
 
 BOUNDS = Bounds(
     instances=1000,
