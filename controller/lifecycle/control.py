@@ -44,6 +44,7 @@ class ControlSocket:
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
         self._refusals = WarnOnce(log, "control.failed")
+        self._lock = threading.Lock()
         self._requests: list[threading.Thread] = []
 
     def run(self) -> None:
@@ -71,8 +72,9 @@ class ControlSocket:
                     continue
                 self._refusals.worked()
                 serving = threading.Thread(target=self._serve, args=(peer,), name="control-peer", daemon=True)
-                self._requests = [thread for thread in self._requests if thread.is_alive()] + [serving]
-                serving.start()
+                with self._lock:  # a thread that has not started can't be joined
+                    self._requests = [thread for thread in self._requests if thread.is_alive()] + [serving]
+                    serving.start()
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == own_inode:  # a successor may have replaced it
                 self._path.unlink()
@@ -87,7 +89,9 @@ class ControlSocket:
         Call it after the drain.
         """
         give_up_at = time.monotonic() + ANSWER_SECONDS
-        for thread in self._requests:
+        with self._lock:
+            requests = self._requests
+        for thread in requests:
             thread.join(max(give_up_at - time.monotonic(), 0.0))
 
     def _listen(self) -> socket.socket:

@@ -359,7 +359,11 @@ def drain_without_descriptors(path: Path) -> None:
 
     served, taken = Served(path), list[int]()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket(socket.AF_UNIX) as peer, capture_logs() as logs:
+    with contextlib.ExitStack() as stack, socket.socket(socket.AF_UNIX) as peer, capture_logs() as logs:
+        stack.callback(served.stop)
+        # the connection that `Served` has made would free its descriptor later
+        eventually(lambda: bool(served.control._requests), "the first connection")
+        served.control.wait_until_answered()
         peer.settimeout(10)
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
         with contextlib.suppress(OSError):
@@ -372,7 +376,6 @@ def drain_without_descriptors(path: Path) -> None:
         peer.sendall(b'{"drain": {"timeout_seconds": null}}\n')
         with peer.makefile("rb") as answer:
             assert b"completed" in answer.read()
-    served.stop()
 
 
 def test_lack_of_descriptors_delays_a_request_and_ends_no_thread(path: Path) -> None:
