@@ -78,18 +78,18 @@ class Story:
             self._hand_over()
             self._prove()
 
-    def say(self, text: str, mark: str = "", chapter: str = "", *, continued: bool = False) -> None:
+    def say(self, text: str, mark: str = "", heading: str = "", *, continued: bool = False) -> None:
         """Prints a line of the story, with the time unless it continues the line before."""
         clock = "" if continued else f"{time.monotonic() - self.began:5.1f} s"
-        show(f"{chapter:<8} {clock:<7} {mark:<1} {text}")
+        show(f"{heading:<8} {clock:<7} {mark:<1} {text}")
 
-    def _verified(self, text: str, chapter: str = "") -> None:
-        self.say(text, self._tick, chapter)
+    def _verified(self, text: str, heading: str = "") -> None:
+        self.say(text, self._tick, heading)
 
     def _prepare(self, stack: ExitStack) -> None:
         server = stack.enter_context(EphemeralServer())
         self._folder = server.folder
-        self.say(f"{server.installation.title} runs, for this demo alone", chapter="prepare")
+        self.say(f"{server.installation.title} runs, for this demo alone", heading="prepare")
         self._url = server.create_database("containerstacks")
         self._ledger = psycopg.connect(self._url, autocommit=True, row_factory=namedtuple_row, application_name="demo")
         stack.callback(self._ledger.close)
@@ -110,7 +110,7 @@ class Story:
             stack.callback(replica.remove)
             self._replicas[replica] = name
         pids = ", ".join(str(each.pid) for each in self._replicas)
-        self.say(f"replicas A, B and C start: processes {pids}", chapter="elect")
+        self.say(f"replicas A, B and C start: processes {pids}", heading="elect")
         elected = self._next_leader()
         standbys = [each for each in self._replicas if each is not self._leader]
         for each in standbys:
@@ -123,7 +123,7 @@ class Story:
         """Kills the leader in mid-cycle: a standby takes over and finishes the work."""
         first, name = self._leader, self._name
         first.wait_for("cycle.started")
-        self.say(f"{name} bills: {self._due:,} instances are due", chapter="crash")
+        self.say(f"{name} bills: {self._due:,} instances are due", heading="crash")
         begun = self._until_charged(SHARE * self._due)
         killed_at = first.kill()
         self.say(f"{name} is killed (-9) in mid-cycle, with {begun.charged / self._due:.0%} of it charged")
@@ -150,7 +150,7 @@ class Story:
         second, name = self._leader, self._name
         before, self._paid_in, wallets = self._until(self._add_work_between_cycles, f"{name} is between two cycles")
         paid = f"${self._paid_in:,.2f} is paid into {wallets} short wallets"
-        self.say(f"{paid}; {NEW_INSTANCES:,} new instances", chapter="handover")
+        self.say(f"{paid}; {NEW_INSTANCES:,} new instances", heading="handover")
         cut = self._until_charged(SHARE * NEW_INSTANCES, before)
         second.signal(signal.SIGTERM)
         self.say(f"{name} is told to stop (SIGTERM) in the middle of its next cycle")
@@ -186,7 +186,7 @@ class Story:
         findings = json.loads(self._run("audit", "--json"))["findings"]
         broken = [each["invariant"] for each in findings if each["violations"]]
         self._expect(broken, [], "broken invariants")
-        self._verified(f"audit clean: {len(findings)} invariants of the money hold", chapter="prove")
+        self._verified(f"audit clean: {len(findings)} invariants of the money hold", heading="prove")
         total = self._row("select * from totals")
         spent = self._balance + self._paid_in - total.wallets
         self._expect((total.charges, total.debits), (spent, spent), "charges and debits")

@@ -18,7 +18,7 @@ from controller.demo.process import ExpectationError
 from controller.postgres.connections import application_name
 from tests.faults.proxy import Proxy, Way
 from tests.faults.soak_slots import STOP_SECONDS, Slot
-from tests.faults.wire import Statement
+from tests.faults.wire import Statement, starts_with
 from tests.support.processes import drain, freeze, thaw
 from tests.support.servers import Server
 
@@ -302,8 +302,7 @@ def _when(fault: Fault) -> Any:  # noqa: ANN401 - a literal
 
 def _nth(dice: int) -> Callable[[Statement], bool]:
     """Chooses a statement of a worker's transaction; every other time its commit."""
-    wanted = STATEMENTS[min(dice % 7, len(STATEMENTS) - 1)]
-    return lambda statement: statement.sql.startswith(wanted)
+    return starts_with(STATEMENTS[min(dice % 7, len(STATEMENTS) - 1)])
 
 
 def _commits(statement: Statement) -> bool:

@@ -1,6 +1,7 @@
-"""What the application did during a soak, if the database acknowledged it. Nothing here comes from billing.
+"""What the application did during a soak, if the database acknowledged it.
 
-Times are of the wall clock, which the server shares with the test.
+Nothing here comes from billing, except the rows that a deletion took with it. Times are of the wall clock, which the
+server shares with the test.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from itertools import pairwise
-from typing import Any, Final, Self
+from typing import Any, Final, Generic, Self, TypeVar
 from uuid import UUID
 
-from tests.model import DEFAULT_PRICE
+T = TypeVar("T")
 
 #: The periods that billing wrote. `xmin` is the transaction that last wrote a row; billed rows are never rewritten.
 PERIODS: Final = """
@@ -22,6 +23,11 @@ select xmin::text as transaction, vps_instance_id as instance, organization_id a
     (metadata ->> 'run')::int as run, payment_transaction_id as payment, updated_at as begun_at,
     metadata ->> 'reason' as reason, (metadata ->> 'owed')::numeric as owed
 from vps_billing_cycles
+"""
+PAYMENTS: Final = """
+select id, xmin::text as transaction, organization_id as organization, amount,
+    (metadata ->> 'vps_instance_id')::uuid as instance, (metadata ->> 'hours')::int as hours
+from payment_transactions
 """
 
 
@@ -52,6 +58,18 @@ class Period:
 
 
 @dataclass(frozen=True)
+class Payment:
+    """A payment. `instance` is None for a top-up."""
+
+    id: UUID
+    transaction: str
+    organization: UUID
+    amount: Decimal
+    instance: UUID | None
+    hours: int | None
+
+
+@dataclass(frozen=True)
 class Acknowledged:
     """A transaction that committed between these two moments."""
 
@@ -59,70 +77,77 @@ class Acknowledged:
     at: datetime
 
 
+@dataclass
+class History(Generic[T]):
+    """Every value that something has had, oldest first, each with the transaction that set it."""
+
+    values: list[tuple[T, Acknowledged]]
+
+    @property
+    def newest(self) -> T:
+        return self.values[-1][0]
+
+    def seen(self, begin: datetime, end: datetime) -> list[T]:
+        """The values that a snapshot taken between two moments may have shown."""
+        seen = [
+            value for (value, since), (_, until) in pairwise(self.values) if since.asked_at <= end and until.at >= begin
+        ]
+        last, since = self.values[-1]
+        return [*seen, last] if since.asked_at <= end else seen
+
+
 @dataclass(frozen=True)
 class TopUp:
-    """A top-up. At `held_at` its transaction held the wallet's lock."""
+    """A top-up. At `held_at` its transaction held the wallet's lock.
+
+    Attributes:
+        balance: what the application wrote into the wallet, if it wrote an absolute value.
+    """
 
     organization: UUID
     amount: Decimal
     held_at: datetime
-
-
-@dataclass
-class Plan:
-    """A plan with all prices that it has had, oldest first."""
-
-    prices: list[tuple[Decimal, Acknowledged]]
-
-    @property
-    def price(self) -> Decimal:
-        """The newest price."""
-        return self.prices[-1][0]
-
-    def seen(self, begin: datetime, end: datetime) -> set[Decimal]:
-        """The prices that a snapshot taken between two moments may have shown."""
-        seen = {
-            price for (price, since), (_, until) in pairwise(self.prices) if since.asked_at <= end and until.at >= begin
-        }
-        last, since = self.prices[-1]
-        return seen | {last} if since.asked_at <= end else seen
+    balance: Decimal | None = None
 
 
 @dataclass
 class Instance:
-    """An instance. For a deleted one, `periods` are those that its deletion saw."""
+    """An instance, with every plan that it named and every organization that owned it."""
 
     id: UUID
-    organization: UUID
-    plan: Plan
+    plan_ids: History[str | None]
+    organizations: History[UUID]
     created_at: datetime
     made: Acknowledged
     deleted: Acknowledged | None = None
-    archive: list[Period] = field(default_factory=list)
 
 
 @dataclass
 class Model:
-    """Everything that was acknowledged. `opening` is each wallet's first balance."""
+    """Everything that was acknowledged.
+
+    Attributes:
+        opening: each wallet's first balance.
+        closed: the organizations that were deleted.
+        prices: each plan's monthly prices, by both texts that may name the plan.
+        taken_periods: the periods that deletions took with them.
+        taken_payments: the payments that deletions took with them.
+    """
 
     opening: dict[UUID, Decimal] = field(default_factory=dict)
+    closed: dict[UUID, Acknowledged] = field(default_factory=dict)
     top_ups: dict[UUID, TopUp] = field(default_factory=dict)
-    plans: dict[str, Plan] = field(default_factory=dict)
+    prices: dict[str, History[Decimal]] = field(default_factory=dict)
     instances: dict[UUID, Instance] = field(default_factory=dict)
-    #: Commits whose answer was lost, by what a later look found.
-    looked_up: int = 0
+    taken_periods: list[Period] = field(default_factory=list)
+    taken_payments: list[Payment] = field(default_factory=list)
 
     @property
     def live(self) -> list[Instance]:
         """The instances that were not deleted."""
         return [each for each in self.instances.values() if each.deleted is None]
 
-    def expected_balance(self, organization: UUID, charges: Decimal) -> Decimal:
-        """Opening + top-ups - charges."""
-        paid_in = sum((each.amount for each in self.top_ups.values() if each.organization == organization), Decimal(0))
-        return self.opening[organization] + paid_in - charges
-
-
-def no_plan(since: datetime) -> Plan:
-    """The default price, for an instance without a plan."""
-    return Plan([(DEFAULT_PRICE, Acknowledged(since, since))])
+    @property
+    def open(self) -> list[UUID]:
+        """The organizations that were not deleted."""
+        return [each for each in self.opening if each not in self.closed]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,14 +22,28 @@ SETTINGS: Final = {
     "BILLING_HEARTBEAT_SECONDS": "1",
     "PYTHONFAULTHANDLER": "1",  # SIGABRT prints each thread's stack
 }
+#: What each replica's environment says about its sessions. None of it may change a charge.
+SESSIONS: Final[tuple[Mapping[str, str], ...]] = (
+    {"PGTZ": "America/St_Johns", "PGOPTIONS": "-c default_transaction_isolation=serializable"},
+    {
+        "TZ": "Pacific/Chatham",
+        "PGDATESTYLE": "German",
+        "PGOPTIONS": "-c default_transaction_isolation=repeatable\\ read",
+    },
+    {"PGTZ": "Asia/Kathmandu", "PGOPTIONS": "-c default_transaction_deferrable=on -c IntervalStyle=iso_8601"},
+)
 #: A drain may take this long beside other faults.
 STOP_SECONDS: Final = 60.0
 
 
 class Slot:
-    """A slot for a replica behind a proxy, with all processes that it has had."""
+    """A slot for a replica behind a proxy, with all processes that it has had.
 
-    def __init__(self, url: str, port: int) -> None:
+    `environment` holds variables on top of `SETTINGS`.
+    """
+
+    def __init__(self, url: str, port: int, environment: Mapping[str, str]) -> None:
+        self._environment = environment
         self.proxy = Proxy(("127.0.0.1", port))
         self._url = through(url, self.proxy.port)
         self.replicas: list[ControllerProcess] = []
@@ -42,7 +56,7 @@ class Slot:
 
     def start(self) -> None:
         """Starts a new process."""
-        self.replicas.append(ControllerProcess(self._url, **SETTINGS, LOG_LEVEL="debug"))
+        self.replicas.append(ControllerProcess(self._url, **SETTINGS, **self._environment, LOG_LEVEL="debug"))
 
     def remove(self) -> None:
         """Removes the processes and the proxy."""

@@ -1,56 +1,65 @@
-"""The application during a soak: customers pay in, order and delete instances, and prices change.
+"""The application during a soak.
 
-If a commit's answer is lost with its connection, it looks whether the commit happened, as a real application would.
+Customers pay in, order, move, rebook and delete instances, and leave. Prices change, and plans are added. Some top-ups
+write an absolute balance, as the application does.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID, uuid4
 
-import psycopg
-from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
-from tests.faults.soak_model import PERIODS, Acknowledged, Instance, Model, Period, Plan, TopUp, no_plan
+from tests.faults.soak_model import (
+    PAYMENTS,
+    PERIODS,
+    Acknowledged,
+    History,
+    Instance,
+    Model,
+    Payment,
+    Period,
+    TopUp,
+)
+from tests.faults.soak_session import Conn, Session
 from tests.model import HOUR
-from tests.support.waiting import eventually
 
 PRICES: Final = tuple(map(Decimal, ("0.00", "0.01", "1.37", "3.65", "5.00", "7.30", "73.00", "240.00")))
 PLANS: Final = 6
 ORGANIZATIONS: Final = 24
+#: Before the soak, billing last looked at the prices this long ago. Then they changed.
+LOOKED_HOURS_AGO: Final = 80
+PRICES_CHANGED_HOURS_AGO: Final = 20
+#: The longest time between the application's reading of a balance and its writing, in seconds.
+READ_TO_WRITE_SECONDS: Final = 0.3
 #: Seconds between two actions of one thread.
 PAUSE_SECONDS: Final = (0.01, 0.15)
-SERVER_BACK_SECONDS: Final = 60.0
-_OPTIONS: Final = "-c lock_timeout=1s -c statement_timeout=10s"
 
 T = TypeVar("T")
-Conn = psycopg.Connection[dict[str, Any]]
 
 
 class Customers:
     """One thread of the application, with its own session."""
 
     def __init__(self, url: str, model: Model, seed: str, ends_at: datetime, shared: threading.RLock) -> None:
-        self._url = url
+        self._session = Session(url)
         self._model = model
         self._chance = random.Random(seed)
         self._ends_at = ends_at
         self._shared = shared
-        self._conn: Conn | None = None
-        self._backend_pid = 0
+        self._stop = threading.Event()
         self.error: BaseException | None = None
 
     def begin(self) -> None:
         """Makes plans, organizations and a backlog before the traffic starts."""
-        self._execute("insert into users (email, password_hash) values ('owner@example.test', '!')")
-        for number in range(PLANS):
-            self._add_plan(number)
+        self._session.execute("insert into users (email, password_hash) values ('owner@example.test', '!')")
+        self._add_old_plans()
         for _ in range(ORGANIZATIONS):
             self.add_organization()
         for organization in list(self._model.opening):
@@ -58,17 +67,23 @@ class Customers:
 
     def run(self, stop: threading.Event) -> None:
         """Acts until `stop`. Keeps an unexpected error in `error`."""
-        actions = (
-            self.top_up,
-            self.top_up_debtor,
-            self.order_some,
-            self.delete,
-            self.change_price,
-            self.add_organization,
-        )
+        actions = {
+            self.top_up: 20,
+            self.write_balance: 10,
+            self.top_up_debtor: 20,
+            self.order_some: 25,
+            self.delete: 12,
+            self.move: 6,
+            self.rebook: 6,
+            self.change_price: 10,
+            self.add_plan: 2,
+            self.add_organization: 5,
+            self.delete_organization: 2,
+        }
+        self._stop = stop
         try:
             while not stop.wait(self._chance.uniform(*PAUSE_SECONDS)):
-                (action,) = self._chance.choices(actions, (25, 20, 25, 14, 12, 4))
+                (action,) = self._chance.choices(list(actions), list(actions.values()))
                 action()
         except BaseException as error:  # noqa: BLE001 - the test raises it
             self.error = error
@@ -77,8 +92,12 @@ class Customers:
 
     def close(self) -> None:
         """Closes the session."""
-        if self._conn is not None:
-            self._conn.close()
+        self._session.close()
+
+    @property
+    def looked_up(self) -> int:
+        """The commits whose answer was lost."""
+        return self._session.looked_up
 
     # --- actions
 
@@ -98,7 +117,7 @@ class Customers:
                 _record_payment(conn, payment, organization, amount)
             return _clock(conn)
 
-        if done := self._commit(act, "select from organizations where id = %s", organization):
+        if done := self._session.commit(act, "select from organizations where id = %s", organization):
             held_at, _ = done
             with self._shared:
                 self._model.opening[organization] = Decimal(0) if known else amount
@@ -107,11 +126,34 @@ class Customers:
 
     def top_up(self) -> None:
         """Pays into a wallet."""
-        self._pay_in(self._chance.choice(list(self._model.opening)))
+        self._pay_in(self._chance.choice(self._model.open))
+
+    def write_balance(self) -> None:
+        """Pays into a wallet as the application does: reads the balance, and later writes an absolute one."""
+        organization, payment, amount = self._chance.choice(self._model.open), uuid4(), self._cents(1, 1_500)
+        read = self._session.query("select balance from wallets where organization_id = %s", organization)
+        self._stop.wait(self._chance.uniform(0, READ_TO_WRITE_SECONDS))
+        if not read:
+            return
+        balance = read[0]["balance"] + amount
+
+        def act(conn: Conn) -> datetime | None:
+            written = conn.execute(
+                "update wallets set balance = %s where organization_id = %s", (balance, organization)
+            ).rowcount
+            if not written:
+                return None  # another thread has deleted the organization
+            moment = _clock(conn)
+            _record_payment(conn, payment, organization, amount, before=balance - amount)
+            return moment
+
+        if done := self._session.commit(act, "select from payment_transactions where id = %s", payment):
+            with self._shared:
+                self._model.top_ups[payment] = TopUp(organization, amount, done[0], balance)
 
     def top_up_debtor(self) -> None:
         """Pays into a wallet that owes, perhaps too little."""
-        owing = self._query(
+        owing = self._session.query(
             "select organization_id as id from vps_billing_cycles where status = 'failed' group by 1 order by 1"
         )
         if owing:
@@ -119,24 +161,28 @@ class Customers:
 
     def order_some(self) -> None:
         """Orders instances."""
-        self.order(self._chance.choice(list(self._model.opening)), self._chance.randint(1, 5))
+        self.order(self._chance.choice(self._model.open), self._chance.randint(1, 5))
 
     def order(self, organization: UUID, count: int) -> None:
         """Orders an instance. Some were made hours ago, and some owe another hour before the soak ends."""
-        made = [self._draw_instance(organization) for _ in range(count)]
+        made = [self._draw_instance() for _ in range(count)]
 
         def act(conn: Conn) -> bool:
             with conn.cursor() as cursor:
                 cursor.executemany(
                     "insert into vps_instances (id, organization_id, plan_id, label, created_at)"
                     " values (%s, %s, %s, 'vps', %s)",
-                    [(each.id, each.organization, plan_id, each.created_at) for each, plan_id in made],
+                    [(each.id, organization, plan_id, each.created_at) for each, plan_id in made],
                 )
             return True
 
-        if done := self._commit(act, "select from vps_instances where id = %s", made[0][0].id):
+        if done := self._session.commit(act, "select from vps_instances where id = %s", made[0][0].id):
             with self._shared:
-                self._model.instances |= {each.id: replace(each, made=done[1]) for each, _ in made}
+                for each, plan_id in made:
+                    deleted = self._model.closed.get(organization)
+                    self._model.instances[each.id] = replace(each, made=done[1], deleted=deleted)
+                    each.plan_ids.values[:] = [(plan_id, done[1])]
+                    each.organizations.values[:] = [(organization, done[1])]
 
     def delete(self) -> None:
         """Deletes an instance, and keeps its periods, which the deletion removes."""
@@ -150,131 +196,166 @@ class Customers:
                 return [Period.from_row(row) for row in rows]
 
             gone = "select where not exists (select from vps_instances where id = %s)"
-            if done := self._commit(act, gone, instance.id):
-                instance.archive, instance.deleted = done
+            if done := self._session.commit(act, gone, instance.id):
+                periods, instance.deleted = done
+                self._model.taken_periods += periods
+
+    def delete_organization(self) -> None:
+        """Deletes an organization, and keeps its payments and periods. Some of these may be of instances that moved."""
+        with self._shared:
+            organization = self._chance.choice(self._model.open)
+
+            def act(conn: Conn) -> tuple[list[Period], list[Payment]]:
+                conn.execute("select from organizations where id = %s for update", (organization,))
+                conn.execute("select from vps_instances where organization_id = %s for update", (organization,))
+                periods = conn.execute(
+                    f"{PERIODS} where organization_id = %s or vps_instance_id in"  # noqa: S608 - ours
+                    " (select id from vps_instances where organization_id = %s)".encode(),
+                    (organization, organization),
+                ).fetchall()
+                payments = conn.execute(f"{PAYMENTS} where organization_id = %s".encode(), (organization,)).fetchall()
+                conn.execute("delete from organizations where id = %s", (organization,))
+                return [Period.from_row(row) for row in periods], [Payment(**row) for row in payments]
+
+            gone = "select where not exists (select from organizations where id = %s)"
+            if done := self._session.commit(act, gone, organization):
+                (periods, payments), self._model.closed[organization] = done
+                self._model.taken_periods += periods
+                self._model.taken_payments += payments
+                for instance in self._model.live:
+                    if instance.organizations.newest == organization:
+                        instance.deleted = done[1]
+
+    def move(self) -> None:
+        """Moves an instance to another organization."""
+        with self._shared:
+            instance = self._chance.choice(self._model.live)
+            target = self._chance.choice(self._model.open)
+            self._change(instance, instance.organizations, "organization_id", target)
+
+    def rebook(self) -> None:
+        """Changes the plan of an instance."""
+        with self._shared:
+            instance = self._chance.choice(self._model.live)
+            self._change(instance, instance.plan_ids, "plan_id", self._chance.choice([*self._model.prices, "gone"]))
 
     def change_price(self) -> None:
         """Changes a plan's price."""
         with self._shared:  # one after the other, so that their order is known
-            plan_id = self._chance.choice([key for key in self._model.plans if not key.startswith("p-")])
-            plan = self._model.plans[plan_id]
-            price = self._chance.choice([each for each in PRICES if each != plan.price])
+            plan_id = self._chance.choice([key for key in self._model.prices if not key.startswith("p-")])
+            prices = self._model.prices[plan_id]
+            price = self._chance.choice([each for each in PRICES if each != prices.newest])
 
             def act(conn: Conn) -> bool:
                 conn.execute("update vps_plans set base_price = %s - markup_price where id = %s", (price, plan_id))
                 return True
 
-            if done := self._commit(
+            if done := self._session.commit(
                 act, "select from vps_plans where base_price + markup_price = %s and id = %s", price, plan_id
             ):
-                plan.prices.append((price, done[1]))
+                prices.values.append((price, done[1]))
+
+    def add_plan(self) -> None:
+        """Adds a plan, which instances may name before a cycle has recorded its price."""
+        plan_id, provider, price = uuid4(), f"p-{uuid4()}", self._chance.choice(PRICES)
+
+        def act(conn: Conn) -> bool:
+            conn.execute(
+                "insert into vps_plans (id, name, provider_plan_id, base_price) values (%s, 'Plan', %s, %s)",
+                (plan_id, provider, price),
+            )
+            return True
+
+        if done := self._session.commit(act, "select from vps_plans where id = %s", plan_id):
+            with self._shared:
+                self._model.prices[str(plan_id)] = self._model.prices[provider] = History([(price, done[1])])
 
     # --- helpers
+
+    def _change(self, instance: Instance, history: History[T], column: str, value: T) -> None:
+        """Changes a column of an instance. Call this with the shared lock."""
+        if value == history.newest:
+            return
+
+        def act(conn: Conn) -> bool:
+            update = f"update vps_instances set {column} = %s where id = %s"  # noqa: S608 - ours
+            conn.execute(update.encode(), (value, instance.id))
+            return True
+
+        changed = f"select from vps_instances where {column} = %s and id = %s"
+        if done := self._session.commit(act, changed, value, instance.id):
+            history.values.append((value, done[1]))
 
     def _pay_in(self, organization: UUID) -> None:
         payment, amount = uuid4(), self._cents(1, self._chance.choice([60, 1_500]))
 
-        def act(conn: Conn) -> datetime:
+        def act(conn: Conn) -> datetime | None:
+            written = conn.execute(
+                "update wallets set balance = balance + %s where organization_id = %s", (amount, organization)
+            ).rowcount
+            if not written:
+                return None  # another thread has deleted the organization
+            moment = _clock(conn)
             _record_payment(conn, payment, organization, amount)
-            conn.execute("update wallets set balance = balance + %s where organization_id = %s", (amount, organization))
-            return _clock(conn)
+            return moment
 
-        if done := self._commit(act, "select from payment_transactions where id = %s", payment):
+        if done := self._session.commit(act, "select from payment_transactions where id = %s", payment):
             with self._shared:
                 self._model.top_ups[payment] = TopUp(organization, amount, done[0])
 
-    def _draw_instance(self, organization: UUID) -> tuple[Instance, str | None]:
+    def _draw_instance(self) -> tuple[Instance, str | None]:
         now = datetime.now(UTC)
         created_at = now - self._chance.randint(1, 72) * HOUR
         if self._chance.random() < 0.6:
             created_at += timedelta(seconds=self._chance.uniform(0, max((self._ends_at - now).total_seconds(), 1)))
         else:
             created_at -= timedelta(seconds=self._chance.uniform(0, 3600))
-        plan_id = self._chance.choice([*self._model.plans, "gone", None])
-        plan = self._model.plans.get(plan_id or "") or no_plan(created_at)
-        return Instance(uuid4(), organization, plan, created_at, Acknowledged(now, now)), plan_id
+        plan_id = self._chance.choice([*self._model.prices, "gone", None])
+        return Instance(uuid4(), History([]), History([]), created_at, Acknowledged(now, now)), plan_id
 
-    def _add_plan(self, number: int) -> None:
-        plan_id, provider, price, markup = uuid4(), f"p-{number}", self._chance.choice(PRICES), Decimal("0.25")
-
-        def act(conn: Conn) -> bool:
+    def _add_old_plans(self) -> None:
+        """Adds plans as if billing had recorded their prices long ago, and not looked since they changed."""
+        now = datetime.now(UTC)
+        looked_at, changed_at = now - LOOKED_HOURS_AGO * HOUR, now - PRICES_CHANGED_HOURS_AGO * HOUR
+        conn = self._session.connection()
+        with conn.transaction():
+            # a cycle that looks meanwhile waits for this lock, and then sees everything
+            conn.execute("lock table billing_price_check in exclusive mode")
+            for number in range(PLANS):
+                plan_id, provider, (old, new) = uuid4(), f"p-{number}", self._chance.sample(PRICES, 2)
+                conn.execute(
+                    "insert into vps_plans (id, name, provider_plan_id, base_price, updated_at)"
+                    " values (%s, 'Plan', %s, %s, %s)",
+                    (plan_id, provider, new, changed_at),
+                )
+                conn.execute(
+                    "insert into billing_prices (key, valid_from, monthly_price, source, recorded_at)"
+                    " values (%s, '-infinity', %s, 'plan', %s), (%s, '-infinity', %s, 'provider_plan', %s)",
+                    (str(plan_id), old, looked_at, provider, old, looked_at),
+                )
+                prices = History(
+                    [(old, Acknowledged(looked_at, looked_at)), (new, Acknowledged(changed_at, changed_at))]
+                )
+                self._model.prices[str(plan_id)] = self._model.prices[provider] = prices
             conn.execute(
-                "insert into vps_plans (id, name, provider_plan_id, base_price, markup_price)"
-                " values (%s, 'Plan', %s, %s, %s)",
-                (plan_id, provider, price - markup, markup),
+                "insert into billing_price_check (checked_at) values (%s)"
+                " on conflict (only_row) do update set checked_at = excluded.checked_at",
+                (looked_at,),
             )
-            return True
-
-        if done := self._commit(act, "select from vps_plans where id = %s", plan_id):
-            self._model.plans[str(plan_id)] = self._model.plans[provider] = Plan([(price, done[1])])
 
     def _cents(self, low: int, high: int) -> Decimal:
         return Decimal(self._chance.randint(low, high)).scaleb(-2)
 
-    def _commit(
-        self, act: Callable[[Conn], T | None], happened: str, *parameters: object
-    ) -> tuple[T, Acknowledged] | None:
-        """Runs one transaction; None if it did not happen. `happened` finds a row if it did."""
-        asked_at = datetime.now(UTC)
-        result: T | None = None
-        try:
-            conn = self._connection()
-            with conn.transaction():
-                result = act(conn)
-        except psycopg.Error:
-            if result is None:
-                return None  # refused, or lost before the commit
-            self._model.looked_up += 1
-            if not self._looked_up(happened, parameters):
-                return None
-        return None if result is None else (result, Acknowledged(asked_at, datetime.now(UTC)))
 
-    def _looked_up(self, question: str, parameters: Sequence[object]) -> bool:
-        """Looks once the lost session has ended. Until then its commit may still arrive."""
-        lost = self._backend_pid
-        found: list[bool] = []
-
-        def answered() -> bool:
-            try:
-                conn = self._connection()
-                if conn.execute("select from pg_stat_activity where pid = %s", (lost,)).fetchone() is None:
-                    found.append(conn.execute(question.encode(), parameters).fetchone() is not None)
-            except psycopg.Error:
-                return False
-            return bool(found)
-
-        self.close()
-        eventually(answered, "the server is back", SERVER_BACK_SECONDS)
-        return found[-1]
-
-    def _query(self, query: str) -> list[dict[str, Any]]:
-        try:
-            return self._connection().execute(query.encode()).fetchall()
-        except psycopg.Error:
-            return []
-
-    def _execute(self, statement: str) -> None:
-        self._connection().execute(statement.encode())
-
-    def _connection(self) -> Conn:
-        if self._conn is None or self._conn.closed:
-            self._conn = psycopg.connect(
-                self._url,
-                autocommit=True,
-                row_factory=dict_row,
-                connect_timeout=5,
-                options=_OPTIONS,
-                application_name="customers",
-            )
-            self._backend_pid = self._conn.info.backend_pid
-        return self._conn
-
-
-def _record_payment(conn: Conn, payment: UUID, organization: UUID, amount: Decimal) -> None:
+def _record_payment(
+    conn: Conn, payment: UUID, organization: UUID, amount: Decimal, before: Decimal | None = None
+) -> None:
+    """Writes a completed payment, with the balances before and after it if the application knows them."""
+    balances = {} if before is None else {"balance_before": str(before), "balance_after": str(before + amount)}
     conn.execute(
-        "insert into payment_transactions (id, organization_id, amount, status, payment_method)"
-        " values (%s, %s, %s, 'completed', 'card')",
-        (payment, organization, amount),
+        "insert into payment_transactions (id, organization_id, amount, status, payment_method, metadata)"
+        " values (%s, %s, %s, 'completed', 'card', %s)",
+        (payment, organization, amount, Jsonb(balances)),
     )
 
 

@@ -1,7 +1,8 @@
 """Compares what billing wrote with the model, and returns a sentence for each defect.
 
 A wallet's lock serializes its charges and top-ups. So they can be ordered by any moment at which their transactions
-held that lock. For a charge this moment is its commit.
+held that lock. For a charge this moment is its commit. A top-up that wrote an absolute balance undoes the charges since
+the application read it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Final
 from uuid import UUID
 
 from tests.faults.soak_ledger import Ledger, Run
-from tests.faults.soak_model import Instance, Model, Period
-from tests.model import HOUR, Owed, charge_of, settle, whole_hours
+from tests.faults.soak_model import Instance, Model, Payment, Period, TopUp
+from tests.faults.soak_prices import Prices
+from tests.model import HOUR, charge_of, whole_hours
 
 EARLIER: Final = datetime.min.replace(tzinfo=UTC)
 LATER: Final = datetime.max.replace(tzinfo=UTC)
@@ -41,17 +43,24 @@ class Timeline:
     moments: list[datetime] = field(default_factory=lambda: [EARLIER])
     defects: list[str] = field(default_factory=list)
 
-    def pass_on(self, moment: datetime, paid_in: Decimal, charged: Sequence[tuple[Period, int]]) -> None:
-        """Adds a top-up, or periods charged one after the other, each with the hours that were due."""
-        balance = self.balances[-1] + paid_in
-        for each, due in charged:
-            balance -= each.amount
-            if each.price is not None and each.hours < due:
-                one_more = charge_of(each.price, each.start, each.hours + 1) - each.amount
-                if one_more <= balance:
-                    self.defects.append(f"{each.instance} paid {each.hours} of {due} hours although {balance} was left")
+    def top_up(self, moment: datetime, top_up: TopUp) -> None:
+        """Adds a top-up."""
+        self._hold(moment, self.balances[-1] + top_up.amount if top_up.balance is None else top_up.balance)
+
+    def charge(self, moment: datetime, charged: Sequence[tuple[Period, Decimal | None]]) -> None:
+        """Adds periods charged one after the other, each with the cost of a due hour that it left unpaid."""
+        balance = self.balances[-1]
+        for period, next_hour in charged:
+            balance -= period.amount
+            if next_hour is not None and next_hour <= balance:
+                self.defects.append(
+                    f"{period.instance} paid to {period.end} only, although {balance} could pay {next_hour} more"
+                )
         if balance < 0:
             self.defects.append(f"a wallet fell to {balance} at {moment}: {charged}")
+        self._hold(moment, balance)
+
+    def _hold(self, moment: datetime, balance: Decimal) -> None:
         self.moments.append(moment)
         self.balances.append(balance)
 
@@ -74,6 +83,7 @@ class Verdict:
         return [
             *self._wallets(),
             *self._acknowledged(),
+            *self.prices.defects(),
             *(each for instance in self.model.instances.values() for each in self._chain(instance)),
             *self._transactions(),
             *self._terms(),
@@ -83,10 +93,29 @@ class Verdict:
         ]
 
     @cached_property
+    def prices(self) -> Prices:
+        """The prices of this ledger."""
+        return Prices(self.model, self.ledger)
+
+    @cached_property
     def billed(self) -> list[Period]:
-        """The billed periods of live and deleted instances."""
-        archived = [each for instance in self.model.instances.values() for each in instance.archive]
-        return [each for each in [*self.ledger.periods, *archived] if each.status == "billed"]
+        """The billed periods, including those that deletions took with them."""
+        return [each for each in [*self.ledger.periods, *self.model.taken_periods] if each.status == "billed"]
+
+    @cached_property
+    def payments(self) -> list[Payment]:
+        """The payments, including those that deletions took with them."""
+        return [*self.ledger.payments, *self.model.taken_payments]
+
+    @cached_property
+    def differences(self) -> Mapping[UUID, Decimal]:
+        """What each wallet holds beyond its baseline and its payments, if the application has overwritten something."""
+        sums = dict(self.ledger.baselines)
+        for each in self.ledger.payments:
+            if each.organization in sums:
+                sums[each.organization] += each.amount
+        beyond = {organization: self.ledger.wallets[organization] - expected for organization, expected in sums.items()}
+        return {organization: difference for organization, difference in beyond.items() if difference}
 
     @cached_property
     def chains(self) -> Mapping[UUID, list[Period]]:
@@ -99,33 +128,33 @@ class Verdict:
     @cached_property
     def completed(self) -> list[Run]:
         """The completed cycles in order."""
-        return sorted(
-            (each for each in self.ledger.runs.values() if each.outcome == "completed"), key=lambda run: run.id
-        )
+        cycles = [each for each in self.ledger.runs.values() if (each.kind, each.outcome) == ("cycle", "completed")]
+        return sorted(cycles, key=lambda run: run.id)
 
     def _wallets(self) -> Iterator[str]:
-        """Each balance is opening + acknowledged top-ups - charges."""
-        charges: dict[UUID, Decimal] = defaultdict(Decimal)
-        for each in self.ledger.payments:
-            if each.instance is not None:
-                charges[each.organization] -= each.amount
-        if self.ledger.wallets.keys() != self.model.opening.keys():
-            yield f"wallets: {len(self.ledger.wallets)}, acknowledged {len(self.model.opening)}"
+        """Each balance follows from the opening balance, the acknowledged top-ups and the charges, in their order."""
+        if self.ledger.wallets.keys() != set(self.model.open):
+            yield f"wallets: {len(self.ledger.wallets)}, acknowledged {len(self.model.open)}"
         for organization, balance in self.ledger.wallets.items():
-            expected = self.model.expected_balance(organization, charges[organization])
+            expected = self._timelines[organization].balances[-1]
             if balance != expected:
                 yield f"wallet of {organization} holds {balance}, should hold {expected}"
+        overwritten = {each.organization for each in self.model.top_ups.values() if each.balance is not None}
+        for organization, baseline in self.ledger.baselines.items():
+            opening = self.model.opening[organization]
+            if organization not in overwritten and baseline != opening:
+                yield f"wallet of {organization} has the baseline {baseline}, should have {opening}"
 
     def _acknowledged(self) -> Iterator[str]:
         """Every acknowledged row exists, and no other."""
-        paid_in = {each.id: each.amount for each in self.ledger.payments if each.instance is None}
+        paid_in = {each.id: each.amount for each in self.payments if each.instance is None}
         if paid_in != {key: each.amount for key, each in self.model.top_ups.items()}:
             yield f"the {len(paid_in)} top-ups are not the acknowledged ones"
         if self.ledger.paid_until.keys() != {each.id for each in self.model.live}:
             yield f"the {len(self.ledger.paid_until)} instances are not the acknowledged ones"
 
     def _chain(self, instance: Instance) -> Iterator[str]:
-        """Periods are contiguous from the start. Each costs what the price clock says, at a price that it could see."""
+        """Periods are contiguous from the start. Each costs what the price clock says, at the price of its hours."""
         name, moment = f"instance {instance.id}", instance.created_at
         for each in self.chains.get(instance.id, []):
             if each.start != moment:
@@ -143,10 +172,10 @@ class Verdict:
                 continue
             if each.end > run.as_of:
                 yield f"{name}: billed to {each.end}, beyond its run's {run.as_of}"
-            seen = instance.plan.seen(each.begun_at, batch.written_at)
-            if each.price not in seen:
-                yield f"{name}: priced at {each.price} between {each.begun_at} and {batch.written_at}, but saw {seen}"
-            elif each.amount != charge_of(each.price, each.start, each.hours):
+            if each.organization not in instance.organizations.seen(each.begun_at, batch.written_at):
+                yield f"{name}: the period from {each.start} was charged to {each.organization}"
+            yield from self._prices_of(instance, each, batch.written_at)
+            if each.price is not None and each.amount != charge_of(each.price, each.start, each.hours):
                 yield f"{name}: charged {each.amount} for {each.hours} hours at {each.price} from {each.start}"
             moment = each.end
         paid_until = self.ledger.paid_until.get(instance.id)
@@ -155,7 +184,7 @@ class Verdict:
 
     def _transactions(self) -> Iterator[str]:
         """One transaction wrote period, payment and batch, and they agree."""
-        payments = {each.id: each for each in self.ledger.payments if each.instance is not None}
+        payments = {each.id: each for each in self.payments if each.instance is not None}
         hours: Counter[str] = Counter()
         amounts: dict[str, Decimal] = defaultdict(Decimal)
         for each in self.billed:
@@ -194,28 +223,42 @@ class Verdict:
     @cached_property
     def _timelines(self) -> Mapping[UUID, Timeline]:
         """The timeline of each wallet."""
-        events: dict[UUID, list[tuple[datetime, Decimal, list[Period]]]] = defaultdict(list)
+        events: dict[UUID, list[tuple[datetime, TopUp | list[Period]]]] = defaultdict(list)
         for top_up in self.model.top_ups.values():
-            events[top_up.organization].append((top_up.held_at, top_up.amount, []))
+            events[top_up.organization].append((top_up.held_at, top_up))
         together: dict[tuple[str, UUID], list[Period]] = defaultdict(list)
         for each in sorted(
-            self.billed, key=lambda each: (self.model.instances[each.instance].created_at, each.instance)
+            self.billed, key=lambda each: (self.model.instances[each.instance].created_at, each.instance, each.start)
         ):
             together[each.transaction, each.organization].append(each)
         for (transaction, organization), periods in together.items():
             if batch := self.ledger.batches.get(transaction):
-                events[organization].append((batch.committed_at, Decimal(0), periods))
+                events[organization].append((batch.committed_at, periods))
         timelines = {}
         for organization, opening in self.model.opening.items():
             timelines[organization] = timeline = Timeline([opening])
-            for moment, amount, periods in sorted(events[organization], key=lambda event: event[0]):
-                timeline.pass_on(moment, amount, [(each, self._due(each)) for each in periods])
+            for moment, what in sorted(events[organization], key=lambda event: event[0]):
+                if isinstance(what, TopUp):
+                    timeline.top_up(moment, what)
+                else:
+                    timeline.charge(moment, [(each, self._next_hour(each)) for each in what])
         return timelines
 
-    def _due(self, period: Period) -> int:
-        """The hours that the period's cycle could have billed."""
-        run = self.ledger.runs.get(period.run)
-        return whole_hours(period.start, run.as_of) if run else period.hours
+    def _next_hour(self, period: Period) -> Decimal | None:
+        """What the hour after a period cost, if it was due and its transaction did not pay it. None if unknown."""
+        run, following = self.ledger.runs.get(period.run), self._following.get((period.instance, period.end))
+        if run is None or following is None or following.transaction == period.transaction:
+            return None
+        rebooked = len(self.model.instances[period.instance].plan_ids.values) > 1  # perhaps at another price
+        if following.price is None or rebooked or whole_hours(period.end, run.as_of) < 1:
+            return None
+        return charge_of(following.price, following.start, 1)
+
+    @cached_property
+    def _following(self) -> Mapping[tuple[UUID, datetime], Period]:
+        """The billed or open period of an instance that begins at a moment."""
+        every = [*self.model.taken_periods, *self.ledger.periods]
+        return {(each.instance, each.start): each for each in sorted(every, key=lambda each: each.status == "billed")}
 
     def _passed_over(self, instance: Instance) -> Iterator[str]:
         """If a completed cycle left an instance owing, its wallet was short or another session held its rows."""
@@ -226,9 +269,12 @@ class Verdict:
             for run in self._completed_since(max(moment + HOUR, instance.made.at), before.run if before else 0):
                 if run.finished_at > gone_at or (following and run.id >= following.run):
                     break
-                hour = max(charge_of(price, moment, 1) for price in instance.plan.seen(run.as_of, run.finished_at))
-                had = min(self._timelines[instance.organization].between(run.as_of, run.finished_at))
-                if hour <= had and not self._was_left_out(instance.organization, run):
+                hour = max(
+                    charge_of(each, moment, 1) for each in self.prices.of_hour(instance, moment, run.finished_at)
+                )
+                organization, *others = instance.organizations.seen(run.as_of, run.finished_at)
+                had = min(self._timelines[organization].between(run.as_of, run.finished_at))
+                if hour <= had and not others and not self._was_left_out(organization, run):
                     yield f"instance {instance.id}: run {run.id} skipped the hour from {moment}, {had} could pay {hour}"
                     break
 
@@ -243,21 +289,41 @@ class Verdict:
         )
 
     def _open_rows(self) -> Iterator[str]:
-        """After the last cycle, an owing instance has one debt with its hours, and its wallet can't pay one."""
+        """After the last cycle, open rows hold exactly the hours owed, and no wallet can pay its next hour."""
         as_of = self.completed[-1].as_of
-        rows = {each.instance: each for each in self.ledger.periods if each.status == "failed"}
-        owed: dict[UUID, list[Owed]] = defaultdict(list)
-        for instance in sorted(self.model.live, key=lambda each: (each.created_at, each.id)):
-            start = self.ledger.paid_until.get(instance.id, instance.created_at)
-            debt = Owed(instance.plan.price, start, whole_hours(start, as_of))
-            row = rows.pop(instance.id, None)
-            said = row and (row.start, row.hours, row.reason, row.owed, row.price)
-            expected = start, debt.hours, "insufficient_balance", debt.cost(debt.hours), debt.monthly_price
-            if said != (expected if debt.hours > 0 else None):
-                yield f"instance {instance.id}: its open row is {said}, should be {expected if debt.hours else None}"
-            owed[instance.organization].append(debt)
-        for organization, debts in owed.items():
-            if any(settle(self.ledger.wallets[organization], debts)):
-                yield f"{organization} could pay with {self.ledger.wallets[organization]} and was not charged"
-        for row in rows.values():
-            yield f"instance {row.instance} has an open row but owes nothing"
+        rows: dict[UUID, list[Period]] = defaultdict(list)
+        for each in sorted(self.ledger.periods, key=lambda each: each.start):
+            if each.status == "failed":
+                rows[each.instance].append(each)
+        for instance in self.model.live:
+            owed, moment = rows.pop(instance.id, []), self.ledger.paid_until.get(instance.id, instance.created_at)
+            if owed and owed[0].start == moment:
+                balance = self.ledger.wallets.get(instance.organizations.newest, Decimal(0))
+                if charge_of(owed[0].price or Decimal(0), moment, 1) <= balance:
+                    yield f"instance {instance.id} could pay the hour from {moment} with {balance}"
+            for each in owed:
+                yield from self._open_row(instance, each, moment)
+                moment = each.end
+            if whole_hours(moment, as_of) > 0 or (owed and moment > as_of):
+                yield f"instance {instance.id}: its open rows end at {moment}, should end within an hour of {as_of}"
+        for instance_id in rows:
+            yield f"instance {instance_id} has open rows but does not exist"
+
+    def _open_row(self, instance: Instance, row: Period, begins_at: datetime) -> Iterator[str]:
+        """An open row follows the one before it, and records what its hours cost."""
+        name = f"instance {instance.id}: the open row from {row.start}"
+        if row.start != begins_at or row.end != row.start + row.hours * HOUR:
+            yield f"{name} to {row.end} has {row.hours} hours and should begin at {begins_at}"
+        if row.reason != "insufficient_balance":
+            yield f"{name} has the reason {row.reason}"
+        yield from self._prices_of(instance, row, LATER)
+        if row.price is None or row.owed != charge_of(row.price, row.start, row.hours):
+            yield f"{name} owes {row.owed} for {row.hours} hours at {row.price}"
+
+    def _prices_of(self, instance: Instance, period: Period, written_at: datetime) -> Iterator[str]:
+        """Every hour of a period cost the period's price."""
+        for start in (period.start + hour * HOUR for hour in range(period.hours)):
+            allowed = self.prices.of_hour(instance, start, written_at)
+            if period.price not in allowed:
+                yield f"instance {instance.id}: the hour from {start} cost {period.price}, should cost {allowed}"
+                break

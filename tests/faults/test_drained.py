@@ -10,7 +10,7 @@ from typing import Final
 from controller.demo.process import ControllerProcess
 from controller.lifecycle.control import request_drain
 from tests.faults.proxy import Proxy
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.wire import starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import StartReplica, count_for, drain, terminate
 from tests.support.sessions import lock_holders, status_row, wait_until_standing_by

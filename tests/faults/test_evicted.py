@@ -17,7 +17,7 @@ import pytest
 from controller.demo.process import ControllerProcess, LogLine
 from tests.faults.pooler import PROGRAM, Pooler
 from tests.faults.proxy import Proxy
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.wire import starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import LOW_BOUNDS, StartReplica, count_for, freeze, terminate, thaw
 from tests.support.servers import Server

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.wire import starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import LOW_BOUNDS, StartReplica, freeze, thaw
 from tests.support.sessions import wait_until_standing_by

@@ -12,8 +12,7 @@ import pytest
 
 from controller.demo.process import ControllerProcess
 from tests.faults.proxy import Proxy, When
-from tests.faults.test_sessions_lost import starts_with
-from tests.faults.wire import Statement
+from tests.faults.wire import Statement, starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import BUSY, StartReplica
 from tests.support.sessions import wait_until_standing_by

@@ -14,7 +14,7 @@ import pytest
 
 from controller.demo.process import ControllerProcess
 from tests.faults.proxy import Proxy
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.wire import starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import BUSY, StartReplica
 from tests.support.servers import migrate_url

@@ -20,7 +20,7 @@ from controller.demo.server import Installation
 from tests.faults.proxy import Proxy
 from tests.faults.standby import StandbyServer
 from tests.faults.test_server_restarts import reconnected
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.wire import starts_with
 from tests.support.ledger_probe import LedgerProbe, assert_audit_clean
 from tests.support.processes import BUSY, StartReplica, terminate
 from tests.support.servers import Server, create_template

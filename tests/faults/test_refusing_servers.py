@@ -16,7 +16,7 @@ from controller.demo.server import Installation
 from tests.faults.disk import Disk, own, small_disk
 from tests.faults.proxy import Proxy
 from tests.faults.test_server_restarts import reconnected
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.wire import starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import BUSY, StartReplica
 from tests.support.servers import Server, create_template, temporary_database

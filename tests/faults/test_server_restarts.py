@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.wire import starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import BUSY, StartReplica, count_for, terminate
 from tests.support.servers import Server, StopMode

@@ -12,9 +12,8 @@ from typing import Any, Final
 import pytest
 
 from controller.demo.process import ControllerProcess
-from controller.sql import load
 from tests.faults.proxy import Hold, Proxy, When
-from tests.faults.wire import Statement, one_line
+from tests.faults.wire import Statement, starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import BUSY, LOW_BOUNDS, StartReplica, count_for
 from tests.support.sessions import end_sessions, wait_until_standing_by
@@ -32,17 +31,6 @@ IN_A_BATCH: Final[list[tuple[str, When]]] = [
     ("COMMIT", "before"),
     ("BEGIN", "after"),
 ]
-
-
-def starts_with(sql: str) -> Any:  # noqa: ANN401 - a predicate
-    """Matches a statement. Fails at once if the controller has none that starts like this."""
-    known = ["BEGIN", "COMMIT", *(one_line(each) for each in load().values())]
-    assert any(each.startswith(sql) for each in known), f"no statement starts with {sql!r}"
-
-    def matches(statement: Statement) -> bool:
-        return statement.sql.startswith(sql)
-
-    return matches
 
 
 def contains(sql: str) -> Any:  # noqa: ANN401 - a predicate

@@ -10,7 +10,7 @@ import pytest
 
 from controller.demo.process import ControllerProcess
 from tests.faults.proxy import Proxy, When
-from tests.faults.test_sessions_lost import starts_with
+from tests.faults.wire import starts_with
 from tests.support.ledger_probe import LedgerProbe
 from tests.support.processes import StartReplica, count_for, freeze, terminate, thaw
 from tests.support.sessions import lock_holders, status_row, wait_until_standing_by

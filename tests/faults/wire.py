@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from controller.sql import load
 
 _PROTOCOL_3: Final = 196608
 _ROUND_TRIP_ENDS: Final = {b"Q", b"S"}  # a simple query, and the Sync that ends Parse, Bind and Execute
@@ -95,3 +98,14 @@ def one_line(sql: str) -> str:
     """Joins the lines of a statement and leaves its comments out."""
     lines = [line.split("--", 1)[0] for line in sql.splitlines()]
     return " ".join(" ".join(lines).split())
+
+
+def starts_with(sql: str) -> Callable[[Statement], bool]:
+    """Matches a statement. Fails at once if the controller has none that starts like this."""
+    known = ["BEGIN", "COMMIT", *(one_line(each) for each in load().values())]
+    assert any(each.startswith(sql) for each in known), f"no statement starts with {sql!r}"
+
+    def matches(statement: Statement) -> bool:
+        return statement.sql.startswith(sql)
+
+    return matches
