@@ -26,7 +26,7 @@ select b.organization_id as o, b.baseline as b from billing_wallet_baselines b j
 """
 PRICES: Final = """
 select key, monthly_price as price, nullif(valid_from, '-infinity') as valid_from, recorded_at,
-    pg_xact_commit_timestamp(xmin) as committed_at
+    coalesce(pg_xact_commit_timestamp(xmin), now()) as committed_at
 from billing_prices p
 order by p.key, p.valid_from
 """
