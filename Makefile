@@ -61,10 +61,12 @@ schema: $(VENV)/.dev ## Write migrations/schema.sql, the result of all migration
 
 FAULT_MINUTES ?= 5
 FAULT_LANES ?= 3
+# every file with a test that is marked slow
+FAULT_TESTS := tests/faults $(addprefix tests/integration/test_,generations.py leadership_model.py properties.py)
 
 .PHONY: faults
 faults: $(VENV)/.dev ## Repeat every fault many times and measure it (20 minutes)
-	FAULT_MINUTES=$(FAULT_MINUTES) $(BIN)/pytest tests/faults tests/integration/test_leadership_model.py tests/integration/test_properties.py --lanes $(FAULT_LANES) $(if $(FAULT_REPORT),--fault-report $(FAULT_REPORT)) $(PYTEST_ARGS)
+	FAULT_MINUTES=$(FAULT_MINUTES) $(BIN)/pytest $(FAULT_TESTS) --lanes $(FAULT_LANES) $(if $(FAULT_REPORT),--fault-report $(FAULT_REPORT)) $(PYTEST_ARGS)
 
 .PHONY: mutants
 mutants: $(VENV)/.dev ## Break the SQL in a hundred ways, and fail if a test misses one (MUTANTS="--jobs 1 fence" chooses)

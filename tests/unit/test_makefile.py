@@ -41,3 +41,14 @@ def test_make_run_uses_a_database_only_if_it_is_an_argument(
     last = done.stdout.splitlines()[-1]
     assert "containerstacks-billing demo run" in last
     assert ("--use-database-url" in last) is uses_it
+
+
+def test_make_faults_runs_every_slow_test() -> None:
+    command = ["make", "--no-print-directory", "--dry-run", "faults"]
+    environment = {**os.environ, "MAKEFLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    words = done.stdout.split()
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.slow" in path.read_text("utf-8")]
+    names = [path.relative_to(ROOT).as_posix() for path in marked if path != Path(__file__)]
+    assert [name for name in names if not (name.startswith("tests/faults/") or name in words)] == []
+    assert "tests/faults" in words
