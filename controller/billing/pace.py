@@ -87,6 +87,7 @@ class Pace:
 def may_be_paced(late_seconds: float | None) -> bool:
     """Returns True if a cycle that begins this long after it was due may be paced.
 
-    A triggered cycle begins before it is due. The first cycle of a database has no due time.
+    A triggered cycle begins before it is due. The first cycle of a database has no due time, and neither has one that
+    continues an interrupted cycle.
     """
     return late_seconds is not None and 0 <= late_seconds <= ON_TIME_SECONDS

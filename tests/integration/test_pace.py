@@ -73,6 +73,18 @@ def test_paced_cycle_holds_nothing_while_it_pauses(due: World) -> None:
     assert all(seconds > 0 for seconds in stop.seconds)
 
 
+@pytest.mark.parametrize("outcome", ["abandoned", "stopped", "failed"])
+def test_cycle_that_continues_an_interrupted_one_runs_at_full_speed(due: World, outcome: str) -> None:
+    due.run(
+        "insert into billing_runs (term, holder, started_at, finished_at, outcome)"
+        " select term, holder, now() - interval '20 seconds', now(), %s from billing_leadership",
+        outcome,
+    )
+    stop = Stop(due)
+    assert cycle(due, stop).run(due.term()).totals.instances == ORGANIZATIONS
+    assert stop.seconds == []
+
+
 def test_drained_cycle_ends_at_full_speed(due: World) -> None:
     stop = Stop(due, drain_at=2)
     result = cycle(due, stop).run(due.term())

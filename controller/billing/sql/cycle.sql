@@ -58,7 +58,8 @@ update billing_commands set run_id = null, finished_at = null
 where command = 'trigger' and run_id in (select id from closed)
 
 -- name: begin_run
--- late_seconds is the time since the run was due, without a takeover's wait. It is null for the first run.
+-- late_seconds is the time since the run was due, without a takeover's wait. It is null for the first run, and if the cycle before
+-- did not get through: what that one has left is overdue, however soon another leader continues.
 insert into billing_runs (term, holder, started_at)
 values (%(term)s, %(holder)s, clock_timestamp())
 returning id, started_at, (
@@ -66,6 +67,12 @@ returning id, started_at, (
     from billing_leadership l, billing_runs r
     where r.kind = 'cycle' and billing_got_through(r.outcome, r.cause)
     group by l.interval_minutes
+    having (
+        select billing_got_through(newest.outcome, newest.cause) from billing_runs newest
+        where newest.kind = 'cycle'
+        order by newest.id desc
+        limit 1
+    )
 ) as late_seconds
 
 -- name: preview_run
