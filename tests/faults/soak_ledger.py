@@ -57,6 +57,11 @@ class Run:
     hours: int
     amount: Decimal
 
+    @property
+    def is_whole_cycle(self) -> bool:
+        """True for a cycle that went through all organizations, even if some of them failed."""
+        return self.kind == "cycle" and self.outcome in {"completed", "completed_with_failures"}
+
 
 @dataclass(frozen=True)
 class PriceRecord:

@@ -1,4 +1,4 @@
-"""What the application did during a soak, if the database acknowledged it.
+"""The application's acknowledged actions during a soak.
 
 Nothing here comes from billing, except the rows that a deletion took with it. Times are of the wall clock, which the
 server shares with the test.
@@ -53,7 +53,7 @@ class Period:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
-        """Makes a period of a row of PERIODS."""
+        """Makes a period from a row of PERIODS."""
         return cls(**row)
 
 
@@ -132,6 +132,7 @@ class Model:
         prices: each plan's monthly prices, by both texts that may name the plan.
         taken_periods: the periods that deletions took with them.
         taken_payments: the payments that deletions took with them.
+        taken_balances: what the wallets of deleted organizations held.
     """
 
     opening: dict[UUID, Decimal] = field(default_factory=dict)
@@ -141,13 +142,14 @@ class Model:
     instances: dict[UUID, Instance] = field(default_factory=dict)
     taken_periods: list[Period] = field(default_factory=list)
     taken_payments: list[Payment] = field(default_factory=list)
+    taken_balances: dict[UUID, Decimal] = field(default_factory=dict)
 
     @property
     def live(self) -> list[Instance]:
         """The instances that were not deleted."""
-        return [each for each in self.instances.values() if each.deleted is None]
+        return [each for each in list(self.instances.values()) if each.deleted is None]
 
     @property
     def open(self) -> list[UUID]:
         """The organizations that were not deleted."""
-        return [each for each in self.opening if each not in self.closed]
+        return [each for each in list(self.opening) if each not in self.closed]

@@ -1,7 +1,7 @@
-"""Checks the prices of a soak: what billing recorded of each plan, and what an hour may cost.
+"""Checks the prices of a soak: what billing recorded for each plan, and what an hour may cost.
 
 An hour costs what its plan's record says for the time when it began. Records are checked against the prices that the
-application set. If a plan was new when a cycle began, an hour may also cost what that cycle saw.
+application set. If a cycle charged an hour before it recorded the plan, the hour may also cost what that cycle saw.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from functools import cached_property
 from typing import Final
 
 from tests.faults.soak_ledger import Ledger, PriceRecord
-from tests.faults.soak_model import History, Instance, Model
+from tests.faults.soak_model import Acknowledged, History, Instance, Model
 from tests.model import DEFAULT_PRICE, HOUR
 
-#: A cycle looks at the prices before its row says that it began. The server ends a transaction that is idle for longer.
+#: A cycle looks at the prices before its row says that it began. The server ends a transaction that is idle for 5 s.
 LOOK: Final = timedelta(seconds=6)
+#: A change that commits while a cycle looks counts from the next look. This is the longest time between two looks.
+NEXT_LOOK: Final = timedelta(seconds=60)
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Prices:
         return records
 
     def defects(self) -> Iterator[str]:
-        """Each record is a price that the plan had, from when it had it. The newest is the plan's newest price."""
+        """Each record holds a price that the plan had, and applies from the change on. The newest holds the newest."""
         for key, prices in self.model.prices.items():
             records = self.records.get(key, [])
             for record in records:
@@ -63,12 +65,11 @@ class Prices:
         return prices
 
     def _unrecorded(self, key: str, prices: History[Decimal], records: list[PriceRecord]) -> Iterator[str]:
-        """A price that held while a whole cycle ran was recorded by its end."""
+        """A price that held while a whole cycle ran was recorded before that cycle ended."""
         for run in self.ledger.runs.values():
             looked_from = run.as_of - LOOK
             seen = prices.seen(looked_from, run.finished_at)
-            whole = run.kind == "cycle" and run.outcome == "completed"
-            if not whole or len(seen) != 1 or prices.values[0][1].at > looked_from:
+            if not run.is_whole_cycle or len(seen) != 1 or prices.values[0][1].at > looked_from:
                 continue
             known = [each.price for each in records if each.committed_at <= run.finished_at]
             if known[-1:] != seen:
@@ -76,10 +77,16 @@ class Prices:
 
 
 def _is_true(record: PriceRecord, prices: History[Decimal]) -> bool:
-    """True if the plan had this price when it was recorded, and from `valid_from` on."""
-    if record.valid_from is None:
-        return record.price in prices.seen(record.recorded_at, record.committed_at)
-    return any(
-        price == record.price and since.asked_at <= record.valid_from <= record.committed_at
-        for price, since in prices.values
-    ) and record.price in prices.seen(record.recorded_at, record.committed_at)
+    """True if the plan had this price when it was recorded, and the record applies from the change on."""
+    if record.price not in prices.seen(record.recorded_at, record.committed_at):
+        return False
+    changes = [since for price, since in prices.values if price == record.price]
+    return record.valid_from is None or any(_applies_from_change(record, record.valid_from, each) for each in changes)
+
+
+def _applies_from_change(record: PriceRecord, valid_from: datetime, change: Acknowledged) -> bool:
+    """True if a record is dated by the change, or by its own look because the change committed during a look."""
+    if change.asked_at <= valid_from <= change.at:
+        return True
+    during_look = change.asked_at <= record.committed_at and record.recorded_at <= change.at + NEXT_LOOK
+    return valid_from == record.recorded_at and during_look

@@ -1,6 +1,6 @@
 """A database session of the application during a soak.
 
-If a commit's answer is lost with its connection, the session looks whether the commit happened, as a real application
+If a commit's answer is lost with its connection, the session checks whether the commit happened, as a real application
 would.
 """
 
@@ -79,7 +79,7 @@ class Session:
         return self._conn
 
     def _look_up(self, question: str, parameters: Sequence[object]) -> bool:
-        """Looks once the lost session has ended. Until then its commit may still arrive."""
+        """Waits until the lost session has ended, because its commit may still arrive. Then asks if it happened."""
         lost = self._backend_pid
         found: list[bool] = []
 

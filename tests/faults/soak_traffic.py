@@ -1,7 +1,8 @@
 """The application during a soak.
 
-Customers pay in, order, move, rebook and delete instances, and leave. Prices change, and plans are added. Some top-ups
-write an absolute balance, as the application does.
+Customers pay in. They order, move and delete instances, change their plans, and leave. Prices change, and plans are
+added. Some top-ups write an absolute balance, as the application does. `shared` is held from a commit until the model
+has it, so that no other thread deletes the organization meanwhile.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Customers:
             self.order_some: 25,
             self.delete: 12,
             self.move: 6,
-            self.rebook: 6,
+            self.change_plan: 6,
             self.change_price: 10,
             self.add_plan: 2,
             self.add_organization: 5,
@@ -117,9 +118,9 @@ class Customers:
                 _record_payment(conn, payment, organization, amount)
             return _clock(conn)
 
-        if done := self._session.commit(act, "select from organizations where id = %s", organization):
-            held_at, _ = done
-            with self._shared:
+        with self._shared:
+            if done := self._session.commit(act, "select from organizations where id = %s", organization):
+                held_at, _ = done
                 self._model.opening[organization] = Decimal(0) if known else amount
                 if known:
                     self._model.top_ups[payment] = TopUp(organization, amount, held_at)
@@ -147,12 +148,12 @@ class Customers:
             _record_payment(conn, payment, organization, amount, before=balance - amount)
             return moment
 
-        if done := self._session.commit(act, "select from payment_transactions where id = %s", payment):
-            with self._shared:
+        with self._shared:
+            if done := self._session.commit(act, "select from payment_transactions where id = %s", payment):
                 self._model.top_ups[payment] = TopUp(organization, amount, done[0], balance)
 
     def top_up_debtor(self) -> None:
-        """Pays into a wallet that owes, perhaps too little."""
+        """Pays into the wallet of an organization with debts, perhaps too little."""
         owing = self._session.query(
             "select organization_id as id from vps_billing_cycles where status = 'failed' group by 1 order by 1"
         )
@@ -160,11 +161,11 @@ class Customers:
             self._pay_in(self._chance.choice(owing)["id"])
 
     def order_some(self) -> None:
-        """Orders instances."""
+        """Orders instances for a random organization."""
         self.order(self._chance.choice(self._model.open), self._chance.randint(1, 5))
 
     def order(self, organization: UUID, count: int) -> None:
-        """Orders an instance. Some were made hours ago, and some owe another hour before the soak ends."""
+        """Orders instances. Each has owed hours for a while, and some owe another hour before the soak ends."""
         made = [self._draw_instance() for _ in range(count)]
 
         def act(conn: Conn) -> bool:
@@ -176,17 +177,16 @@ class Customers:
                 )
             return True
 
-        if done := self._session.commit(act, "select from vps_instances where id = %s", made[0][0].id):
-            with self._shared:
+        with self._shared:
+            if done := self._session.commit(act, "select from vps_instances where id = %s", made[0][0].id):
                 for each, plan_id in made:
-                    deleted = self._model.closed.get(organization)
-                    self._model.instances[each.id] = replace(each, made=done[1], deleted=deleted)
+                    self._model.instances[each.id] = replace(each, made=done[1])
                     each.plan_ids.values[:] = [(plan_id, done[1])]
                     each.organizations.values[:] = [(organization, done[1])]
 
     def delete(self) -> None:
         """Deletes an instance, and keeps its periods, which the deletion removes."""
-        with self._shared:  # two threads must not delete the same instance: a look couldn't tell which of them did
+        with self._shared:  # otherwise a lost answer couldn't tell which thread deleted it
             instance = self._chance.choice(self._model.live)
 
             def act(conn: Conn) -> list[Period]:
@@ -201,12 +201,15 @@ class Customers:
                 self._model.taken_periods += periods
 
     def delete_organization(self) -> None:
-        """Deletes an organization, and keeps its payments and periods. Some of these may be of instances that moved."""
+        """Deletes an organization, and keeps its balance, payments and periods. Some periods are of moved instances."""
         with self._shared:
             organization = self._chance.choice(self._model.open)
 
-            def act(conn: Conn) -> tuple[list[Period], list[Payment]]:
+            def act(conn: Conn) -> tuple[list[Period], list[Payment], Decimal]:
                 conn.execute("select from organizations where id = %s for update", (organization,))
+                (wallet,) = conn.execute(
+                    "select balance from wallets where organization_id = %s for update", (organization,)
+                ).fetchall()
                 conn.execute("select from vps_instances where organization_id = %s for update", (organization,))
                 periods = conn.execute(
                     f"{PERIODS} where organization_id = %s or vps_instance_id in"  # noqa: S608 - ours
@@ -215,11 +218,16 @@ class Customers:
                 ).fetchall()
                 payments = conn.execute(f"{PAYMENTS} where organization_id = %s".encode(), (organization,)).fetchall()
                 conn.execute("delete from organizations where id = %s", (organization,))
-                return [Period.from_row(row) for row in periods], [Payment(**row) for row in payments]
+                return (
+                    [Period.from_row(row) for row in periods],
+                    [Payment(**row) for row in payments],
+                    wallet["balance"],
+                )
 
             gone = "select where not exists (select from organizations where id = %s)"
             if done := self._session.commit(act, gone, organization):
-                (periods, payments), self._model.closed[organization] = done
+                (periods, payments, balance), self._model.closed[organization] = done
+                self._model.taken_balances[organization] = balance
                 self._model.taken_periods += periods
                 self._model.taken_payments += payments
                 for instance in self._model.live:
@@ -233,7 +241,7 @@ class Customers:
             target = self._chance.choice(self._model.open)
             self._change(instance, instance.organizations, "organization_id", target)
 
-    def rebook(self) -> None:
+    def change_plan(self) -> None:
         """Changes the plan of an instance."""
         with self._shared:
             instance = self._chance.choice(self._model.live)
@@ -266,8 +274,8 @@ class Customers:
             )
             return True
 
-        if done := self._session.commit(act, "select from vps_plans where id = %s", plan_id):
-            with self._shared:
+        with self._shared:
+            if done := self._session.commit(act, "select from vps_plans where id = %s", plan_id):
                 self._model.prices[str(plan_id)] = self._model.prices[provider] = History([(price, done[1])])
 
     # --- helpers
@@ -299,8 +307,8 @@ class Customers:
             _record_payment(conn, payment, organization, amount)
             return moment
 
-        if done := self._session.commit(act, "select from payment_transactions where id = %s", payment):
-            with self._shared:
+        with self._shared:
+            if done := self._session.commit(act, "select from payment_transactions where id = %s", payment):
                 self._model.top_ups[payment] = TopUp(organization, amount, done[0])
 
     def _draw_instance(self) -> tuple[Instance, str | None]:

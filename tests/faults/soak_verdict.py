@@ -126,16 +126,18 @@ class Verdict:
         return chains
 
     @cached_property
-    def completed(self) -> list[Run]:
-        """The completed cycles in order."""
-        cycles = [each for each in self.ledger.runs.values() if (each.kind, each.outcome) == ("cycle", "completed")]
-        return sorted(cycles, key=lambda run: run.id)
+    def whole_cycles(self) -> list[Run]:
+        """The cycles that went through all organizations, in order."""
+        return sorted((each for each in self.ledger.runs.values() if each.is_whole_cycle), key=lambda run: run.id)
 
     def _wallets(self) -> Iterator[str]:
-        """Each balance follows from the opening balance, the acknowledged top-ups and the charges, in their order."""
+        """Each balance follows from the opening balance, the acknowledged top-ups and the charges, in their order.
+
+        For a deleted organization, this is the balance that its deletion saw.
+        """
         if self.ledger.wallets.keys() != set(self.model.open):
             yield f"wallets: {len(self.ledger.wallets)}, acknowledged {len(self.model.open)}"
-        for organization, balance in self.ledger.wallets.items():
+        for organization, balance in {**self.ledger.wallets, **self.model.taken_balances}.items():
             expected = self._timelines[organization].balances[-1]
             if balance != expected:
                 yield f"wallet of {organization} holds {balance}, should hold {expected}"
@@ -146,7 +148,7 @@ class Verdict:
                 yield f"wallet of {organization} has the baseline {baseline}, should have {opening}"
 
     def _acknowledged(self) -> Iterator[str]:
-        """Every acknowledged row exists, and no other."""
+        """The database holds exactly the acknowledged top-ups and instances."""
         paid_in = {each.id: each.amount for each in self.payments if each.instance is None}
         if paid_in != {key: each.amount for key, each in self.model.top_ups.items()}:
             yield f"the {len(paid_in)} top-ups are not the acknowledged ones"
@@ -199,14 +201,17 @@ class Verdict:
                 yield f"period of {mine} was paid by {said}"
         for payment in payments.values():
             yield f"payment {payment.id} of {-payment.amount} for {payment.instance} has no period"
-        runs: Counter[int] = Counter()
+        run_hours: Counter[int] = Counter()
+        run_amounts: dict[int, Decimal] = defaultdict(Decimal)
         for transaction, batch in self.ledger.batches.items():
-            runs[batch.run] += batch.hours
+            run_hours[batch.run] += batch.hours
+            run_amounts[batch.run] += batch.amount
             if (hours[transaction], amounts[transaction]) != (batch.hours, batch.amount):
                 yield f"batch at {batch.written_at} says {batch.hours} h {batch.amount}, has {hours[transaction]} h"
         for run in self.ledger.runs.values():
-            if runs[run.id] != run.hours:
-                yield f"run {run.id} says {run.hours} hours, its batches {runs[run.id]}"
+            batches = run_hours[run.id], run_amounts[run.id]
+            if batches != (run.hours, run.amount):
+                yield f"run {run.id} says {run.hours} hours and {run.amount}, its batches {batches}"
 
     def _terms(self) -> Iterator[str]:
         """Every batch committed before the next term was minted."""
@@ -249,8 +254,8 @@ class Verdict:
         run, following = self.ledger.runs.get(period.run), self._following.get((period.instance, period.end))
         if run is None or following is None or following.transaction == period.transaction:
             return None
-        rebooked = len(self.model.instances[period.instance].plan_ids.values) > 1  # perhaps at another price
-        if following.price is None or rebooked or whole_hours(period.end, run.as_of) < 1:
+        plans = self.model.instances[period.instance].plan_ids.values
+        if following.price is None or len(plans) > 1 or whole_hours(period.end, run.as_of) < 1:
             return None
         return charge_of(following.price, following.start, 1)
 
@@ -261,12 +266,12 @@ class Verdict:
         return {(each.instance, each.start): each for each in sorted(every, key=lambda each: each.status == "billed")}
 
     def _passed_over(self, instance: Instance) -> Iterator[str]:
-        """If a completed cycle left an instance owing, its wallet was short or another session held its rows."""
+        """If a whole cycle left an instance owing, its wallet was short or another session held its rows."""
         gone_at = instance.deleted.asked_at if instance.deleted else LATER
         chain = self.chains.get(instance.id, [])
         for before, following in pairwise([None, *chain, None]):
             moment = before.end if before else instance.created_at
-            for run in self._completed_since(max(moment + HOUR, instance.made.at), before.run if before else 0):
+            for run in self._whole_cycles_since(max(moment + HOUR, instance.made.at), before.run if before else 0):
                 if run.finished_at > gone_at or (following and run.id >= following.run):
                     break
                 hour = max(
@@ -278,10 +283,10 @@ class Verdict:
                     yield f"instance {instance.id}: run {run.id} skipped the hour from {moment}, {had} could pay {hour}"
                     break
 
-    def _completed_since(self, moment: datetime, run: int) -> list[Run]:
-        """The completed cycles that began after a moment, from a run on."""
-        first = bisect_left(self.completed, moment, key=lambda each: each.as_of)
-        return self.completed[max(first, bisect_left(self.completed, run, key=lambda each: each.id)) :]
+    def _whole_cycles_since(self, moment: datetime, run: int) -> list[Run]:
+        """The whole cycles that began after a moment, from a run on."""
+        first = bisect_left(self.whole_cycles, moment, key=lambda each: each.as_of)
+        return self.whole_cycles[max(first, bisect_left(self.whole_cycles, run, key=lambda each: each.id)) :]
 
     def _was_left_out(self, organization: UUID, run: Run) -> bool:
         return any(
@@ -290,7 +295,8 @@ class Verdict:
 
     def _open_rows(self) -> Iterator[str]:
         """After the last cycle, open rows hold exactly the hours owed, and no wallet can pay its next hour."""
-        as_of = self.completed[-1].as_of
+        as_of = next(each.as_of for each in reversed(self.whole_cycles) if each.outcome == "completed")
+        latest = max(each.as_of for each in self.ledger.runs.values())
         rows: dict[UUID, list[Period]] = defaultdict(list)
         for each in sorted(self.ledger.periods, key=lambda each: each.start):
             if each.status == "failed":
@@ -304,8 +310,8 @@ class Verdict:
             for each in owed:
                 yield from self._open_row(instance, each, moment)
                 moment = each.end
-            if whole_hours(moment, as_of) > 0 or (owed and moment > as_of):
-                yield f"instance {instance.id}: its open rows end at {moment}, should end within an hour of {as_of}"
+            if whole_hours(moment, as_of) > 0 or (owed and moment > latest):
+                yield f"instance {instance.id}: its open rows end at {moment}, the last cycle began at {as_of}"
         for instance_id in rows:
             yield f"instance {instance_id} has open rows but does not exist"
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
@@ -37,7 +37,7 @@ from tests.support.waiting import eventually, through
 
 MINUTES: Final = float(os.environ.get("FAULT_MINUTES") or 5)
 THREADS: Final = 2
-#: The soak in `make test`, which shows that the verdict still knows what billing does.
+#: The soak in `make test`. It shows early that the model and the controller have diverged.
 SHORT_SECONDS: Final = 10.0
 #: A leader that can't work steps down for a minute, and every replica may have done so.
 RECOVERY_SECONDS: Final = 150.0
@@ -58,6 +58,13 @@ PLANTED: Final[Mapping[str, LiteralString]] = {
     "belongs to no batch": "update vps_billing_cycles set total_amount = 1 where status = 'billed'",
     "was paid by": "update payment_transactions set amount = amount - 0.01 where metadata ? 'controller'",
     "its batches": "update billing_runs set hours = hours + 1",
+    "the newest record is": "delete from billing_prices where valid_from > '-infinity'",
+    "could pay the hour": "update wallets set balance = balance + 1000",
+    "has the reason": """
+        update vps_billing_cycles set metadata = metadata || '{"reason": "locked"}' where status = 'failed'
+    """,
+    "has the baseline": "update billing_wallet_baselines set baseline = baseline + 1",
+    "hours and": "update billing_runs set amount = amount + 1",
     "the next term began at": """
         insert into billing_terms (term, holder, minted_at, generation)
         select max(b.term) + 1, 'too early', min(b.written_at), max(l.generation)
@@ -155,6 +162,7 @@ def test_soak_ends_with_model_wallets_and_audit_in_agreement(
     _require_none(outcome.defects)
 
 
+@pytest.mark.timeout(SHORT_SECONDS + 400)
 def test_short_soak_ends_with_model_wallets_and_audit_in_agreement(soak: Callable[[float], Outcome]) -> None:
     _require_none(soak(SHORT_SECONDS).defects)
 
@@ -172,6 +180,12 @@ def test_soak_would_find_what_is_planted(soak_database: str, slots: list[Slot]) 
             assert any(sentence in each for each in defects), (statement, defects)
             conn.rollback()
         verdict = Verdict(model, Ledger.read(conn), [])
+    for change, sentence in ((-10_000, "a wallet fell to"), (10_000, "skipped the hour")):
+        model.opening = {organization: balance + change for organization, balance in model.opening.items()}
+        assert sentence in "\n".join(Verdict(model, verdict.ledger, []).defects())
+        model.opening = {organization: balance - change for organization, balance in model.opening.items()}
+    late = [replace(each, valid_from=each.valid_from and each.recorded_at) for each in verdict.ledger.prices]
+    assert "is no price that it had" in "\n".join(Verdict(model, replace(verdict.ledger, prices=late), []).defects())
     period = verdict.billed[0]
     other = next(each for each in model.open if each != period.organization)
     model.instances[period.instance].organizations.values[:] = [(other, model.instances[period.instance].made)]
@@ -190,15 +204,18 @@ def _share_of_the_time(request: pytest.FixtureRequest) -> float:
 
 
 def _bill_what_is_left(url: str, slots: list[Slot]) -> None:
-    """Bills with a healthy pair until a new cycle skips no organization; then stops the pair."""
+    """Bills with a healthy pair until two new cycles skip no organization; then stops the pair."""
     *pair, spare = [slot.replica for slot in slots]
     spare.wait_for("controller.started")
     assert terminate(spare) == 0, spare.tail()
     since = datetime.now(UTC)
-    whole = "select from billing_runs where outcome = 'completed' and failures = 0 and started_at > %s"
+    # the first may have looked at the prices before the last change
+    whole = (
+        "select from billing_runs where kind = 'cycle' and outcome = 'completed' and failures = 0 and started_at > %s"
+    )
     with psycopg.connect(url, autocommit=True) as conn:
         try:
-            eventually(lambda: conn.execute(whole, [since]).fetchone() is not None, "a whole cycle", RECOVERY_SECONDS)
+            eventually(lambda: conn.execute(whole, [since]).rowcount >= 2, "two whole cycles", RECOVERY_SECONDS)
         except AssertionError:
             print(*(replica.tail() for replica in pair), sep="\n\n")  # noqa: T201 - as above
             raise
@@ -226,6 +243,10 @@ def _audited(conn: psycopg.Connection[dict[str, Any]], differences: Mapping[UUID
     found = findings["wallet_balance"].exempt
     if found != len(differences):
         broken.append(f"audit: {found} wallets differ from their transactions, should be {len(differences)}")
+    for organization, difference in differences.items():
+        compared = conn.execute("select difference from billing_wallet_comparison(%s)", [organization]).fetchall()
+        if [row["difference"] for row in compared] != [difference]:
+            broken.append(f"the wallet of {organization} differs by {compared}, should by {difference}")
     return broken
 
 
