@@ -87,5 +87,5 @@ def standbys(patient: Patient) -> Iterator[Finding]:
         "standbys",
         Level.OK,
         f"connected replicas: {row['sessions']}, waiting for the lock now: {row['waiting']}; sessions named"
-        " `billing elector ...` that wait on Lock/advisory are normal",
+        " `billing elector ...` that wait on Lock/advisory are normal; exclude them from alerts on blocked sessions",
     )

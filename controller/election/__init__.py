@@ -42,7 +42,8 @@ time, so that the replica joins at once. A standby that is stopped closes its se
 server grants the lock at that moment, it finds the session closed and frees the lock again.
 
 *Winning* takes three steps: the server is not in recovery, the lock is granted, and a term is minted. The replica
-leads only after the third. If a wait fails, is cancelled or gets no answer, the server may have granted the lock
+leads only after the third. Before it mints, it ends its predecessor's sessions that are inside a batch, because the
+mint would wait for them. If a wait fails, is cancelled or gets no answer, the server may have granted the lock
 anyway. So the replica closes the session. It also does that if the mint fails, because a lock without a term is
 useless.
 
@@ -94,6 +95,11 @@ ended: sessions that are executing a statement, sessions of another role, sessio
 sessions that have sent something in the meantime. The statement that ends a session compares its backend, its latest
 statement and the lock again. So if several standbys try at the same time, a slow one can't end the new leader's
 session. `evicts=False` disables eviction.
+
+Checked
+-------
+`tests/promela` has these rules as two models, and `make model` checks every interleaving of their steps.
+`tests/integration/test_leadership_model.py` searches histories of the real statements on a real server.
 
 What it must not do
 -------------------

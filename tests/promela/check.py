@@ -20,6 +20,8 @@ FOLDER: Final = Path(__file__).parent
 #: Of one search.
 MEMORY_MB: Final = 3500
 SECONDS: Final = 300
+#: Of all searches together.
+TOTAL_SECONDS: Final = 120
 DEPTH: Final = 100_000
 
 SAFETY: Final = ("-DSAFETY", "-DCOLLAPSE")
@@ -67,6 +69,7 @@ MUTANTS: Final = (
     Search("fence", "the fence doesn't lock its row `for share`", "FOR_SHARE_DROPPED"),
     Search("fence", "a mint doesn't wait for batches in flight", "MINT_DOES_NOT_WAIT"),
     Search("fence", "batches don't queue behind a mint", "MINT_WITHOUT_THE_QUEUE", "minted"),
+    Search("fence", "a replica that lost its session never contends again", "NEVER_CONTENDS_AGAIN", "taken"),
     Search("fence", "a leader resigns before its last commit", "RESIGNS_BEFORE_THE_COMMIT"),
     Search("fence", "a resignation unlocks once, and keeps the session", "UNLOCKS_ONCE"),
     Search("fence", "a batch whose answer is lost is charged again", "REPLAYS_AFTER_A_LOST_ANSWER"),
@@ -131,7 +134,7 @@ def main() -> int:
     if (reason := why_skipped()) is not None:
         sys.stdout.write(f"skipped: {reason}\n")
         return 0
-    failed = 0
+    failed, began = 0, time.monotonic()
     for search in (*MODELS, *MUTANTS):
         outcome = run(search)
         right = outcome.complete and (outcome.steps is None) == (search.mutant is None)
@@ -143,7 +146,9 @@ def main() -> int:
         told = verdict if right else f"FAILED: {verdict if outcome.complete else 'the search was not completed'}"
         sys.stdout.write(f"{search.model:7} {name:68} {told:22} {outcome.states:>9,} states {outcome.seconds:5.1f} s\n")
         sys.stdout.flush()
-    return 1 if failed else 0
+    seconds = time.monotonic() - began
+    sys.stdout.write(f"{seconds:.0f} s, at most {TOTAL_SECONDS} s\n")
+    return 1 if failed or seconds > TOTAL_SECONDS else 0
 
 
 if __name__ == "__main__":

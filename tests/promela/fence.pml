@@ -60,6 +60,13 @@ bool frozen;                    /* one replica's elector takes no step any more 
 #define FENCE_PASSES (mine == term && holder == me)
 #endif
 
+/* A replica that has lost its session opens another one and contends again. */
+#ifdef NEVER_CONTENDS_AGAIN
+#define AFTER_A_LOSS end_frozen
+#else
+#define AFTER_A_LOSS end_standby
+#endif
+
 inline end_transaction() {
     if
     :: share[id] -> share[id] = false; sharing--
@@ -128,7 +135,7 @@ end_standby:
     :: atomic { lock == me && session == server && queued == me && MINT_MAY_WRITE ->
             older_term = term; older_holder = holder; written = false;
             term++; holder = me; queued = NONE; leads[me] = term; break }
-    :: atomic { lock != me || session != server -> goto end_standby }      /* the session is lost */
+    :: atomic { lock != me || session != server -> goto AFTER_A_LOSS }
     :: atomic { lock == me && session == server && queued != me && term == TERMS -> lock = NONE; goto end_standby }
 #ifndef LIVENESS
     :: atomic { lock == me && session == server && queued == me -> queued = NONE; lock = NONE; goto end_standby }
@@ -136,7 +143,7 @@ end_standby:
     od;
     /* Leading. The loss of a session may be noticed any time later, and a batch in hand continues meanwhile. */
     if
-    :: atomic { lock != me || session != server -> leads[me] = 0; goto end_standby }
+    :: atomic { lock != me || session != server -> leads[me] = 0; goto AFTER_A_LOSS }
 #ifdef LIVENESS
     :: atomic { !frozen -> frozen = true; goto end_frozen }   /* one never notices, and its workers go on */
 #else

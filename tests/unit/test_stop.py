@@ -36,6 +36,15 @@ def test_stopping_twice_or_in_the_other_order_changes_nothing() -> None:
     assert permissions(stop) == (False, False)
 
 
+def test_pause_ends_when_cycles_are_stopped() -> None:
+    stop = StopToken()
+    paused = threading.Thread(target=stop.pause, args=(60.0,))
+    paused.start()
+    stop.stop_cycles()
+    paused.join(5)
+    assert not paused.is_alive()
+
+
 def test_callback_runs_once_however_often_cycles_are_stopped() -> None:
     stop, calls = StopToken(), list[str]()
     stop.on_stop_cycles(lambda: calls.append("called"))
