@@ -77,7 +77,7 @@ model: $(VENV)/.dev ## Check every interleaving of the election's two Promela mo
 	@$(BIN)/python -m tests.promela.check
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Measure everything at 100 thousand instances (15 minutes); SCALE=1000000 adds the million (45 minutes)
+bench: $(VENV)/.dev ## Measure the main suites at 100 thousand instances; SCALE=1000000 adds the million; BENCH_ARGS=--write keeps the tables
 	$(BIN)/python -m bench all $(BENCH_ARGS)
 
 .PHONY: campaign

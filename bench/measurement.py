@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tests.support.timings import RUNS_FOR_P99, percentile
+from tests.support.timings import RUNS_FOR_PERCENTILES, percentile
 
 Rule = Literal["worst", "p99", "median"]
 _JUDGED: Final[Mapping[Rule, str]] = {"worst": " every time", "p99": " at p99", "median": ""}
@@ -43,7 +43,7 @@ class Aim:
         return f"{sign} {plain(self.bound)}{_JUDGED[self._rule(rounds)]}"
 
     def _rule(self, rounds: int) -> Rule:
-        return "worst" if self.judged_by == "p99" and rounds < RUNS_FOR_P99 else self.judged_by
+        return "worst" if self.judged_by == "p99" and rounds < RUNS_FOR_PERCENTILES else self.judged_by
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Measurement:
     @property
     def p99(self) -> float | None:
         """The 99th percentile, None of fewer than 100 values."""
-        return percentile(self.values, 0.99) if len(self.values) >= RUNS_FOR_P99 else None
+        return percentile(self.values, 0.99) if len(self.values) >= RUNS_FOR_PERCENTILES else None
 
     @property
     def aim_text(self) -> str:

@@ -12,8 +12,8 @@ from typing import Final
 from tests.support.ledger_probe import LedgerProbe, Verdict
 
 HEADINGS: Final = ("fault", "runs", "p50", "p99", "worst", "bound", "hours lost", "hours doubled")
-#: A 99th percentile of fewer runs would be their worst.
-RUNS_FOR_P99: Final = 100
+#: Fewer runs show only their worst.
+RUNS_FOR_PERCENTILES: Final = 100
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -33,8 +33,8 @@ class Fault:
 
     def row(self, name: str) -> tuple[str, ...]:
         """The cells of the table's row."""
-        p99 = percentile(self.seconds, 0.99) if len(self.seconds) >= RUNS_FOR_P99 else None
-        times = (percentile(self.seconds, 0.5), p99, max(self.seconds))
+        enough = len(self.seconds) >= RUNS_FOR_PERCENTILES
+        times = (*(percentile(self.seconds, share) if enough else None for share in (0.5, 0.99)), max(self.seconds))
         shown = ("" if each is None else f"{each * 1000:.0f} ms" for each in times)
         bound = f"{max(self.bounds):g} s" if self.bounds else ""
         return (name, str(len(self.seconds)), *shown, bound, str(self.hours_lost), str(self.hours_doubled))

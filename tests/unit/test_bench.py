@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench.campaign import Step
+from bench.campaign import run as campaign_run
 from bench.check import Bounds, CheckResult, findings
 from bench.fingerprint import differences
 from bench.measurement import Aim, Measurement, Section, plain, ratios
@@ -152,3 +155,22 @@ def test_result_file_is_replaced_by_the_next_run(tmp_path: Path) -> None:
     assert "| fast, ms | 2.00 (1.00 to 3.00) | 3 | ≤ 2.50 | reached |" in text
     assert "today" in text
     assert "yesterday" not in text
+
+
+def test_campaign_skips_a_step_that_has_ended_and_repeats_a_failed_one(tmp_path: Path) -> None:
+    count = "import sys; open(sys.argv[1], 'a').write('{runs},')"
+    counted, failing = tmp_path / "counted", tmp_path / "failing"
+    good = Step("good", (sys.executable, "-c", count, str(counted)))
+    bad = Step("bad", (sys.executable, "-c", f"{count}; sys.exit(1)", str(failing)))
+    for _ in range(3):
+        assert campaign_run(good, tmp_path, 7)
+        assert not campaign_run(bad, tmp_path, 7)
+    assert (counted.read_text("utf-8"), failing.read_text("utf-8")) == ("7,", "7,7,7,")
+
+
+def test_campaign_takes_the_users_environment_over_a_steps_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULT_REPEATS", "9")
+    code = "import os, sys; sys.exit(os.environ['FAULT_REPEATS'] != '9' or os.environ['OTHER'] != '1')"
+    assert campaign_run(
+        Step("repeats", (sys.executable, "-c", code), {"FAULT_REPEATS": "4", "OTHER": "1"}), tmp_path, 1
+    )
