@@ -177,6 +177,11 @@ def answer(connection: sql.Connection, *, between_cycles: bool) -> None:
     sql.run(connection, "answer_commands", between_cycles=between_cycles)
 
 
+def waits_for_cycle(connection: sql.Connection) -> bool:
+    """True if the leader will carry out a command once its running cycle has ended."""
+    return bool(sql.row(connection, "command_waits")["waits"])
+
+
 def take_step_down(connection: sql.Connection) -> Mapping[str, str] | None:
     """Finishes a `step-down` that this leader carries out. Needs the fence. Returns who gave it and why, or None."""
     return next(iter(sql.rows(connection, "take_step_down")), None)

@@ -119,7 +119,6 @@ class Cycle:
         """
         began = time.monotonic()
         state = _CycleState(on_result, self._customers)
-        watch = None if dry else self._watch(leadership)
         run: Run | None = None
         ending = _Ending(Outcome.COMPLETED)
         try:
@@ -132,6 +131,8 @@ class Cycle:
                     with ledger.fenced(leadership.term):
                         ledger.record_plan(run, planned)
             on_planned(planned)
+            pace = self._pace(run, planned)
+            watch = None if dry else self._watch(leadership, pace)
             context = CycleContext(
                 run=run,
                 batch_size=self._settings.batch_size,
@@ -142,7 +143,7 @@ class Cycle:
                 evidence=state.evidence,
                 sharing=self._sharing,
                 dry=dry,
-                pace=self._pace(run, planned),
+                pace=pace,
                 on_quiet=on_quiet,
             )
             self._charge(context, plan, state)
@@ -197,8 +198,14 @@ class Cycle:
         seconds = settings.interval_minutes * 60 * SHARE_OF_INTERVAL
         return Pace(settings.pace, workers=settings.workers, instances=planned, seconds=seconds, stop=self._stop)
 
-    def _watch(self, leadership: Leadership) -> Watch:
-        return Watch(self._connect, leadership.term, self._settings.look_seconds, look_now=self._look_now)
+    def _watch(self, leadership: Leadership, pace: Pace | None) -> Watch:
+        return Watch(
+            self._connect,
+            leadership.term,
+            self._settings.look_seconds,
+            look_now=self._look_now,
+            on_waiting=pace.hurry if pace is not None else lambda: None,
+        )
 
     def _record_run(self, leadership: Leadership) -> Run | None:
         """Adds a row for a cycle that failed before it had one, so the history shows it. None if that fails too."""

@@ -113,6 +113,7 @@ class Watch:
         look_seconds: time between two checks.
         clock: monotonic seconds.
         look_now: set by another thread; the next check looks, and clears it.
+        on_waiting: called if a command waits for the end of the cycle.
     """
 
     def __init__(
@@ -121,12 +122,15 @@ class Watch:
         term: int,
         look_seconds: float = LOOK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        *,
         look_now: threading.Event | None = None,
+        on_waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
         self._term = term
         self._look_seconds = look_seconds
         self._look_now = look_now or threading.Event()
+        self._on_waiting = on_waiting
         self._clock = clock
         self._due_at = clock() + look_seconds
         self._looking = threading.Lock()
@@ -147,6 +151,8 @@ class Watch:
             ledger = self._connect()
             with ledger.connection:
                 refuse_if_halted(look(ledger, self._term))
+                if control.waits_for_cycle(ledger.connection):
+                    self._on_waiting()
         except (DeposedError, GenerationError, HaltedError):
             raise
         except (psycopg.Error, BillingError) as error:

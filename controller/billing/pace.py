@@ -4,7 +4,8 @@ A worker that works a share `s` of its time pauses for `(1 - s) / s` seconds aft
 and no transaction while it pauses. Workers take turns, so that they never take two of the server's cores at once.
 
 A cycle is paced only if it began on time and can end within half of the interval at this pace. The second condition is
-checked again after each transaction. A drain ends every pause, and the rest of the cycle runs at full speed.
+checked again after each transaction. A drain ends every pause, and the rest of the cycle runs at full speed. The rest
+also runs at full speed if an operator's command waits for the end of the cycle.
 """
 
 import time
@@ -53,6 +54,7 @@ class Pace:
         self._ends_at = clock() + seconds
         self._worked = 0.0
         self._done = 0
+        self._hurried = False
         self._full_speed = False
         self._lock = Lock()
         self._turn = Lock()
@@ -65,6 +67,11 @@ class Pace:
         else:
             with self._turn:
                 yield
+
+    def hurry(self) -> None:
+        """Runs the rest of the cycle at full speed, after pauses that have begun."""
+        with self._lock:
+            self._hurried = self._full_speed = True
 
     def pause_after(self, worked: float, instances: int) -> float:
         """Returns how many seconds a worker should pause before its next transaction.
@@ -80,7 +87,7 @@ class Pace:
             if not self._stop.may_start_cycle() or not self._done:
                 return 0.0
             paced_seconds = self._left * self._worked / self._done / min(self._share * self._workers, 1)
-            self._full_speed = self._clock() + paced_seconds > self._ends_at
+            self._full_speed = self._hurried or self._clock() + paced_seconds > self._ends_at
             return 0.0 if self._full_speed else min(worked * (1 / self._share - 1), MOST_SECONDS)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from controller.billing.control import Wish, give
 from controller.billing.cycle import Cycle, CycleSettings
 from controller.billing.ledger import Ledger
 from controller.billing.values import BatchResult, Outcome
@@ -90,6 +91,19 @@ def test_drained_cycle_ends_at_full_speed(due: World) -> None:
     result = cycle(due, stop).run(due.term())
     assert (result.outcome, result.totals.instances) == (Outcome.COMPLETED, ORGANIZATIONS)
     assert len(stop.seconds) == 2
+
+
+def test_cycle_hurries_once_a_command_waits_for_its_end(due: World) -> None:
+    stop = Stop(due)
+    billing = cycle(due, stop)
+
+    def give_trigger(result: BatchResult) -> None:
+        if len(stop.seconds) == 1:  # before the second pause
+            give(due.conn, Wish("trigger", "ann on desk"))
+            billing.commands_waiting()
+
+    assert billing.run(due.term(), on_result=give_trigger).totals.instances == ORGANIZATIONS
+    assert len(stop.seconds) == 2, "the pause that had been decided is the last one"
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,9 @@ set acknowledged_at = coalesce(c.acknowledged_at, clock_timestamp()), acknowledg
 from answered a
 where c.id = a.id and (c.acknowledged_at is null or a.done or a.refusal is not null)
 
+-- name: command_waits
+select exists (select from billing_commands where finished_at is null and command in ('trigger', 'step-down', 'waive')) as waits
+
 -- name: take_triggers
 -- Needs the fence. This run answers every open trigger, even one that the leader has not read yet.
 update billing_commands c
