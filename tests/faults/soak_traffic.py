@@ -131,26 +131,11 @@ class Customers:
 
     def write_balance(self) -> None:
         """Pays into a wallet as the application does: reads the balance, and later writes an absolute one."""
-        organization, payment, amount = self._chance.choice(self._model.open), uuid4(), self._cents(1, 1_500)
+        organization = self._chance.choice(self._model.open)
         read = self._session.query("select balance from wallets where organization_id = %s", organization)
         self._stop.wait(self._chance.uniform(0, READ_TO_WRITE_SECONDS))
-        if not read:
-            return
-        balance = read[0]["balance"] + amount
-
-        def act(conn: Conn) -> datetime | None:
-            written = conn.execute(
-                "update wallets set balance = %s where organization_id = %s", (balance, organization)
-            ).rowcount
-            if not written:
-                return None  # another thread has deleted the organization
-            moment = _clock(conn)
-            _record_payment(conn, payment, organization, amount, before=balance - amount)
-            return moment
-
-        with self._shared:
-            if done := self._session.commit(act, "select from payment_transactions where id = %s", payment):
-                self._model.top_ups[payment] = TopUp(organization, amount, done[0], balance)
+        if read:
+            self._pay_in(organization, before=read[0]["balance"])
 
     def top_up_debtor(self) -> None:
         """Pays into the wallet of an organization with debts, perhaps too little."""
@@ -294,22 +279,25 @@ class Customers:
         if done := self._session.commit(act, changed, value, instance.id):
             history.values.append((value, done[1]))
 
-    def _pay_in(self, organization: UUID) -> None:
+    def _pay_in(self, organization: UUID, before: Decimal | None = None) -> None:
+        """Adds to a wallet. `before` is a balance read earlier: then the new balance is written as an absolute one."""
         payment, amount = uuid4(), self._cents(1, self._chance.choice([60, 1_500]))
+        absolute = None if before is None else before + amount
 
         def act(conn: Conn) -> datetime | None:
             written = conn.execute(
-                "update wallets set balance = balance + %s where organization_id = %s", (amount, organization)
+                "update wallets set balance = coalesce(%s, balance + %s) where organization_id = %s",
+                (absolute, amount, organization),
             ).rowcount
             if not written:
                 return None  # another thread has deleted the organization
             moment = _clock(conn)
-            _record_payment(conn, payment, organization, amount)
+            _record_payment(conn, payment, organization, amount, before)
             return moment
 
         with self._shared:
             if done := self._session.commit(act, "select from payment_transactions where id = %s", payment):
-                self._model.top_ups[payment] = TopUp(organization, amount, done[0])
+                self._model.top_ups[payment] = TopUp(organization, amount, done[0], absolute)
 
     def _draw_instance(self) -> tuple[Instance, str | None]:
         now = datetime.now(UTC)
