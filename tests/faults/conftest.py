@@ -123,7 +123,7 @@ def timings(request: pytest.FixtureRequest) -> Timings:
 def fault_installation(request: pytest.FixtureRequest, timings: Timings) -> Installation:
     found: Installation = request.param
     said = subprocess.run([found.program("postgres"), "--version"], capture_output=True, text=True, check=True).stdout
-    timings.servers.add(said.removeprefix("postgres (PostgreSQL) ").strip())
+    timings.server = said.removeprefix("postgres (PostgreSQL) ").strip()
     return found
 
 

@@ -36,7 +36,7 @@ def _machine(timings: Timings) -> str:
         system = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
         system = platform.system()
-    servers = ", ".join(sorted(timings.servers, reverse=True))
+    servers = ", ".join(timings.servers)
     return (
         f"{datetime.now(UTC):%d %B %Y}, {os.cpu_count()} cores, {system} ({platform.machine()}, kernel"
         f" {platform.release()}), Python {platform.python_version()}, PostgreSQL {servers}."
