@@ -69,6 +69,10 @@ class CycleContext:
     pace: Pace | None = None
     on_quiet: Callable[[], None] = lambda: None
 
+    def guard_due(self) -> bool:
+        """Returns True if this cycle is paced and the guard waits for a moment without an open transaction."""
+        return self.pace is not None and self.pace.guard_due()
+
 
 class BatchWorker:
     """Charges batches one after the other, on its own session."""
@@ -88,8 +92,11 @@ class BatchWorker:
             self._ledger = self._context.connect()
         return self._ledger
 
-    def charge(self, batch: Batch) -> None:
+    def charge(self, batch: Batch) -> Batch | None:
         """Charges a batch. An organization that can't be charged is recorded as a failure; the others are charged.
+
+        Returns:
+            What is left of a large organization if the guard is due. None if the batch is done.
 
         Raises:
             CycleFailedError: the controller is at fault, not an organization.
@@ -97,11 +104,11 @@ class BatchWorker:
             StoppedError: the drain's deadline has passed.
         """
         if batch.first_organization == batch.last_organization:
-            self._charge_alone(batch)
-            return
+            return self._charge_alone(batch)
         for part in self._parts(batch):
             if (error := self._try_charge(part)) is not None:
                 self._split(part, error)
+        return None
 
     def fail(self, batch: Batch, reason: str, error: str) -> None:
         """Records a failure for each due instance of an organization after the batch's resume point."""
@@ -196,18 +203,21 @@ class BatchWorker:
         for organization in (each for half in failed for each in half):
             self._charge_alone(Batch(organization, organization, 0))
 
-    def _charge_alone(self, batch: Batch) -> None:
-        """Charges one organization. If that fails, finds out whether it or the controller is at fault."""
+    def _charge_alone(self, batch: Batch) -> Batch | None:
+        """Charges one organization. If that fails, finds out whether it or the controller is at fault.
+
+        Returns what is left of a large organization if the guard is due.
+        """
         context, organization = self._context, batch.first_organization
         results: list[BatchResult] = []  # kept across failed tries, so that committed results count once
         limit = context.batch_size if batch.large else None
         while True:
             try:
-                self._charge_with_retries(batch, results, limit)
+                complete = self._charge_with_retries(batch, results, limit)
             except (psycopg.Error, InconsistentError) as error:
                 failure = error
             else:
-                return
+                return None if complete else replace(batch, after=_resume_point(batch, results))
             if not isinstance(failure, errors.QueryCanceled) or limit == 1:
                 break
             # the step took longer than its statement timeout
@@ -221,6 +231,7 @@ class BatchWorker:
         self.fail(
             replace(batch, after=_resume_point(batch, results)), "locked" if locked else "error", one_line(failure)
         )
+        return None
 
     def _others_fail_alike(self, organization: UUID, failure: Exception) -> bool:
         """Tries other organizations alone and rolls them back. Returns True if they fail like this one.
@@ -252,13 +263,15 @@ class BatchWorker:
         log.debug("failure.tried_others", organizations=len(others), alike=alike, error=one_line(failure))
         return alike + 1 >= FEWEST_ORGANIZATIONS and 2 * alike > len(others)
 
-    def _charge_with_retries(self, batch: Batch, results: list[BatchResult], limit: int | None) -> None:
+    def _charge_with_retries(self, batch: Batch, results: list[BatchResult], limit: int | None) -> bool:
+        """Charges a batch as `_charge` does, and tries again as long as that may help."""
         unanswered: Unanswered[BatchResult] = []
 
-        def charge(ledger: Ledger, attempt: int) -> None:
-            self._charge(ledger, batch, results, limit, unanswered, lock_first=batch.locked_by_others or attempt > 0)
+        def charge(ledger: Ledger, attempt: int) -> bool:
+            lock_first = batch.locked_by_others or attempt > 0
+            return self._charge(ledger, batch, results, limit, unanswered, lock_first=lock_first)
 
-        self._with_retries(charge)
+        return self._with_retries(charge)
 
     def _charge(
         self,
@@ -269,11 +282,14 @@ class BatchWorker:
         unanswered: Unanswered[BatchResult],
         *,
         lock_first: bool,
-    ) -> None:
+    ) -> bool:
         """Charges a batch in steps of at most `limit` rows, each in its own transaction.
 
         Stops early if another session has locked rows of a large organization, because the later rows must not be
         charged before the locked ones.
+
+        Returns:
+            False if it stopped because the guard is due. The large organization continues after the last result.
         """
         context = self._context
 
@@ -301,7 +317,9 @@ class BatchWorker:
             results.append(result)
             context.on_result(result)
             if limit is None or result.due < limit or result.locked_by_others:
-                return
+                return True
+            if batch.large and context.guard_due():
+                return False
 
     def _pause(self) -> None:
         """Pauses after the last transaction, as the cycle's pace requires."""

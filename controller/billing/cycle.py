@@ -196,7 +196,14 @@ class Cycle:
         if settings.pace >= 1 or not may_be_paced(run.late_seconds):
             return None
         seconds = settings.interval_minutes * 60 * SHARE_OF_INTERVAL
-        return Pace(settings.pace, workers=settings.workers, instances=planned, seconds=seconds, stop=self._stop)
+        return Pace(
+            settings.pace,
+            workers=settings.workers,
+            instances=planned,
+            seconds=seconds,
+            guard_seconds=settings.guard_seconds,
+            stop=self._stop,
+        )
 
     def _watch(self, leadership: Leadership, pace: Pace | None) -> Watch:
         return Watch(
@@ -266,19 +273,23 @@ class Cycle:
             self._run_workers_once(context, queue, state)
             if state.error is not None:
                 raise state.error
-            if queue:
+            if queue and context.pace is not None:
                 context.on_quiet()
+                context.pace.guard_called()
 
     def _run_workers_once(self, context: CycleContext, queue: deque[Batch], state: "_CycleState") -> None:
         """Charges batches until the queue is empty, or, in a paced cycle, until it is time for the guard."""
-        ends_at = time.monotonic() + self._settings.guard_seconds if context.pace else None
 
         def charge_until_empty(worker: BatchWorker) -> None:
             try:
-                while queue:
-                    with suppress(IndexError):  # another worker took the last batch
-                        worker.charge(queue.popleft())
-                    if ends_at is not None and time.monotonic() > ends_at:
+                while True:
+                    try:
+                        batch = queue.popleft()
+                    except IndexError:
+                        break
+                    if (rest := worker.charge(batch)) is not None:
+                        queue.appendleft(rest)
+                    if context.guard_due():
                         break
             except BaseException as error:  # noqa: BLE001 - raised by the caller, on the thread that waits
                 state.fail(error)

@@ -6,6 +6,8 @@ and no transaction while it pauses. Workers take turns, so that they never take 
 A cycle is paced only if it began on time and can end within half of the interval at this pace. The second condition is
 checked again after each transaction. A drain ends every pause, and the rest of the cycle runs at full speed. The rest
 also runs at full speed if an operator's command waits for the end of the cycle.
+
+A paced cycle is interrupted once a minute for the guard, which needs a moment without an open transaction.
 """
 
 import time
@@ -32,6 +34,7 @@ class Pace:
         workers: how many workers share the work.
         instances: how many instances the cycle plans to charge.
         seconds: how long the cycle may take from now.
+        guard_seconds: time between two interruptions for the guard.
         stop: ends pauses once no cycle may start.
         clock: monotonic seconds.
     """
@@ -43,6 +46,7 @@ class Pace:
         workers: int,
         instances: int,
         seconds: float,
+        guard_seconds: float,
         stop: StopToken,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,6 +56,8 @@ class Pace:
         self._stop = stop
         self._clock = clock
         self._ends_at = clock() + seconds
+        self._guard_seconds = guard_seconds
+        self._guard_due_at = clock() + guard_seconds
         self._worked = 0.0
         self._done = 0
         self._hurried = False
@@ -72,6 +78,14 @@ class Pace:
         """Runs the rest of the cycle at full speed, after pauses that have begun."""
         with self._lock:
             self._hurried = self._full_speed = True
+
+    def guard_due(self) -> bool:
+        """Returns True if the workers should end their work in hand, so that the guard can be called."""
+        return self._clock() > self._guard_due_at
+
+    def guard_called(self) -> None:
+        """Sets the time of the next interruption. Call it while no worker is running."""
+        self._guard_due_at = self._clock() + self._guard_seconds
 
     def pause_after(self, worked: float, instances: int) -> float:
         """Returns how many seconds a worker should pause before its next transaction.

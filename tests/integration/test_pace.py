@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -134,6 +135,26 @@ def test_guard_is_called_during_a_paced_cycle_while_nothing_is_open(due: World) 
     assert set(opened) == {0}
     assert charged == sorted(charged)
     assert 0 < charged[-1] < ORGANIZATIONS
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_guard_is_called_between_two_transactions_of_one_large_organization(due: World, workers: int) -> None:
+    """The organization comes first, and has as many instances as all others together."""
+    owner = due.organization("1.00")
+    for _ in range(ORGANIZATIONS):
+        due.instance(owner, due.plan("7.30"), due.one("select now() - interval '90 minutes'"))
+    opened, charged = list[int](), list[int]()
+
+    def look() -> None:
+        opened.append(due.one(OPEN))
+        charged.append(due.one("select count(*) from vps_billing_cycles where organization_id = %s", owner))
+
+    guarded = cycle(due, Stop(due), guard_seconds=0.0001, workers=workers)
+    result = guarded.run(due.term(), on_quiet=look)
+    assert (result.outcome, result.totals.instances) == (Outcome.COMPLETED, 2 * ORGANIZATIONS)
+    assert due.balance(owner) == Decimal("0.94")
+    assert set(opened) == {0}
+    assert set(range(1, ORGANIZATIONS)) <= set(charged), "after each of its transactions"
 
 
 def test_only_workers_charge_in_a_paced_cycle_that_the_guard_interrupts(

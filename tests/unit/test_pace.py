@@ -19,8 +19,24 @@ class Clock:
         return self.now
 
 
-def pace(clock: Clock, *, share: float = 0.25, instances: int = 1000, seconds: float = 60, workers: int = 2) -> Pace:
-    return Pace(share, workers=workers, instances=instances, seconds=seconds, stop=StopToken(), clock=clock)
+def pace(
+    clock: Clock,
+    *,
+    share: float = 0.25,
+    instances: int = 1000,
+    seconds: float = 60,
+    workers: int = 2,
+    stop: StopToken | None = None,
+) -> Pace:
+    return Pace(
+        share,
+        workers=workers,
+        instances=instances,
+        seconds=seconds,
+        guard_seconds=60,
+        stop=stop or StopToken(),
+        clock=clock,
+    )
 
 
 def test_worker_pauses_for_the_rest_of_its_time() -> None:
@@ -48,7 +64,7 @@ def test_transaction_without_instances_says_nothing_about_the_rate() -> None:
 
 def test_drain_ends_the_pace() -> None:
     stop = StopToken()
-    paced = Pace(0.25, workers=1, instances=1000, seconds=60, stop=stop, clock=Clock())
+    paced = pace(Clock(), stop=stop)
     stop.stop_cycles()
     assert paced.pause_after(0.5, 100) == 0
 
@@ -79,7 +95,21 @@ def test_workers_work_at_the_same_time_once_the_cycle_is_late_or_drained() -> No
     assert meet(late)
     stop = StopToken()
     stop.stop_cycles()
-    assert meet(Pace(0.25, workers=2, instances=1000, seconds=60, stop=stop))
+    assert meet(pace(Clock(), stop=stop))
+
+
+def test_guard_is_due_once_a_minute() -> None:
+    clock = Clock()
+    paced = pace(clock)
+    clock.now += 60
+    assert not paced.guard_due()
+    clock.now += 1
+    assert paced.guard_due()
+    clock.now += 5
+    paced.guard_called()
+    assert not paced.guard_due()
+    clock.now += 61
+    assert paced.guard_due()
 
 
 @pytest.mark.parametrize(
