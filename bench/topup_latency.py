@@ -27,7 +27,7 @@ PACE: float = Settings.model_fields["pace"].default
 RATE_AIM = Aim(0.9, at_least=True)
 PACED_P99_AIM = Aim(2.0)
 #: The length of a round without a cycle.
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 15.0
 #: The server logs lock waits that last longer than this.
 LOGGED_WAIT_MS = 20
 
