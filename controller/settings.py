@@ -171,7 +171,7 @@ class Settings(BaseSettings):
             " transactions for the rest. `1` never pauses. A cycle that begins late or takes long runs at full speed.",
         ),
         Field(ge=0.01, le=1),
-    ] = 0.1
+    ] = 0.05
     default_hourly_rate: Annotated[
         Annotated[Decimal, Field(ge=0, le=100000, allow_inf_nan=False)] | None,
         BeforeValidator(_none),
