@@ -20,7 +20,7 @@ from tests.model import DEFAULT_PRICE, HOUR
 
 #: A cycle looks at the prices before its row says that it began. The server ends a transaction that is idle for 5 s.
 LOOK: Final = timedelta(seconds=6)
-#: A change that commits while a cycle looks counts from the next look. This is the longest time between two looks.
+#: A change that a look can't see yet counts from the next look. This is the longest time between two looks.
 NEXT_LOOK: Final = timedelta(seconds=60)
 
 
@@ -85,8 +85,7 @@ def _is_true(record: PriceRecord, prices: History[Decimal]) -> bool:
 
 
 def _applies_from_change(record: PriceRecord, valid_from: datetime, change: Acknowledged) -> bool:
-    """True if a record is dated by the change, or by its own look because the change committed during a look."""
+    """True if a record is dated by the change, or by its own look because the last look couldn't see the change."""
     if change.asked_at <= valid_from <= change.at:
         return True
-    during_look = change.asked_at <= record.committed_at and record.recorded_at <= change.at + NEXT_LOOK
-    return valid_from == record.recorded_at and during_look
+    return valid_from == record.recorded_at and change.asked_at <= valid_from <= change.at + NEXT_LOOK

@@ -143,6 +143,35 @@ def test_price_change_counts_from_the_plan_update_that_made_it(world: World) -> 
     ]
 
 
+def test_price_change_during_a_look_counts_from_its_own_time(world: World) -> None:
+    """The look's transaction has begun, but its statement hasn't run yet, so it sees the change."""
+    plan = world.plan("7.30")
+    world.instance(world.organization("5.00"), plan, NOON)
+    world.bill()
+    ledger, term = world.ledger(), world.lead().term
+    with ledger.connection, ledger.fenced(term):
+        world.run("update vps_plans set base_price = 14.60, updated_at = clock_timestamp()")
+        ledger.begin_run(term)
+    recorded = "select valid_from from billing_prices where key = %s and monthly_price = 14.60"
+    assert world.one(recorded, str(plan)) == world.one("select updated_at from vps_plans")
+    assert world.rows("select key from billing_price_changes()") == []
+
+
+@pytest.mark.parametrize("updated_at", ["2999-01-01 00:00Z", None, "infinity", "-infinity"])
+def test_price_change_with_an_impossible_time_counts_from_the_look(world: World, updated_at: str | None) -> None:
+    plan = world.plan("7.30")
+    world.instance(world.organization("5.00"), plan, NOON)
+    world.bill()
+    world.run("alter table vps_plans disable trigger user")
+    world.run("update vps_plans set base_price = 14.60, updated_at = %s::timestamptz", updated_at)
+    world.bill()
+    assert world.one(
+        "select p.valid_from = p.recorded_at and p.valid_from <= r.started_at from billing_prices p, billing_runs r"
+        " where p.key = %s and p.monthly_price = 14.60 order by r.id desc limit 1",
+        str(plan),
+    )
+
+
 def test_charge_never_spans_a_price_change(world: World) -> None:
     """Hours begin at half past. The hour in which a cycle first sees the change began before it."""
     start = NOON - 30 * HOUR - HOUR / 2

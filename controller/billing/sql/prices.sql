@@ -2,9 +2,15 @@
 
 -- name: record_prices
 -- Records the results of plan lookup that differ from the newest records. Needs the fence. Runs when a cycle begins.
+-- A change that committed after this transaction began is also visible. Dated by now(), it would apply too early.
 with changed as (
     insert into billing_prices (key, valid_from, monthly_price, source)
-    select key, valid_from, monthly_price, source from billing_price_changes()
+    select c.key,
+        case when c.valid_from = now() and p.updated_at > now() and p.updated_at <= clock_timestamp() then p.updated_at
+            else c.valid_from end,
+        c.monthly_price, c.source
+    from billing_price_changes() c
+    left join billing_plan_lookup() p on p.key = c.key
     on conflict (key, valid_from) do update set monthly_price = excluded.monthly_price, source = excluded.source
     returning key
 )
