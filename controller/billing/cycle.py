@@ -56,7 +56,8 @@ class CycleSettings:
         look_seconds: time between two checks for other billers.
         pace: the share of its time that each worker spends working in a cycle that begins on time; 1 never pauses.
         interval_minutes: time between the starts of two cycles.
-        guard_seconds: time between two calls of the guard in a paced cycle.
+        guard_seconds: time between two calls of the guard in a paced cycle. It is less than a minute, because a call
+            also waits for the pauses and transactions in hand.
     """
 
     workers: int = 2
@@ -65,7 +66,7 @@ class CycleSettings:
     look_seconds: float = LOOK_SECONDS
     pace: float = 1.0
     interval_minutes: float = 60.0
-    guard_seconds: float = 60.0
+    guard_seconds: float = 50.0
 
 
 class Cycle:
