@@ -92,11 +92,11 @@ class BatchWorker:
             self._ledger = self._context.connect()
         return self._ledger
 
-    def charge(self, batch: Batch) -> Batch | None:
+    def charge(self, batch: Batch) -> list[Batch]:
         """Charges a batch. An organization that can't be charged is recorded as a failure; the others are charged.
 
         Returns:
-            What is left of a large organization if the guard is due. None if the batch is done.
+            What is left of the batch if the guard is due, in order. Empty if the batch is done.
 
         Raises:
             CycleFailedError: the controller is at fault, not an organization.
@@ -105,10 +105,13 @@ class BatchWorker:
         """
         if batch.first_organization == batch.last_organization:
             return self._charge_alone(batch)
-        for part in self._parts(batch):
-            if (error := self._try_charge(part)) is not None:
-                self._split(part, error)
-        return None
+        parts = self._parts(batch)
+        for done, part in enumerate(parts, start=1):
+            error = self._try_charge(part)
+            left = self._split(part, error) if error is not None else []
+            if left or self._context.guard_due():
+                return left + parts[done:]
+        return []
 
     def fail(self, batch: Batch, reason: str, error: str) -> None:
         """Records a failure for each due instance of an organization after the batch's resume point."""
@@ -180,10 +183,11 @@ class BatchWorker:
             return error
         return None
 
-    def _split(self, batch: Batch, error: Exception) -> None:
+    def _split(self, batch: Batch, error: Exception) -> list[Batch]:
         """Charges the two halves of a failed batch separately, and splits again the half that fails.
 
-        If both halves fail, several organizations do, so all of them are charged one at a time.
+        If both halves fail, several organizations do, so all of them are charged one at a time. Returns what is left if
+        the guard is due.
         """
         organizations = self._with_retries(lambda ledger, _: ledger.due_organizations(self._context.run, batch))
         while len(organizations) > 1:
@@ -200,24 +204,28 @@ class BatchWorker:
             organizations = failed[0]
         else:
             failed = [organizations]
-        for organization in (each for half in failed for each in half):
-            self._charge_alone(Batch(organization, organization, 0))
+        alone = [Batch(each, each, 0) for half in failed for each in half]
+        for done, single in enumerate(alone, start=1):
+            left = self._charge_alone(single)
+            if left or self._context.guard_due():
+                return left + alone[done:]
+        return []
 
-    def _charge_alone(self, batch: Batch) -> Batch | None:
+    def _charge_alone(self, batch: Batch) -> list[Batch]:
         """Charges one organization. If that fails, finds out whether it or the controller is at fault.
 
-        Returns what is left of a large organization if the guard is due.
+        Returns what is left if the guard is due.
         """
         context, organization = self._context, batch.first_organization
         results: list[BatchResult] = []  # kept across failed tries, so that committed results count once
-        limit = context.batch_size if batch.large else None
+        limit = batch.limit or (context.batch_size if batch.large else None)
         while True:
             try:
                 complete = self._charge_with_retries(batch, results, limit)
             except (psycopg.Error, InconsistentError) as error:
                 failure = error
             else:
-                return None if complete else replace(batch, after=_resume_point(batch, results))
+                return [] if complete else [replace(batch, after=_resume_point(batch, results), limit=limit)]
             if not isinstance(failure, errors.QueryCanceled) or limit == 1:
                 break
             # the step took longer than its statement timeout
@@ -231,7 +239,7 @@ class BatchWorker:
         self.fail(
             replace(batch, after=_resume_point(batch, results)), "locked" if locked else "error", one_line(failure)
         )
-        return None
+        return []
 
     def _others_fail_alike(self, organization: UUID, failure: Exception) -> bool:
         """Tries other organizations alone and rolls them back. Returns True if they fail like this one.
@@ -289,7 +297,7 @@ class BatchWorker:
         charged before the locked ones.
 
         Returns:
-            False if it stopped because the guard is due. The large organization continues after the last result.
+            False if it stopped because the guard is due. The batch continues after the last result.
         """
         context = self._context
 
@@ -318,7 +326,7 @@ class BatchWorker:
             context.on_result(result)
             if limit is None or result.due < limit or result.locked_by_others:
                 return True
-            if batch.large and context.guard_due():
+            if context.guard_due():
                 return False
 
     def _pause(self) -> None:

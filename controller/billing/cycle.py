@@ -56,8 +56,8 @@ class CycleSettings:
         look_seconds: time between two checks for other billers.
         pace: the share of its time that each worker spends working in a cycle that begins on time; 1 never pauses.
         interval_minutes: time between the starts of two cycles.
-        guard_seconds: time between two calls of the guard in a paced cycle. It is less than a minute, because a call
-            also waits for the pauses and transactions in hand.
+        guard_seconds: time from a call of the guard to the next interruption of a paced cycle. It is less than a
+            minute, because the workers first finish their pauses and transactions.
     """
 
     workers: int = 2
@@ -275,8 +275,8 @@ class Cycle:
             if state.error is not None:
                 raise state.error
             if queue and context.pace is not None:
+                context.pace.guard_begins()
                 context.on_quiet()
-                context.pace.guard_called()
 
     def _run_workers_once(self, context: CycleContext, queue: deque[Batch], state: "_CycleState") -> None:
         """Charges batches until the queue is empty, or, in a paced cycle, until it is time for the guard."""
@@ -288,8 +288,7 @@ class Cycle:
                         batch = queue.popleft()
                     except IndexError:
                         break
-                    if (rest := worker.charge(batch)) is not None:
-                        queue.appendleft(rest)
+                    queue.extendleft(reversed(worker.charge(batch)))
                     if context.guard_due():
                         break
             except BaseException as error:  # noqa: BLE001 - raised by the caller, on the thread that waits

@@ -1,13 +1,15 @@
 """The pace of a cycle: workers pause between transactions, so that the application hardly notices a cycle.
 
-A worker that works a share `s` of its time pauses for `(1 - s) / s` seconds after each second of work. It holds no lock
-and no transaction while it pauses. Workers take turns, so that they never take two of the server's cores at once.
+A worker that works a share `s` of its time pauses for `(1 - s) / s` seconds after each second of work, but never for
+more than 5 s at once. It holds no lock and no transaction while it pauses. Workers take turns, so that they never take
+two of the server's cores at once.
 
 A cycle is paced only if it began on time and can end within half of the interval at this pace. The second condition is
 checked again after each transaction. A drain ends every pause, and the rest of the cycle runs at full speed. The rest
 also runs at full speed if an operator's command waits for the end of the cycle.
 
-A paced cycle is interrupted once a minute for the guard, which needs a moment without an open transaction.
+A paced cycle is interrupted once a minute for the guard, which needs a moment without an open transaction. A drain
+doesn't wait for the guard.
 """
 
 import time
@@ -59,6 +61,7 @@ class Pace:
         self._guard_seconds = guard_seconds
         self._guard_due_at = clock() + guard_seconds
         self._worked = 0.0
+        self._pauses = 0.0  # seconds, as if the cycle had been paced all the time
         self._done = 0
         self._hurried = False
         self._full_speed = False
@@ -80,10 +83,10 @@ class Pace:
             self._hurried = self._full_speed = True
 
     def guard_due(self) -> bool:
-        """Returns True if the workers should end their work in hand, so that the guard can be called."""
-        return self._clock() > self._guard_due_at
+        """Returns True if the workers should stop after the transaction in hand, so that the guard can run."""
+        return self._clock() > self._guard_due_at and self._stop.may_start_cycle()
 
-    def guard_called(self) -> None:
+    def guard_begins(self) -> None:
         """Sets the time of the next interruption. Call it while no worker is running."""
         self._guard_due_at = self._clock() + self._guard_seconds
 
@@ -95,14 +98,16 @@ class Pace:
             instances: how many the transaction processed.
         """
         with self._lock:
+            pause = min(worked * (1 / self._share - 1), MOST_SECONDS)
             self._worked += worked
+            self._pauses += pause
             self._done += instances
             self._left -= instances
             if not self._stop.may_start_cycle() or not self._done:
                 return 0.0
-            paced_seconds = self._left * self._worked / self._done / min(self._share * self._workers, 1)
-            self._full_speed = self._hurried or self._clock() + paced_seconds > self._ends_at
-            return 0.0 if self._full_speed else min(worked * (1 / self._share - 1), MOST_SECONDS)
+            seconds = max(self._worked, (self._worked + self._pauses) / self._workers)
+            self._full_speed = self._hurried or self._clock() + seconds * self._left / self._done > self._ends_at
+            return 0.0 if self._full_speed else pause
 
 
 def may_be_paced(late_seconds: float | None) -> bool:

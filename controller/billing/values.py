@@ -170,6 +170,8 @@ class Batch:
         failed_before: True for a single organization that an earlier cycle could not charge.
         locked_by_others: True if another session held locks on its rows when it was last tried.
         after: where earlier transactions of this cycle ended in a large organization; None if there were none.
+        limit: the most instances in one transaction of a single organization, found by earlier transactions of this
+            cycle; None if there were none.
     """
 
     first_organization: UUID
@@ -179,6 +181,7 @@ class Batch:
     failed_before: bool = False
     locked_by_others: bool = False
     after: ResumePoint | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,14 @@ def test_fault_that_was_not_tried_on_a_server_has_empty_cells_there(measured: Ti
     assert (cells["15.14: runs"], cells["15.14: worst"], cells["bound"]) == ("1", "5000 ms", "")
 
 
+def test_two_servers_of_one_version_have_different_headings() -> None:
+    timings = Timings()
+    for version in ("18.4", "18.4 (Debian 18.4-1)"):
+        timings.server = version
+        timings.record("leader killed: idle", 1.0)
+    assert len(set(timings.rows[0])) == len(timings.rows[0])
+
+
 def test_servers_are_ordered_by_their_numbers() -> None:
     timings = Timings()
     for version in ("9.6", "18.4", "15.18 (Debian 15.18-1)", "15.9"):

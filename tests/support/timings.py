@@ -87,6 +87,7 @@ class Timings:
         if not self._faults:
             return []
         names = [server.partition(" ")[0] for server in self.servers]
+        names = names if len(set(names)) == len(names) else self.servers
         measured = (f"{name}: {what}" for name in names for what in ("runs", "p99", "worst"))
         return [
             ("fault", "bound", *measured, "hours lost", "hours doubled"),

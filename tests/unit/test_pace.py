@@ -98,6 +98,25 @@ def test_workers_work_at_the_same_time_once_the_cycle_is_late_or_drained() -> No
     assert meet(pace(Clock(), stop=stop))
 
 
+def test_pause_is_never_longer_than_five_seconds() -> None:
+    assert pace(Clock(), share=0.01).pause_after(0.5, 100) == 5
+
+
+def test_end_is_judged_by_the_pauses_that_are_made() -> None:
+    """900 instances are left, in 9 transactions of 0.5 s with a pause of 5 s each, on two workers."""
+    assert pace(Clock(), share=0.01, seconds=24.8).pause_after(0.5, 100) > 0
+    assert pace(Clock(), share=0.01, seconds=24.7).pause_after(0.5, 100) == 0
+
+
+def test_drain_does_not_wait_for_the_guard() -> None:
+    clock, stop = Clock(), StopToken()
+    paced = pace(clock, stop=stop)
+    clock.now += 61
+    assert paced.guard_due()
+    stop.stop_cycles()
+    assert not paced.guard_due()
+
+
 def test_guard_is_due_once_a_minute() -> None:
     clock = Clock()
     paced = pace(clock)
@@ -106,7 +125,7 @@ def test_guard_is_due_once_a_minute() -> None:
     clock.now += 1
     assert paced.guard_due()
     clock.now += 5
-    paced.guard_called()
+    paced.guard_begins()
     assert not paced.guard_due()
     clock.now += 61
     assert paced.guard_due()
