@@ -168,7 +168,8 @@ class Settings(BaseSettings):
             "BILLING_PACE",
             BILLING,
             "Share of the time that a session works, in a cycle that began on time. The session pauses between"
-            " transactions for the rest. `1` never pauses. A cycle that begins late or takes long runs at full speed.",
+            " transactions for the rest, but never for more than 5 s at once. `1` never pauses. A cycle that begins"
+            " late or takes long runs at full speed.",
         ),
         Field(ge=0.01, le=1),
     ] = 0.05

@@ -1,7 +1,8 @@
-"""Collections: between two cycles the leader collects debts that a wallet can pay after a top-up.
+"""Collections: the leader collects debts that a wallet can pay after a top-up.
 
-A collection charges each organization in a separate transaction, on the ordered path of a cycle. It is a run only if it
-charges something. If an organization can't be charged now, the next cycle records the reason.
+It does so between two cycles, and during a paced one. A collection charges each organization in a separate transaction,
+on the ordered path of a cycle. It is a run only if it charges something. If an organization can't be charged now, the
+next cycle records the reason.
 """
 
 import time

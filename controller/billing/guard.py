@@ -1,9 +1,9 @@
 """The guard of payments: checks what each cycle has charged, and suspends an organization whose charges are wrong.
 
-After a cycle it checks every payment written since the last check, and compares their sum with what the batches
-recorded. This includes the payments of a leader that was lost before its guard ran. If a charge breaks an invariant,
-its organization is suspended: it gets an open row with the reason, and is not charged until an audit of all its charges
-is clean. Before each cycle the guard tries this audit.
+After a cycle, and every minute during a paced one, it checks every payment written since the last check, and compares
+their sum with what the batches recorded. This includes the payments of a leader that was lost before its guard ran. If
+a charge breaks an invariant, its organization is suspended: it gets an open row with the reason, and is not charged
+until an audit of all its charges is clean. Before each cycle the guard tries this audit.
 
 The guard must not fail a cycle, delay a drain, or lock rows that billing needs.
 """
@@ -36,7 +36,7 @@ log = structlog.get_logger(part="guard")
 
 
 class Guard:
-    """Runs before and after each cycle, on the same thread.
+    """Runs before and after each cycle, and during a paced one while its workers rest. Always on the cycle's thread.
 
     Args:
         connect: opens a session in autocommit mode.
@@ -52,9 +52,10 @@ class Guard:
         self._run(leadership, self._unsuspend)
 
     def check(self, leadership: Leadership) -> None:
-        """Checks what was charged, and suspends the organizations whose charges are wrong. Call it after a cycle.
+        """Checks what was charged, and suspends the organizations whose charges are wrong.
 
-        Then it compares the wallets that another program has changed with their transactions.
+        Then it compares the wallets that another program has changed with their transactions. Call it while no
+        transaction of a cycle is open.
         """
         self._run(leadership, self._check)
         self._run(leadership, self._compare_wallets)

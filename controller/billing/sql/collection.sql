@@ -1,4 +1,4 @@
--- Collections: between two cycles the leader collects debts of organizations whose wallet was topped up.
+-- Collections: the leader collects debts of organizations whose wallet was topped up, between two cycles or during a paced one.
 
 -- name: payable_organizations
 -- Organizations whose wallet can now pay the oldest owed hour of at least one instance. The index of debts gives the lowest hourly
