@@ -65,7 +65,7 @@ def test_leader_whose_clock_jumps_an_hour_leads_and_bills_as_before(
         wall_clock.jump(shift)
         last = leader.wait_until(lambda line: abs(_lead_over_us(line) - shift) < HOUR / 2, "the jump", last)  # noqa: B023
         since = datetime.now(UTC)
-        ledger.add(organizations=3)
+        ledger.add_between_cycles(3)
         eventually(lambda: ledger.all_billed, "the next cycle bills it")
         seconds = seconds_to_next_charge(ledger, since)
         timings.record("clock jumps an hour: the leader's", seconds, ledger.judge(), bound=NEXT_CYCLE_SECONDS)

@@ -50,7 +50,7 @@ DDL: Final = (
 def _hold_a_wallet(other: psycopg.Connection, proxy: Proxy, ledger: LedgerProbe) -> None:
     """Locks the wallet of one of three organizations before the first batch that could charge them."""
     with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
-        ledger.add(organizations=3)
+        ledger.add_between_cycles(3)
         hold.wait()
         other.execute(f"select from wallets w where exists (select {UNBILLED}) limit 1 for update".encode())
 
@@ -103,7 +103,7 @@ def test_lock_that_times_out_is_tried_again(
     for lock in islice(cycle(LOCKS), runs):
         with psycopg.connect(database) as other:
             with proxy.hold(" worker ", starts_with("BEGIN")) as hold:
-                ledger.add(organizations=3)
+                ledger.add_between_cycles(3)
                 hold.wait()
                 other.execute(lock.encode())
             last = leader.wait_until(
@@ -157,14 +157,8 @@ def _bill_during(
     for change in changes:
         failures: list[BaseException] = []
         changing = threading.Thread(target=_caught, args=(change, failures))
-        with (
-            # a cycle that has its plan already would count the new instances as missed
-            proxy.hold(" cycle ", starts_with("with closed as")) as beginning,
-            proxy.hold(" worker ", starts_with("with costed as"), "after") as hold,
-        ):
-            beginning.wait()
-            ledger.add(organizations=3)
-            beginning.release()
+        with proxy.hold(" worker ", starts_with("with costed as"), "after") as hold:
+            ledger.add_between_cycles(3)
             hold.wait()
             changing.start()
             eventually(lambda: not changing.is_alive() or _someone_waits(ledger), "it waits for the batch")  # noqa: B023

@@ -91,7 +91,7 @@ def test_worker_session_lost_in_a_batch_is_replaced_and_nothing_charged_again(
     leader.wait_for("cycle.completed")
     for statement, when in islice(cycle(IN_A_BATCH), runs):
         with proxy.hold(f"worker {leader.instance}", starts_with(statement), when) as hold:
-            ledger.add(organizations=3)
+            ledger.add_between_cycles(3)
             hold.wait()
             since = datetime.now(UTC)
             lost = end_sessions(ledger, "worker", leader) if how != "cut" else proxy.cut(f"worker {leader.instance}")

@@ -16,6 +16,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from controller.billing.audit import audit
+from tests.support.waiting import eventually
 
 PRICES: Final = (Decimal("5.00"), Decimal("12.50"), Decimal("3.99"), Decimal("0.50"))
 HOUR: Final = timedelta(hours=1)
@@ -63,6 +64,19 @@ class LedgerProbe:
         with self.conn.transaction(), self.conn.cursor(row_factory=dict_row) as cursor:
             added = cursor.execute(_ORGANIZATIONS, [organizations, WALLET]).fetchall()
             self._add_instances(cursor, [row["organization_id"] for row in added], instances, hours)
+
+    def add_between_cycles(self, organizations: int) -> None:
+        """Adds organizations while no cycle runs: one that has its plan would count their instances as missed."""
+
+        def added() -> bool:
+            with self.conn.transaction():
+                self.conn.execute("lock table billing_runs in share mode")  # no cycle can begin
+                if self.rows("select from billing_runs where outcome = 'running'"):
+                    return False
+                self.add(organizations)
+                return True
+
+        eventually(added, "no cycle runs", every=0.005)
 
     def add_instances(self, instances: int = 3, hours: int = 5) -> None:
         """Adds instances to every organization that `add` has added. Their hours are as there."""
