@@ -57,8 +57,10 @@ def main() -> int:
     if arguments.suite == "check":
         return _check(arguments)
     results: list[dict[str, Section]] = []
+    if not (found := durable_servers(arguments.postgres)):
+        raise SystemExit(f"no {arguments.postgres or 'installed or embedded'} PostgreSQL was found")
     with ExitStack() as stack:
-        servers = [stack.enter_context(each) for each in durable_servers(arguments.postgres)]
+        servers = [stack.enter_context(each) for each in found]
         titles = [each.installation.title for each in servers]
         machine = describe(servers)
         # one suite after the other, and each on one server after the other: nothing else is busy meanwhile
@@ -134,7 +136,12 @@ def _arguments() -> argparse.Namespace:
         suite.add_argument("--window", type=float, default=30.0, help="seconds of an idle window; default: 30")
         suite.add_argument("--workers", type=int, nargs="+", default=[1, 2])
         suite.add_argument("--batch-size", type=int, default=CycleSettings.batch_size)
-        suite.add_argument("--postgres", choices=["installed", "embedded"], help="default: both, side by side")
+        suite.add_argument(
+            "--postgres",
+            choices=["installed", "embedded"],
+            default="installed" if name == "breakdown" else None,  # the embedded one has no auto_explain
+            help="default: installed" if name == "breakdown" else "default: both, side by side",
+        )
         suite.add_argument("--json", type=Path, metavar="FILE", help="write every round's values")
         suite.add_argument("--write", action="store_true", help="write the tables to bench/results")
     return parser.parse_args()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import main
 from bench.campaign import Step
 from bench.campaign import run as campaign_run
 from bench.check import Bounds, CheckResult, findings
@@ -174,3 +175,13 @@ def test_campaign_takes_the_users_environment_over_a_steps_own(tmp_path: Path, m
     assert campaign_run(
         Step("repeats", (sys.executable, "-c", code), {"FAULT_REPEATS": "4", "OTHER": "1"}), tmp_path, 1
     )
+
+
+def test_benchmark_without_a_server_fails_and_names_what_it_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.__main__.durable_servers", lambda _origin: [])
+    monkeypatch.setattr(sys, "argv", ["bench", "breakdown"])
+    with pytest.raises(SystemExit, match="no installed PostgreSQL was found"):
+        main()
+    monkeypatch.setattr(sys, "argv", ["bench", "roofline"])
+    with pytest.raises(SystemExit, match="no installed or embedded PostgreSQL was found"):
+        main()
