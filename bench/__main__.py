@@ -57,10 +57,8 @@ def main() -> int:
     if arguments.suite == "check":
         return _check(arguments)
     results: list[dict[str, Section]] = []
-    if not (found := durable_servers(arguments.postgres)):
-        raise SystemExit(f"no {arguments.postgres or 'installed or embedded'} PostgreSQL was found")
     with ExitStack() as stack:
-        servers = [stack.enter_context(each) for each in found]
+        servers = [stack.enter_context(each) for each in durable_servers(arguments.postgres)]
         titles = [each.installation.title for each in servers]
         machine = describe(servers)
         # one suite after the other, and each on one server after the other: nothing else is busy meanwhile

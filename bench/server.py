@@ -36,9 +36,16 @@ def durable_server(origin: str | None) -> Server:
 
 
 def durable_servers(origin: str | None) -> list[Server]:
-    """The servers to measure side by side, which the caller must start: `origin`, or all that are available."""
+    """The servers to measure side by side, which the caller must start: `origin`, or all that are available.
+
+    Raises:
+        SystemExit: none is available.
+    """
     wanted = [each for each in ORIGINS if each == (origin or each)]
-    return [Server(found, DURABLE) for found in map(installation_of, wanted) if found is not None]
+    servers = [Server(found, DURABLE) for found in map(installation_of, wanted) if found is not None]
+    if not servers:
+        raise SystemExit(f"no {' or '.join(wanted)} PostgreSQL was found")
+    return servers
 
 
 @contextmanager

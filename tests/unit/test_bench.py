@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import main
 from bench.campaign import Step
 from bench.campaign import run as campaign_run
 from bench.check import Bounds, CheckResult, findings
@@ -17,6 +16,7 @@ from bench.measurement import Aim, Measurement, Section, plain, ratios
 from bench.record import Record
 from bench.report import as_text, table, values, write_result
 from bench.safeguards import variants
+from bench.server import durable_servers
 from controller import sql
 from tests.support.timings import percentile
 
@@ -177,11 +177,9 @@ def test_campaign_takes_the_users_environment_over_a_steps_own(tmp_path: Path, m
     )
 
 
-def test_benchmark_without_a_server_fails_and_names_what_it_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.__main__.durable_servers", lambda _origin: [])
-    monkeypatch.setattr(sys, "argv", ["bench", "breakdown"])
+def test_benchmark_without_a_server_names_what_it_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.server.installation_of", lambda _origin: None)
     with pytest.raises(SystemExit, match="no installed PostgreSQL was found"):
-        main()
-    monkeypatch.setattr(sys, "argv", ["bench", "roofline"])
+        durable_servers("installed")
     with pytest.raises(SystemExit, match="no installed or embedded PostgreSQL was found"):
-        main()
+        durable_servers(None)
