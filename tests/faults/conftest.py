@@ -25,13 +25,14 @@ from tests.support.servers import ORIGINS, TEMPLATE, Server, create_template, in
 from tests.support.timings import Timings
 
 TIMINGS = pytest.StashKey[Timings]()
+REPEATS = int(os.environ.get("FAULT_REPEATS", "1"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Chooses the servers of a test, and the number of runs if it is marked: `runs(20, short=2, older=4)`.
 
     The first number counts for the newest PostgreSQL in a full run, `short` for it in the short selection, and `older`
-    for each other one. FAULT_REPEATS multiplies the numbers of a full run.
+    for each other one. FAULT_REPEATS multiplies the numbers of a full run, and the tests' time limits.
     """
     if "fault_installation" not in metafunc.fixturenames:
         return
@@ -47,8 +48,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     newest, *others = servers
     older = marker.kwargs.get("older", 2)
-    repeats = int(os.environ.get("FAULT_REPEATS", "1"))
-    counts = [(newest, repeats * marker.args[0]), *((each, repeats * older) for each in others if older)]
+    counts = [(newest, REPEATS * marker.args[0]), *((each, REPEATS * older) for each in others if older)]
     parameters = [pytest.param(*each, id=f"{_name_of(each[0])}-{each[1]}", marks=pytest.mark.slow) for each in counts]
     if short := marker.kwargs.get("short", 0):
         parameters.insert(0, pytest.param(newest, short, id=f"{_name_of(newest)}-{short}"))
@@ -89,6 +89,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if REPEATS > 1 and item.get_closest_marker("runs") and item.get_closest_marker("slow"):
+            limit = item.get_closest_marker("timeout")
+            seconds = float(limit.args[0] if limit else config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(REPEATS * seconds), append=False)
     if (lanes := config.getoption("lanes", 1)) > 1:
         files = share_out(items, lanes)[config.getoption("lane")]
         config.hook.pytest_deselected(items=[item for item in items if item.path not in files])
